@@ -1,0 +1,2 @@
+//! tcpcopy
+fn main() {}
