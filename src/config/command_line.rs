@@ -39,16 +39,14 @@ pub(super) fn read(
     program: &'static Program,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Request, ConfigError> {
-    match command(program).try_get_matches_from(arguments) {
-        Ok(matches) => Ok(request(program, &matches)),
-        Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                Ok(Request::Show(error.render().to_string()))
-            }
-            #[expect(clippy::wildcard_enum_match_arm, reason = "all other kinds of clap's are errors")]
-            _ => Err(ConfigError::usage(program.name, &complaint(program, &error))),
-        },
+    let error = match command(program).try_get_matches_from(arguments) {
+        Ok(matches) => return Ok(request(program, &matches)),
+        Err(error) => error,
+    };
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Ok(Request::Show(error.render().to_string()));
     }
+    Err(ConfigError::usage(program.name, &complaint(program, &error)))
 }
 
 /// The command line as clap knows it; also what shell completions could be made from.

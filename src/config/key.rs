@@ -148,7 +148,7 @@ fn quote(text: &str) -> String {
         match character {
             '"' | '\\' => quoted.extend(['\\', character]),
             control if control.is_control() => {
-                quoted.extend(format!("\\u{:04x}", u32::from(control)).chars())
+                quoted.extend(format!("\\u{:04x}", u32::from(control)).chars());
             }
             plain => quoted.push(plain),
         }

@@ -111,11 +111,10 @@ impl Layers {
     fn wrong(&self, key: &str, origin: &Origin, message: &str) -> ConfigError {
         let key = match self.program.keys.iter().find(|known| known.name == key) {
             Some(known) => match origin {
-                Origin::CommandLine => known.option_text(),
                 Origin::Environment => known.variable(self.program.env_prefix),
                 Origin::File(path) => format!("{}: {key}", path.display()),
                 Origin::Default if self.has_file => key.to_owned(),
-                Origin::Default => known.option_text(),
+                Origin::CommandLine | Origin::Default => known.option_text(),
             },
             None => match origin {
                 Origin::File(path) => format!("{}: {key}", path.display()),
@@ -256,13 +255,12 @@ fn collect_names(program: &Program, prefix: &str, dict: &Dict, names: &mut Vec<S
         let name = format!("{prefix}{key}");
         let table = format!("{name}.");
         let is_table = program.keys.iter().any(|known| known.name.starts_with(&table));
-        match value {
-            Value::Dict(_, inner) if is_table => collect_names(program, &table, inner, names),
-            // A value where a table belongs: reading the settings says so.
-            _ if is_table => {}
-            #[expect(clippy::wildcard_enum_match_arm, reason = "all kinds of values are alike here")]
-            _ => names.push(name),
+        if !is_table {
+            names.push(name);
+        } else if let Value::Dict(_, inner) = value {
+            collect_names(program, &table, inner, names);
         }
+        // Else it is a value where a table belongs: reading the settings says so.
     }
 }
 
