@@ -114,7 +114,8 @@ impl Connection {
         self.ts_recent = options.timestamps.map_or(0, |ts| ts.value);
         let overhead = if self.timestamps { TIMESTAMPS_LEN } else { 0 };
         let mss = options.mss.unwrap_or(536).min(self.max_segment).saturating_sub(overhead);
-        self.sender.established(u32::from(mss), u32::from(header.window), self.echoed_rtt(now, header));
+        let rtt = self.echoed_rtt(now, header);
+        self.sender.established(now, u32::from(mss), u32::from(header.window), rtt);
         self.receiver = Some(Receiver::new(now, header.seq));
         self.last_sent = now;
     }

@@ -27,8 +27,6 @@ pub(super) enum Arrived {
     OutOfOrder,
     /// All of it had come before.
     Duplicate,
-    /// It lies outside the window.
-    OutOfWindow,
 }
 
 /// State of the receiving half.
@@ -96,20 +94,20 @@ impl Receiver {
         self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
     }
 
-    /// Takes in the sequence space from `seq` on: `len` bytes, and FIN after them. `window` is
-    /// what was advertised, `mss` what the target sends at most in a segment, `lag` how late the
-    /// client would be.
-    pub(super) fn handle(&mut self, now: Time, segment: &Segment, window: u32, lag: Duration) -> Arrived {
+    /// Whether a segment that begins with `seq` lies beyond the `window` that was advertised.
+    pub(super) fn is_beyond(&self, seq: Seq, window: u32) -> bool {
+        seq.is_after(self.rcv_nxt().add(window))
+    }
+
+    /// Takes in a segment, which does not lie beyond the window. `lag`: how late the client would
+    /// answer.
+    pub(super) fn handle(&mut self, now: Time, segment: &Segment, lag: Duration) -> Arrived {
         let Some(start) = segment.seq.unwrap_near(self.received, self.rcv_nxt()) else {
             self.ack_after(now, Duration::ZERO);
             return Arrived::Duplicate;
         };
         let data_end = start + u64::from(segment.len);
         let end = data_end + u64::from(segment.fin);
-        if start > self.received + u64::from(window) {
-            self.ack_after(now, Duration::ZERO);
-            return Arrived::OutOfWindow;
-        }
         if end == start && start == self.received {
             return Arrived::Nothing;
         }
@@ -156,7 +154,8 @@ impl Receiver {
     }
 }
 
-/// The part of a header the receiver looks at.
+/// The part of a header the receiver looks at: `len` bytes from `seq` on, and FIN after them; `mss`
+/// is what the target sends at most.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment {
     pub(super) seq: Seq,
@@ -176,7 +175,7 @@ mod tests {
     }
 
     fn handle(rx: &mut Receiver, segment: &Segment) -> Arrived {
-        rx.handle(Time::ZERO, segment, 65_535, Duration::ZERO)
+        rx.handle(Time::ZERO, segment, Duration::ZERO)
     }
 
     fn receiver() -> Receiver {
@@ -219,10 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beyond_the_window_is_refused() {
-        let mut rx = receiver();
-        assert_eq!(handle(&mut rx, &seg(70_000, 10, false)), Arrived::OutOfWindow);
-        assert_eq!(rx.received(), 0);
+    fn the_window_has_an_end() {
+        let rx = receiver();
+        assert!(!rx.is_beyond(seg(65_535, 10, false).seq, 65_535));
+        assert!(rx.is_beyond(seg(65_536, 10, false).seq, 65_535));
+        assert!(!rx.is_beyond(IRS, 65_535));
     }
 
     #[test]

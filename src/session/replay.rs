@@ -52,11 +52,12 @@ pub struct Session {
     /// Resets by the target since it last acknowledged something.
     pub(super) resets: u8,
     isn: Option<Seq>,
+    syn_seen: bool,
 }
 
 impl Session {
-    /// A session that begins with its client's SYN. If that carries data, hand it in afterwards as
-    /// the first segment.
+    /// A session that begins with its client's SYN. Hand that in afterwards as the first segment: it
+    /// may carry data (RFC 7413).
     pub fn open(now: Time, config: Arc<Config>, syn: &TcpHeader) -> Self {
         let mut session = Self::new(now, config, Client::from_syn(now, syn), Upstream::new(syn.seq.add(1)));
         session.isn = Some(syn.seq);
@@ -90,6 +91,7 @@ impl Session {
             last_activity: now,
             resets: 0,
             isn: None,
+            syn_seen: false,
         }
     }
 
@@ -111,6 +113,11 @@ impl Session {
     /// Whether the client has ended its side.
     pub fn client_is_done(&self) -> bool {
         self.phase == Phase::Ended || self.upstream.close().is_some()
+    }
+
+    /// Whether [`Session::connect`] is waited for.
+    pub fn wants_connection(&self) -> bool {
+        self.connecting.is_some() && self.phase == Phase::Live
     }
 
     /// There is an address and port for the connection that was asked for by [`Event::Connect`].
@@ -139,12 +146,12 @@ impl Session {
         }
         self.last_activity = now;
         let gate = self.client.observe(now, header);
+        let again = header.flags.syn() && std::mem::replace(&mut self.syn_seen, true);
         let taken = if !header.flags.syn() {
             self.take(now, header, payload, gate)
         } else if payload.is_empty() {
-            Taken::Duplicate
+            if again { Taken::Duplicate } else { Taken::Control }
         } else {
-            // Data on a SYN (RFC 7413) comes after it.
             self.take(now, &TcpHeader { seq: header.seq.add(1), ..*header }, payload, gate)
         };
         if self.phase == Phase::Joining {
@@ -413,6 +420,15 @@ impl Session {
         }
         self.first_answer = None;
         self.resume(now, from);
+    }
+
+    /// The address and port of the connection belong to somebody else: begins anew on others, from
+    /// the first request that is not acknowledged.
+    pub fn move_connection(&mut self, now: Time) {
+        if let Some(connection) = &self.connection {
+            let from = connection.sender.una();
+            self.reconnect(now, from);
+        }
     }
 
     /// Without a connection: asks for one if a request is there, at or after `from`.

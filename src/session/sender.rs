@@ -148,19 +148,22 @@ impl Sender {
 
     /// SYN leaves, for the first or a further time.
     pub(super) fn syn_sent(&mut self, now: Time) {
-        self.stalled_since.get_or_insert(now);
+        if self.stalled_since.is_none() {
+            self.stalled_since = Some(now);
+            self.timed = Some((self.base, now));
+        }
         self.timer = Some(now + self.rtt.rto());
     }
 
-    /// SYN was acknowledged.
-    pub(super) fn established(&mut self, mss: u32, window: u32, rtt: Option<Duration>) {
+    /// SYN was acknowledged; `rtt` is its round-trip time by the echoed timestamp.
+    pub(super) fn established(&mut self, now: Time, mss: u32, window: u32, rtt: Option<Duration>) {
         self.mss = mss.max(1);
         self.window = window;
         self.cwnd = self.mss.saturating_mul(INITIAL_WINDOW);
         self.timer = None;
         self.stalled_since = None;
         self.rtt.progress();
-        if let Some(rtt) = rtt {
+        if let Some(rtt) = self.timed.take().map(|(_, sent)| now - sent).or(rtt) {
             self.rtt.sample(rtt);
         }
     }
@@ -335,7 +338,7 @@ mod tests {
     fn sender(window: u32) -> Sender {
         let mut sender = Sender::new(Seq(1000), 0);
         sender.syn_sent(at(0));
-        sender.established(100, window, Some(MS));
+        sender.established(at(1), 100, window, None);
         sender
     }
 

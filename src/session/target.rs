@@ -1,5 +1,7 @@
 //! The target's segments, by the state of the connection (RFC 9293, section 3.10.7).
 
+use std::time::Duration;
+
 use super::Session;
 use super::connection::{Connection, State, TIME_WAIT};
 use super::event::{Answer, End};
@@ -58,9 +60,13 @@ impl Session {
         if header.flags.rst() {
             return self.answer_reset(now, header);
         }
+        if receiver.is_beyond(header.seq, window) {
+            receiver.ack_after(now, Duration::ZERO);
+            return Answer::Unacceptable;
+        }
         if header.flags.syn() || !header.flags.ack() {
             // Our ACK of its SYN was lost, or RFC 5961, 4: a challenge ACK answers both.
-            receiver.ack_after(now, std::time::Duration::ZERO);
+            receiver.ack_after(now, Duration::ZERO);
             return if header.flags.syn() { Answer::Duplicate } else { Answer::Unacceptable };
         }
         let acked = match connection.ack_of(now, header) {
@@ -69,12 +75,12 @@ impl Session {
         };
         if acked == Acked::Unsent {
             if let Some(receiver) = &mut connection.receiver {
-                receiver.ack_after(now, std::time::Duration::ZERO);
+                receiver.ack_after(now, Duration::ZERO);
             }
             return Answer::Unacceptable;
         }
         connection.note_timestamp(header);
-        let arrived = arrive(connection, now, header, window, lag);
+        let arrived = arrive(connection, now, header, lag);
         if acked == Acked::Advanced {
             self.resets = 0;
             self.upstream.release(connection.sender.una());
@@ -85,7 +91,6 @@ impl Session {
         self.close_if_done(now);
         match (arrived, acked) {
             (Arrived::OutOfOrder, _) => Answer::OutOfOrder,
-            (Arrived::OutOfWindow, _) => Answer::Unacceptable,
             (Arrived::InOrder, _) | (_, Acked::Advanced) => Answer::Accepted,
             (Arrived::Nothing | Arrived::Duplicate, _) => Answer::Duplicate,
         }
@@ -100,7 +105,7 @@ impl Session {
         let ahead = header.seq.offset_from(receiver.rcv_nxt());
         if ahead != 0 {
             if ahead < window {
-                receiver.ack_after(now, std::time::Duration::ZERO);
+                receiver.ack_after(now, Duration::ZERO);
             }
             return Answer::Unacceptable;
         }
@@ -135,13 +140,7 @@ impl Session {
     }
 }
 
-fn arrive(
-    connection: &mut Connection,
-    now: Time,
-    header: &TcpHeader,
-    window: u32,
-    lag: std::time::Duration,
-) -> Arrived {
+fn arrive(connection: &mut Connection, now: Time, header: &TcpHeader, lag: Duration) -> Arrived {
     let segment = Segment {
         seq: header.seq,
         len: header.payload_len,
@@ -149,7 +148,7 @@ fn arrive(
         mss: connection.receive_mss,
     };
     match &mut connection.receiver {
-        Some(receiver) => receiver.handle(now, &segment, window, lag),
+        Some(receiver) => receiver.handle(now, &segment, lag),
         None => Arrived::Nothing,
     }
 }
