@@ -2,6 +2,11 @@
 //!
 //! Requests are answered synchronously: when [`Socket::send`] returns, every answer is in the receive queue. The time
 //! limit of [`Socket::wait`] is for a kernel that breaks that promise.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "constants of C headers, small and positive, in the widths that libnftnl and libc take"
+)]
 
 use std::ffi::{CStr, c_char, c_void};
 use std::io;
@@ -15,6 +20,8 @@ use socket2::SockRef;
 
 /// Room for the answers to a large batch, and for the events of somebody else's.
 const RECEIVE_BUFFER: libc::c_int = 8 << 20;
+/// The kernel chooses the port id.
+const AUTOMATIC: libc::pid_t = 0;
 /// Room for one batch, which must go out in one message.
 const SEND_BUFFER: libc::c_int = 4 << 20;
 
@@ -36,7 +43,6 @@ impl Socket {
         socket.set_buffer(libc::SO_RCVBUFFORCE, RECEIVE_BUFFER);
         socket.set_buffer(libc::SO_SNDBUFFORCE, SEND_BUFFER);
         let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
-        const AUTOMATIC: libc::pid_t = 0;
         socket.0.bind(mask, AUTOMATIC)?;
         Ok(socket)
     }
@@ -61,13 +67,16 @@ impl Socket {
         }
     }
 
-    /// Waits until something can be received; false if `limit` passes first.
+    /// Waits until something can be received, or a signal comes; false if `limit` passes first.
     pub fn wait(&self, limit: Duration) -> io::Result<bool> {
         let mut descriptor = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
         // SAFETY: the pointer is to one pollfd that lives through the call.
         match unsafe { libc::poll(&raw mut descriptor, 1, milliseconds) } {
-            -1 => Err(io::Error::last_os_error()),
+            -1 => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+                error => Err(error),
+            },
             ready => Ok(ready > 0),
         }
     }
@@ -95,15 +104,15 @@ impl AsFd for Socket {
     }
 }
 
-/// Where a datagram is received: aligned for netlink, larger than any the kernel makes.
+/// Where a datagram is received: aligned for netlink. The kernel fits dumps to it, and an event to a page.
 pub struct Buffer(Box<Aligned>);
 
 #[repr(align(8))]
-struct Aligned([u8; 64 << 10]);
+struct Aligned([u8; 16 << 10]);
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self(Box::new(Aligned([0; 64 << 10])))
+        Self(Box::new(Aligned([0; 16 << 10])))
     }
 }
 
