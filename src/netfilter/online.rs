@@ -110,7 +110,7 @@ fn capture_chain(spec: &OnlineSpec, family: Family, captures: &[Capture], client
 fn copies_chain(spec: &OnlineSpec) -> Chain {
     let mut rules =
         vec![Rule { matches: vec![Match::Mark(spec.mark)], statements: vec![Statement::Notrack] }];
-    rules.extend(queue_rules(&[Match::Oif(spec.sink.clone())], End::Source, spec.queues));
+    rules.extend(queue_rules(&[Match::Oif(spec.sink.clone()), Match::Tcp], End::Source, spec.queues));
     Chain { name: "copies", hook: Hook::Output, priority: RAW, rules }
 }
 
@@ -119,12 +119,14 @@ fn sink_chain(spec: &OnlineSpec) -> Chain {
     Chain { name: "sink", hook: Hook::Output, priority: RAW + 1, rules: vec![drop] }
 }
 
-/// One rule for each queue, for TCP packets that `matches` hold for. A single queue needs no hash.
+/// One rule for each queue, for those of the packets `matches` hold for that belong to its worker. A single queue needs no hash.
 pub(super) fn queue_rules(matches: &[Match], client: End, queues: Queues) -> Vec<Rule> {
     let workers = queues.count();
     let rule = |(index, number)| {
         let mut matches = matches.to_vec();
-        matches.push(if workers == 1 { Match::Tcp } else { Match::Worker { client, index, workers } });
+        if workers > 1 {
+            matches.push(Match::Worker { client, index, workers });
+        }
         Rule { matches, statements: vec![Statement::Queue(number)] }
     };
     (0..workers).zip(queues.numbers()).map(rule).collect()
