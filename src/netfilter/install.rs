@@ -249,3 +249,55 @@ fn explain(failure: Failure, transaction: &Transaction, table: &TableName) -> In
 fn refused(table: TableName, object: String, source: io::Error) -> InstallError {
     InstallError::Refused { table, object, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AssistantSpec, Place, Queues, Unclaimed, assistant};
+    use super::*;
+
+    fn transaction() -> (Transaction, TableName) {
+        let ruleset = assistant(&AssistantSpec {
+            table: TableName::intercept(),
+            targets: vec!["192.0.2.1:80".parse().unwrap()],
+            queues: Queues::new(1, 2).unwrap(),
+            unclaimed: Unclaimed::Drop,
+            accept_mark: 1,
+            place: Place::Assistant,
+        });
+        (batch::install(&ruleset, QueueKind::Native), ruleset.name)
+    }
+
+    fn refusal(of: impl Fn(&Object) -> bool, errno: i32) -> String {
+        let (transaction, table) = transaction();
+        let position = transaction.objects.iter().position(|(_, object)| of(object)).unwrap();
+        let sequence = transaction.first + u32::try_from(position).unwrap();
+        let error = io::Error::from_raw_os_error(errno);
+        explain(Failure::Refused { sequence, error }, &transaction, &table).to_string()
+    }
+
+    #[test]
+    fn a_refusal_names_the_object_and_the_remedy() {
+        let owned = refusal(|object| *object == Object::Removal, libc::EPERM);
+        assert!(owned.contains("belongs to another process"), "{owned}");
+        let flag = refusal(|object| *object == Object::Table, libc::EOPNOTSUPP);
+        assert!(flag.contains("Linux 5.12"), "{flag}");
+        let missing = refusal(|object| matches!(object, Object::Rule { .. }), libc::ENOENT);
+        assert!(missing.contains("ip saddr 192.0.2.1 tcp sport 80 jhash"), "{missing}");
+        assert!(missing.contains("NFT_HASH, NFT_QUEUE"), "{missing}");
+        let chain = refusal(|object| *object == Object::Chain("blackhole"), libc::EINVAL);
+        assert!(chain.contains("the ip chain blackhole in table intercept"), "{chain}");
+    }
+
+    #[test]
+    fn a_refusal_of_the_whole_is_about_permission_or_the_kernel() {
+        let (transaction, table) = transaction();
+        let refused = |errno| {
+            let error = io::Error::from_raw_os_error(errno);
+            let sequence = transaction.first.saturating_sub(1);
+            explain(Failure::Refused { sequence, error }, &transaction, &table)
+        };
+        assert!(matches!(refused(libc::EPERM), InstallError::Permission));
+        assert!(matches!(refused(libc::EOPNOTSUPP), InstallError::NoNftables));
+        assert!(matches!(refused(libc::ENOMEM), InstallError::Refused { .. }));
+    }
+}
