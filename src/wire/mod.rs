@@ -12,6 +12,7 @@ mod options;
 mod outgoing;
 mod packet;
 mod seq;
+mod tally;
 mod tcp;
 mod time;
 
@@ -20,5 +21,6 @@ pub use options::{TcpOptions, Timestamps};
 pub use outgoing::{MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing};
 pub use packet::{Packet, Reject, parse};
 pub use seq::Seq;
+pub use tally::{Counted, Tally};
 pub use tcp::{Flags, TcpHeader};
 pub use time::Time;

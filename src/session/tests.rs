@@ -1,0 +1,1 @@
+//! The session against scripted clients and targets.
