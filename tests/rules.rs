@@ -213,7 +213,7 @@ fn changes_are_noticed_and_put_right() {
             run("nft", change);
             assert_eq!(watch.drain().unwrap(), Change::Touched, "{change:?}");
             assert_ne!(installed.check().unwrap(), Presence::Complete, "{change:?}");
-            installed.replace(&ruleset).unwrap();
+            installed.restore().unwrap();
             assert_eq!(installed.check().unwrap(), Presence::Complete, "{change:?}");
             assert_eq!(watch.drain().unwrap(), Change::Touched);
             assert_eq!(watch.drain().unwrap(), Change::None);

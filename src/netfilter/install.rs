@@ -18,7 +18,8 @@ pub struct Installed {
     queue: QueueKind,
 }
 
-/// Why rules could not be installed or removed. Nothing has changed then: transactions are all or nothing.
+/// Why rules could not be installed or removed. A transaction is carried out as a whole or not at all; only after
+/// [`InstallError::Receive`], [`InstallError::Unanswered`] and [`InstallError::Altered`] it may have been.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// There is nothing to install.
@@ -116,22 +117,22 @@ impl Installed {
         let queue = if ruleset.uses_queues() { probe_queue(table.family)? } else { QueueKind::Native };
         let link = Link::open().map_err(InstallError::Socket)?;
         let mut installed = Self { link, ruleset: ruleset.clone(), queue };
-        installed.put()?;
+        installed.put(ruleset)?;
         Ok(installed)
     }
 
-    /// Puts another ruleset in force in place of this one, without a moment between; after a failure this one still
-    /// is. Used with the same rules to put back what somebody removed.
+    /// Puts another ruleset, of the same table name, in force in place of this one, without a moment between; if the
+    /// kernel refuses, this one still is.
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), InstallError> {
         if ruleset.tables.is_empty() {
             return Err(InstallError::Empty);
         }
-        let before = std::mem::replace(&mut self.ruleset, ruleset.clone());
-        let outcome = self.put();
-        if outcome.is_err() {
-            self.ruleset = before;
-        }
-        outcome
+        self.put(ruleset)
+    }
+
+    /// Puts the same rules in force again, after somebody has changed or removed them.
+    pub fn restore(&mut self) -> Result<(), InstallError> {
+        self.put(&self.ruleset.clone())
     }
 
     /// Takes the rules away.
@@ -159,10 +160,11 @@ impl Installed {
         readback::counters(&mut self.link, &self.ruleset)
     }
 
-    fn put(&mut self) -> Result<(), InstallError> {
-        let transaction = batch::install(&self.ruleset, self.queue);
+    fn put(&mut self, ruleset: &Ruleset) -> Result<(), InstallError> {
+        let transaction = batch::install(ruleset, self.queue);
         let outcome = self.link.commit(&transaction);
-        outcome.map_err(|failure| explain(failure, &transaction, &self.ruleset.name))?;
+        outcome.map_err(|failure| explain(failure, &transaction, &ruleset.name))?;
+        self.ruleset = ruleset.clone();
         match self.check().map_err(InstallError::Receive)? {
             Presence::Complete => Ok(()),
             Presence::Altered(what) => Err(InstallError::Altered(what)),
