@@ -1,1 +1,4 @@
-//! To be written.
+//! The processes: sockets, threads and logs around the sans-IO parts.
+
+pub mod link;
+pub mod pipe;
