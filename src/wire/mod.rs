@@ -11,6 +11,7 @@ pub mod flow;
 mod options;
 mod outgoing;
 mod packet;
+pub mod prefix;
 mod seq;
 mod tcp;
 mod time;
