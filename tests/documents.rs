@@ -8,8 +8,10 @@ use std::process::Command;
 use tcpcopy::config::key::{Kind, Program};
 use tcpcopy::config::{command, intercept, tcpcopy as online};
 
-const PROGRAMS: [(&Program, &str); 2] =
-    [(&online::PROGRAM, env!("CARGO_BIN_EXE_tcpcopy")), (&intercept::PROGRAM, env!("CARGO_BIN_EXE_intercept"))];
+const PROGRAMS: [(&Program, &str); 2] = [
+    (&online::PROGRAM, env!("CARGO_BIN_EXE_tcpcopy")),
+    (&intercept::PROGRAM, env!("CARGO_BIN_EXE_intercept")),
+];
 
 fn path(relative: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(relative)
@@ -21,8 +23,11 @@ fn read(relative: &str) -> String {
 
 /// What `--print-config` says of this file, as lines of setting and origin.
 fn printed(binary: &str, file: &str) -> Vec<(String, String)> {
-    let output =
-        Command::new(binary).env_clear().args(["--print-config", "--config", file]).output().expect("the program starts");
+    let output = Command::new(binary)
+        .env_clear()
+        .args(["--print-config", "--config", file])
+        .output()
+        .expect("the program starts");
     assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let lines = text.lines().map(|line| line.split_once("  # ").expect("an origin"));
@@ -72,11 +77,17 @@ fn the_examples_in_the_sample_files_are_valid() {
         let sample = read(&format!("packaging/{}.toml", program.name));
         let is_example = |rest: &str| {
             let key = rest.trim_start().split(' ').next().unwrap_or_default();
-            rest.starts_with(' ') && rest.contains(" = ") && program.keys.iter().any(|known| known.name == key)
+            rest.starts_with(' ')
+                && rest.contains(" = ")
+                && program.keys.iter().any(|known| known.name == key)
         };
         let text = format!("insecure = true\n{}", uncommented(&sample, is_example));
         let status = with_file(&format!("{}-examples", program.name), &text, |file| {
-            Command::new(binary).env_clear().args(["--check-config", "--config", file]).output().expect("starts")
+            Command::new(binary)
+                .env_clear()
+                .args(["--check-config", "--config", file])
+                .output()
+                .expect("starts")
         });
         assert!(status.status.success(), "{}: {}", program.name, String::from_utf8_lossy(&status.stderr));
     }
@@ -87,11 +98,14 @@ fn a_manual_page_has_every_option_and_no_other() {
     for (program, _) in PROGRAMS {
         let page = read(&format!("man/{}.8", program.name));
         let items: Vec<_> = page.lines().filter(|line| line.starts_with(".It Fl ")).collect();
-        let arguments: Vec<_> = command(program).get_arguments().filter_map(|a| a.get_long().map(str::to_owned)).collect();
+        let arguments: Vec<_> =
+            command(program).get_arguments().filter_map(|a| a.get_long().map(str::to_owned)).collect();
         assert!(arguments.len() > program.keys.len());
         for option in &arguments {
             let word = format!("Fl -{option}");
-            let has = |line: &&&str| line.split_once(&word).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with(' '));
+            let has = |line: &&&str| {
+                line.split_once(&word).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with(' '))
+            };
             assert_eq!(items.iter().filter(has).count(), 1, "{}: --{option}", program.name);
         }
         let help = usize::from(!arguments.iter().any(|option| option == "help"));
