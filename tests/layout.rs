@@ -38,7 +38,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
 const SANS_IO: [&str; 5] = ["wire", "session", "replayer", "router", "tunnel"];
 
 /// What they may not name.
-const FORBIDDEN: [&str; 26] = [
+const FORBIDDEN: [&str; 29] = [
     "Instant",
     "SystemTime",
     "std::thread",
@@ -46,7 +46,10 @@ const FORBIDDEN: [&str; 26] = [
     "std::env",
     "std::process",
     "std::os",
-    "std::sync",
+    "Mutex",
+    "RwLock",
+    "Condvar",
+    "mpsc::",
     "TcpStream",
     "TcpListener",
     "UdpSocket",
