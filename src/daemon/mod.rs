@@ -2,7 +2,9 @@
 
 pub mod exit;
 pub mod intercept;
+pub mod link;
 pub mod logging;
 pub mod notify;
+pub mod pipe;
 pub mod signals;
 pub mod tcpcopy;
