@@ -67,9 +67,5 @@ fn isolated(depth: u32) -> Result<Command> {
 }
 
 fn mount_tmpfs(on: &str) -> Result<()> {
-    let status = Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755", "tmpfs", on]).status()?;
-    if !status.success() {
-        bail!("cannot mount a tmpfs on {on}");
-    }
-    Ok(())
+    sys::mount_tmpfs(on).with_context(|| format!("cannot mount a tmpfs on {on}"))
 }

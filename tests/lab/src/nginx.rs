@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::namespace::Namespace;
 use crate::{sys, wait};
@@ -53,6 +53,8 @@ impl Nginx {
         fs::write(prefix.join("logs/access.log"), "")?;
         let child = on
             .command("nginx")
+            // The path of a UNIX socket may be short only: the configuration's is relative to this directory.
+            .current_dir(&prefix)
             .arg("-p")
             .arg(&prefix)
             .args(["-e", "logs/error.log", "-c", "nginx.conf"])
@@ -61,8 +63,12 @@ impl Nginx {
             .stderr(fs::File::create(prefix.join("logs/start.log"))?)
             .spawn()
             .context("cannot run nginx (Debian package nginx-light)")?;
-        let nginx = Self { child, prefix };
+        let mut nginx = Self { child, prefix };
         wait::until(Duration::from_secs(10), &format!("nginx on {} listens", on.name()), || {
+            if let Some(status) = nginx.child.try_wait()? {
+                let said = fs::read_to_string(nginx.prefix.join("logs/start.log"))?;
+                bail!("nginx on {} ended with {status}: {}", on.name(), said.trim());
+            }
             on.enter(|| std::net::TcpStream::connect(("127.0.0.1", crate::network::PORT)).is_ok())
         })?;
         Ok(nginx)

@@ -1,6 +1,7 @@
 //! The few system calls the standard library does not offer: the only `unsafe` of the laboratory.
 #![expect(unsafe_code, reason = "libc calls; each has a SAFETY comment")]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -55,6 +56,22 @@ pub(crate) fn exit_on_signals() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Mounts a fresh tmpfs. By system call: mount(8) leaves notes of it in `/run`.
+pub(crate) fn mount_tmpfs(on: &str) -> io::Result<()> {
+    let on = CString::new(on)?;
+    // SAFETY: the strings end in a zero byte and outlive the call.
+    check(unsafe {
+        libc::mount(
+            c"tmpfs".as_ptr(),
+            on.as_ptr(),
+            c"tmpfs".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV,
+            c"mode=755".as_ptr().cast(),
+        )
+    })
+    .map(drop)
 }
 
 /// Whether the process runs as root.

@@ -170,7 +170,7 @@ impl Generator {
                 self.writable(slot);
             }
             if event.is_readable() || event.is_read_closed() || event.is_error() {
-                self.readable(slot);
+                self.readable(slot, event.is_read_closed());
             }
         }
         Ok(())
@@ -313,7 +313,8 @@ impl Generator {
         }
     }
 
-    fn readable(&mut self, slot: usize) {
+    /// Reads what is there. `closed` tells that the server closed: there is no other event for that.
+    fn readable(&mut self, slot: usize, closed: bool) {
         loop {
             let Some(Some(connection)) = self.slots.get_mut(slot) else { return };
             match connection.stream.read(&mut self.buffer) {
@@ -328,7 +329,7 @@ impl Generator {
                         Step::Done => self.done(slot),
                         Step::Wrong(how) => return self.fail(slot, how),
                     }
-                    if count < self.buffer.len() {
+                    if count < self.buffer.len() && !closed {
                         return;
                     }
                 }
