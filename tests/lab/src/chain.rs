@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::daemon::{Daemon, Program, Usage};
 use crate::leak::LeakDetector;
-use crate::load::{Closer, Connections, Load, Pace, Report, Request};
+use crate::load::{Closer, Connections, Load, Pace, Report, Request, Running};
 use crate::namespace::Snapshot;
 use crate::network::{Family, Network, Plan, Role};
 use crate::nginx::{Behaviour, Nginx};
@@ -18,6 +18,8 @@ use crate::wait;
 
 /// How long the target's log must be quiet before what is missing counts as lost.
 const QUIET: Duration = Duration::from_secs(3);
+/// How long the online server's log must be quiet once the load is over: it is flushed every 100 ms.
+const FLUSHED: Duration = Duration::from_millis(250);
 /// How long it must be quiet when nothing is missing: duplicates would come by then, and logs are flushed.
 const SETTLE: Duration = Duration::from_millis(400);
 /// How long to watch a log that does not become quiet.
@@ -227,8 +229,8 @@ impl Chain {
         Ok(report)
     }
 
-    /// Starts a load.
-    pub(crate) fn begin(&self, load: Load) -> Result<crate::load::Running> {
+    /// Starts a load from the first client.
+    pub(crate) fn begin(&self, load: Load) -> Result<Running> {
         load.start(self.network.host(Role::Client, 0)?.namespace())
     }
 
@@ -256,7 +258,7 @@ impl Chain {
     pub(crate) fn compare(&mut self, times: u32) -> Result<Comparison> {
         let online = &mut self.online;
         let mut all = || online.iter_mut().map(|online| Ok(online.update()?.lines())).sum::<Result<u64>>();
-        let lines = wait::settled(LIMIT, SETTLE, SETTLE, &mut all, |_| true)?;
+        let lines = wait::settled(LIMIT, FLUSHED, FLUSHED, &mut all, |_| true)?;
         let target = &mut self.target;
         let mut all = || target.iter_mut().map(|target| Ok(target.update()?.lines())).sum::<Result<u64>>();
         wait::settled(LIMIT, QUIET, SETTLE, &mut all, |&count| count >= lines * u64::from(times))?;

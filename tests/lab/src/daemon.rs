@@ -179,7 +179,12 @@ impl Daemon {
 
     /// Waits for its end.
     pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
-        wait::until(PATIENCE, &format!("{} ends", self.what), || Ok(self.child.try_wait()?.is_some()))?;
+        self.wait_for(PATIENCE)
+    }
+
+    /// Waits for its end, not longer than `limit`.
+    pub(crate) fn wait_for(&mut self, limit: Duration) -> Result<ExitStatus> {
+        wait::until(limit, &format!("{} ends", self.what), || Ok(self.child.try_wait()?.is_some()))?;
         Ok(self.child.wait()?)
     }
 

@@ -46,7 +46,8 @@ pub(crate) fn run(seconds: u64) -> Result<bool> {
         let next = start + Duration::from_secs(second);
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         let lost = lateness.look(&mut chain)?;
-        let (online, target) = (chain.online()?.len(), chain.target()?.len());
+        // The target first: what it has, the online server had before.
+        let (target, online) = (chain.target()?.len(), chain.online()?.len());
         let (here, there) = (percentiles(online_tap.take_recent()), percentiles(target_tap.take_recent()));
         say(&format!("  {second:>6}  {online:>7}  {target:>9}  {lost:>5}  {here:>18}  {there:>18}"));
         let failed: u64 = loads.iter().map(|load| load.progress().failed.load(Ordering::Relaxed)).sum();

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::chain::{Chain, Setup, keep_alive, short};
+use crate::daemon::Usage;
 use crate::demo::megabytes;
 use crate::isolation;
 use crate::load::{Closer, Connections, Load, Pace, Report, Request};
@@ -114,18 +114,21 @@ fn measure(case: &Case, seconds: u64, offloads: bool) -> Result<Row> {
     let mut without = put_on(&mut chain, case, seconds)?;
     chain.finish()?;
     let mut chain = Chain::start(Setup::new(plan(), Family::V4), &scratch.join(case.name))?;
+    let idle = chain.usage()?;
     let mut with = put_on(&mut chain, case, seconds)?;
     let comparison = chain.compare(1)?;
     let (tcpcopy, intercept) = chain.usage()?;
     let leaked = chain.leaks()?;
     drop(chain);
     let replayed = u32::try_from(comparison.replayed.max(1)).unwrap_or(u32::MAX);
-    let cost = |cpu: Duration| cpu.as_secs_f64() * 1e6 / f64::from(replayed);
+    let cost = |now: Usage, before: Usage| {
+        now.cpu().saturating_sub(before.cpu()).as_secs_f64() * 1e6 / f64::from(replayed)
+    };
     Ok(Row {
         name: case.name,
         rate: with.rate(),
         comparison,
-        cpu: (cost(tcpcopy.cpu()), cost(intercept.cpu())),
+        cpu: (cost(tcpcopy, idle.0), cost(intercept, idle.1)),
         original: case.original,
         memory: (megabytes(tcpcopy.peak_kib), megabytes(intercept.peak_kib)),
         without: (without.latency.at(500), without.latency.at(990)),

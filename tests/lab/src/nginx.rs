@@ -105,7 +105,7 @@ fn configuration(behaviour: &Behaviour) -> String {
     let load = load.replace("modules/", "/usr/lib/nginx/modules/");
     let sleep = delay.map_or(String::new(), |delay| {
         format!(
-            "location /f {{ echo_sleep {:.3}; echo_exec /file$uri; }}\n    location /file/ {{ alias ./; }}",
+            "location /f {{ echo_sleep {:.3}; echo_exec /file$uri $args; }}\n    location /file/ {{ internal; alias ./; access_log logs/access.log lab buffer=32k flush=100ms; }}",
             delay.as_secs_f64()
         )
     });

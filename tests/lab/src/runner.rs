@@ -97,8 +97,8 @@ fn run_one(scenario: &Scenario, offloads: bool, long: bool, kept: &Path) -> Resu
         (true, verdict) => verdict,
     };
     let outcome = outcome.map_err(|error| match keep(&scratch, &kept.join(&label)) {
-        Ok(path) => error.context(format!("logs in {}", path.display())),
-        Err(trouble) => error.context(format!("logs lost: {trouble:#}")),
+        Ok(path) => anyhow::anyhow!("{error:#}; logs in {}", path.display()),
+        Err(trouble) => anyhow::anyhow!("{error:#}; logs lost: {trouble:#}"),
     });
     let _ = fs::remove_dir_all(&scratch);
     outcome

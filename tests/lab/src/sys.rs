@@ -111,36 +111,33 @@ pub(crate) fn last_packet_time(socket: &impl AsFd) -> io::Result<u64> {
     }
 }
 
-/// A periodic timer with a file descriptor: finer than epoll's millisecond timeout.
+/// A timer with a file descriptor: finer than epoll's millisecond timeout.
 #[derive(Debug)]
 pub(crate) struct Timer(OwnedFd);
 
 impl Timer {
-    /// Starts a timer that becomes readable every `interval`.
-    pub(crate) fn every(interval: Duration) -> io::Result<Self> {
+    /// Makes a timer that is not set.
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: timerfd_create() takes two integers and touches no memory of ours.
         let fd = check(unsafe {
             libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC)
         })?;
         // SAFETY: the descriptor was just made and nobody else owns it.
-        let timer = Self(unsafe { OwnedFd::from_raw_fd(fd) });
-        let interval = libc::timespec {
-            tv_sec: libc::time_t::try_from(interval.as_secs()).map_err(io::Error::other)?,
-            tv_nsec: libc::c_long::from(interval.subsec_nanos()),
-        };
-        let spec = libc::itimerspec { it_interval: interval, it_value: interval };
-        // SAFETY: `spec` is valid for the call, and a null old value is allowed.
-        check(unsafe {
-            libc::timerfd_settime(timer.0.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut())
-        })?;
-        Ok(timer)
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Takes the expirations, so that the descriptor is not readable until the next one.
-    pub(crate) fn drain(&self) {
-        let mut count = [0_u8; 8];
-        // SAFETY: the buffer holds the eight bytes a timerfd writes and outlives the call.
-        let _would_block = unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    /// Makes the timer readable after `delay`, once, and not readable until then.
+    pub(crate) fn set(&self, delay: Duration) -> io::Result<()> {
+        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = libc::timespec {
+            tv_sec: libc::time_t::try_from(delay.as_secs()).map_err(io::Error::other)?,
+            // Zero would unset the timer.
+            tv_nsec: libc::c_long::from(delay.subsec_nanos().max(1)),
+        };
+        let spec = libc::itimerspec { it_interval: none, it_value: value };
+        // SAFETY: `spec` is valid for the call, and a null old value is allowed.
+        check(unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) })
+            .map(drop)
     }
 }
 

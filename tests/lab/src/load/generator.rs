@@ -21,8 +21,8 @@ use crate::sys;
 
 /// The timer's token; connections have those below.
 const TIMER: Token = Token(usize::MAX);
-/// The shortest interval between looks at what is due.
-const SHORTEST_TICK: Duration = Duration::from_micros(100);
+/// The shortest sleep until the next request is due.
+const SHORTEST_TICK: Duration = Duration::from_micros(20);
 /// How often time limits are looked at and progress is published.
 const SWEEP: Duration = Duration::from_millis(100);
 /// How long the first connections may take before the load starts without them.
@@ -61,6 +61,8 @@ pub(super) struct Generator {
     load: Load,
     poll: Poll,
     timer: sys::Timer,
+    /// The moment the timer is set for.
+    set_for: Option<Instant>,
     slots: Vec<Option<Connection>>,
     free: Vec<usize>,
     idle: VecDeque<usize>,
@@ -71,15 +73,12 @@ pub(super) struct Generator {
     report: Report,
     progress: Arc<Progress>,
     until: Instant,
+    answered_last: Option<Instant>,
 }
 
 impl Generator {
     pub(super) fn new(load: Load, progress: Arc<Progress>) -> Result<Self> {
-        let tick = match load.pace {
-            Pace::Rate(rate) => (Duration::from_secs(1) / rate.max(1)).clamp(SHORTEST_TICK, SWEEP),
-            Pace::Flood => SWEEP,
-        };
-        let (poll, timer) = (Poll::new()?, sys::Timer::every(tick)?);
+        let (poll, timer) = (Poll::new()?, sys::Timer::new()?);
         poll.registry().register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
         let expected = match load.request {
             Request::Get(size) => super::content().get(..size),
@@ -89,6 +88,7 @@ impl Generator {
             load,
             poll,
             timer,
+            set_for: None,
             slots: Vec::new(),
             free: Vec::new(),
             idle: VecDeque::new(),
@@ -99,6 +99,7 @@ impl Generator {
             report: Report::default(),
             progress,
             until: Instant::now(),
+            answered_last: None,
         })
     }
 
@@ -114,11 +115,11 @@ impl Generator {
             (0..count).for_each(|_| self.next_flood(Instant::now()));
         }
         loop {
+            if let Pace::Rate(rate) = self.load.pace {
+                self.make_due(start, rate)?;
+            }
             self.turn(&mut events)?;
             let now = Instant::now();
-            if let Pace::Rate(rate) = self.load.pace {
-                self.make_due(start, now, rate);
-            }
             if now - swept >= SWEEP {
                 swept = now;
                 self.sweep(now);
@@ -128,7 +129,7 @@ impl Generator {
                 break;
             }
         }
-        self.report.took = start.elapsed();
+        self.report.took = self.answered_last.unwrap_or(start) - start;
         let unfinished =
             self.slots.iter().flatten().filter(|slot| slot.job.is_some()).count() + self.waiting.len();
         (0..unfinished).for_each(|_| self.report.fail("not answered at the end"));
@@ -163,7 +164,6 @@ impl Generator {
         for event in events.iter() {
             let Token(slot) = event.token();
             if event.token() == TIMER {
-                self.timer.drain();
                 continue;
             }
             if event.is_writable() {
@@ -176,13 +176,21 @@ impl Generator {
         Ok(())
     }
 
-    /// Makes the requests whose moment has come.
-    fn make_due(&mut self, start: Instant, now: Instant, rate: u32) {
+    /// Makes the requests whose moment has come, and sets the timer for the next one.
+    fn make_due(&mut self, start: Instant, rate: u32) -> Result<()> {
         loop {
             let nanos = u128::from(self.report.made) * 1_000_000_000 / u128::from(rate.max(1));
             let due = start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-            if due > now || due >= self.until || self.progress.stop.load(Ordering::Relaxed) {
-                return;
+            if due >= self.until || self.progress.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            if due > now {
+                if self.set_for != Some(due) {
+                    self.set_for = Some(due);
+                    self.timer.set((due - now).max(SHORTEST_TICK))?;
+                }
+                return Ok(());
             }
             let job = self.next_job(due);
             self.dispatch(job);
@@ -358,6 +366,7 @@ impl Generator {
         let now = Instant::now();
         if let Some(job) = connection.job.take() {
             self.report.answered += 1;
+            self.answered_last = Some(now);
             self.report.latency.add(now.saturating_duration_since(job.due));
         }
         match self.load.connections {

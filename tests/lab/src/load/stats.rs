@@ -61,7 +61,7 @@ pub(crate) struct Report {
     pub(crate) failures: BTreeMap<&'static str, u64>,
     /// The time from when a request was due to when its response was complete.
     pub(crate) latency: Latency,
-    /// From the first request to the end of the last one.
+    /// From the first request to the last answer.
     pub(crate) took: Duration,
 }
 

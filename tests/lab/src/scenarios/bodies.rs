@@ -22,7 +22,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             for (family, offloads) in [(Family::V4, Offloads::Both), (Family::V6, Offloads::On)] {
                 let name = format!("bodies/{name}-{kind}-{}", family.name());
                 scenarios.push(Scenario::new(name, offloads, move |context| {
-                    arrive(context, family, Pace::Rate(rate), connections, request, 3)
+                    arrive(context, family, Pace::Rate(rate), connections, request, 2)
                 }));
             }
         }

@@ -1,6 +1,7 @@
 //! What goes wrong says so in one line and with the right exit code; what can heal is waited for.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -10,6 +11,9 @@ use crate::daemon::{Daemon, Program};
 use crate::load::Pace;
 use crate::network::{Family, Role};
 use crate::wait;
+
+/// How long a program may take to refuse.
+const REFUSAL: Duration = Duration::from_secs(2);
 
 /// Exit codes of sysexits.h.
 mod code {
@@ -61,11 +65,14 @@ fn command_line(context: &Context) -> Result<String> {
         (Program::Intercept, "--target 10.91.2.2:80 --insecure -p 99999".to_owned()),
     ];
     let count = cases.len();
+    let mut wrong = Vec::new();
     for (program, arguments) in cases {
         let host = if program == Program::Tcpcopy { Role::Online } else { Role::Assistant };
         // A missing or contradictory setting may also count as configuration.
-        fails(&chain, program, host, &arguments, &[code::USAGE, code::CONFIG])?;
+        let outcome = fails(&chain, program, host, &arguments, &[code::USAGE, code::CONFIG]);
+        wrong.extend(outcome.err().map(|error| format!("{error:#}")));
     }
+    ensure!(wrong.is_empty(), "{} of {count}: {}", wrong.len(), wrong.join("; "));
     chain.finish()?;
     Ok(format!("{count} wrong command lines refused"))
 }
@@ -123,7 +130,7 @@ fn no_permission(context: &Context) -> Result<String> {
 fn intercept_does_not_answer(context: &Context) -> Result<String> {
     let mut chain = Chain::prepare(Setup::new(context.plan(), Family::V4), &context.scratch)?;
     chain.launch_tcpcopies()?;
-    wait::until(std::time::Duration::from_secs(10), "tcpcopy says that intercept does not answer", || {
+    wait::until(Duration::from_secs(10), "tcpcopy says that intercept does not answer", || {
         let tcpcopy = chain.tcpcopy(0)?;
         ensure!(tcpcopy.running()?, "tcpcopy ended: {}", tcpcopy.output()?.trim());
         Ok(tcpcopy.output()?.contains("10.91.2.3"))
@@ -136,7 +143,7 @@ fn intercept_does_not_answer(context: &Context) -> Result<String> {
     let load = chain.load(Pace::Rate(1_000), short(), 1)?;
     let first = load.first_id;
     let after = chain.run(load)?;
-    wait::until(std::time::Duration::from_secs(15), "replay begins once intercept is there", || {
+    wait::until(Duration::from_secs(15), "replay begins once intercept is there", || {
         Ok(chain.target()?.ids().filter(|&id| id >= first).count() >= usize::try_from(after.answered)?)
     })?;
     chain.finish()?;
@@ -152,7 +159,7 @@ fn fails(chain: &Chain, program: Program, role: Role, arguments: &str, codes: &[
 }
 
 fn judge(daemon: &mut Daemon, what: &str, codes: &[i32]) -> Result<String> {
-    let status = daemon.wait().with_context(|| format!("`{what}` goes on"))?;
+    let status = daemon.wait_for(REFUSAL).with_context(|| format!("`{what}` goes on"))?;
     let output = daemon.output()?;
     let exit = status.code();
     ensure!(

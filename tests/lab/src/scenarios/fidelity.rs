@@ -35,7 +35,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 fn arrives(context: &Context, family: Family, rate: u32, connections: Connections) -> Result<String> {
     let mut chain = Chain::start(Setup::new(context.plan(), family), &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(3))?;
+    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
     let mut report = chain.run(load)?;
     let comparison = chain.expect_perfect(1)?;
     chain.finish()?;

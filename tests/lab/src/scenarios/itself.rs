@@ -1,5 +1,6 @@
 //! The laboratory itself: it must be able to carry the loads, and to see what it is there to see. No daemon runs here.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use super::{Context, Offloads, Scenario};
 use crate::chain::{Chain, Setup, keep_alive, short, sound};
 use crate::load::{Closer, Connections, Load, Pace, Request};
 use crate::network::{Family, Plan, Role};
+use crate::nginx::Behaviour;
+use crate::observer::Observer;
 use crate::wait;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -26,6 +29,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario::new("lab/flood-from-40-addresses", Offloads::On, |context| {
             carries(context, Pace::Flood, Connections::Short(50, Closer::Server), 4_000.0)
         }),
+        Scenario::new("lab/slow-server-that-closes", Offloads::On, slow_server),
         Scenario::new("lab/comparer-sees-bodies-losses-duplicates", Offloads::On, comparer),
     ];
     for family in [Family::V4, Family::V6] {
@@ -51,6 +55,26 @@ fn carries(context: &Context, pace: Pace, connections: Connections, least: f64) 
     ensure!(online.total() <= report.made, "more answers than requests");
     chain.finish()?;
     Ok(format!("{:.0} requests/s, p50 {p50} µs, p99 {p99} µs, max {max} µs", report.rate()))
+}
+
+/// The server's behaviour can be set: it waits before it answers, and closes after some requests.
+fn slow_server(context: &Context) -> Result<String> {
+    let delay = Duration::from_millis(50);
+    let mut setup = Setup::new(context.plan(), Family::V4);
+    setup.behaviour = Behaviour { keepalive_requests: 5, delay: Some(delay), ..Behaviour::default() };
+    let mut chain = Chain::prepare(setup, &context.scratch)?;
+    let load = chain.load(Pace::Rate(100), keep_alive(20), 1)?;
+    let mut report = chain.run(load)?;
+    let p50 = report.latency.at(500);
+    ensure!(u128::from(p50) >= delay.as_micros(), "p50 {p50} µs");
+    wait::until(Duration::from_secs(5), "the log has every request", || {
+        Ok(chain.online()?.total() == report.answered)
+    })?;
+    let peers: HashSet<_> =
+        chain.online_observers().iter().flat_map(Observer::seen).map(|seen| seen.peer).collect();
+    ensure!(peers.len() == 20, "100 requests, 5 on a connection, on {} connections", peers.len());
+    chain.finish()?;
+    Ok(format!("p50 {p50} µs, {} connections", peers.len()))
 }
 
 /// Requests that are put on both servers directly compare as equal; one that is missing, one that comes twice and a body
@@ -106,7 +130,7 @@ fn leak_is_seen(context: &Context, family: Family) -> Result<String> {
 }
 
 /// Begins a connection to `target` in the name of `victim`.
-fn forge(victim: IpAddr, target: SocketAddr) -> std::io::Result<Socket> {
+pub(super) fn forge(victim: IpAddr, target: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     match victim {

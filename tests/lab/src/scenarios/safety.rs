@@ -20,6 +20,13 @@ const REPAIR: Duration = Duration::from_secs(5);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        for (what, accept) in [("drop", false), ("accept", true)] {
+            let name = format!("safety/unclaimed-{what}-{}", family.name());
+            scenarios
+                .push(Scenario::new(name, Offloads::On, move |context| unclaimed(context, family, accept)));
+        }
+    }
     for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
         for family in [Family::V4, Family::V6] {
             let name = |what: &str| format!("safety/{what}-{kind}-{}", family.name());
@@ -47,6 +54,34 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         }));
     }
     scenarios
+}
+
+/// A response that nobody claimed ends on the assistant, although it forwards; with `accept` it goes on.
+fn unclaimed(context: &Context, family: Family, accept: bool) -> Result<String> {
+    let plan = Plan { forwarding: true, ..context.plan() };
+    let mut setup = Setup::new(plan, family);
+    setup.intercept = vec!["--unclaimed".to_owned(), if accept { "accept" } else { "drop" }.to_owned()];
+    let mut chain = Chain::start(setup, &context.scratch)?;
+    let target = chain.network().target(0, family)?;
+    let victim = chain.network().host(Role::Client, 0)?.front(family);
+    let before = received(&chain)?;
+    let online = chain.network().host(Role::Online, 0)?.namespace();
+    let forged = online.enter(|| super::itself::forge(victim, target))??;
+    // The target sends its answer again for as long as nobody takes it.
+    wait::until(REPAIR, "the target answers twice", || Ok(received(&chain)? >= before + 2 || accept))?;
+    if accept {
+        wait::until(REPAIR, "the response goes on", || Ok(chain.leaks()? > 0))?;
+        return Ok(format!("{} packets routed", chain.leaks()?));
+    }
+    drop(forged);
+    chain.finish()?;
+    Ok("0 packets went on".to_owned())
+}
+
+/// Packets that the assistant received from the back network.
+fn received(chain: &Chain) -> Result<u64> {
+    let assistant = chain.network().host(Role::Assistant, 0)?.namespace();
+    Ok(assistant.output("cat", &["/sys/class/net/back/statistics/rx_packets"])?.trim().parse()?)
 }
 
 /// The assistant forwards and intercept is killed: the rules that stay keep the responses from the clients; a new
@@ -147,7 +182,7 @@ fn tcpcopy_restarted(context: &Context, connections: Connections) -> Result<Stri
     Ok(production(&mut report))
 }
 
-/// Somebody flushes the assistant's ruleset: intercept puts its rules back, and no request is lost.
+/// Somebody flushes the rulesets: intercept puts its rules back, tcpcopy keeps them, and no request is lost.
 fn ruleset_flushed(context: &Context, connections: Connections) -> Result<String> {
     let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
     let load = begin(&mut chain, connections, 60)?;
@@ -155,6 +190,9 @@ fn ruleset_flushed(context: &Context, connections: Connections) -> Result<String
     let assistant = chain.network().host(Role::Assistant, 0)?.namespace();
     let before = assistant.output("nft", &["list", "ruleset"])?;
     assistant.output("nft", &["flush", "ruleset"])?;
+    // The online host's table is tcpcopy's own: a flush passes it by.
+    chain.network().host(Role::Online, 0)?.namespace().output("nft", &["flush", "ruleset"])?;
+    ensure!(chain.has_table(Role::Online, 0, "tcpcopy")?, "tcpcopy's table was flushed");
     let flushed = Instant::now();
     wait::until(REPAIR, "the rules are back", || {
         Ok(shape(&assistant.output("nft", &["list", "ruleset"])?) == shape(&before))

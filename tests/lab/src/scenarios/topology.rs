@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, ensure};
 
 use super::{Context, Offloads, Scenario};
-use crate::chain::{Chain, Setup, keep_alive, short};
+use crate::chain::{Chain, Setup, keep_alive, short, sound};
 use crate::load::{Connections, Pace};
 use crate::network::{Family, Plan, Role};
 use crate::observer::Observer;
@@ -83,7 +83,7 @@ fn small_pool(context: &Context, family: Family, connections: Connections, rate:
         Family::V6 => "-c fd99::/127",
     };
     let mut chain = Chain::start(Setup::new(plan, family).tcpcopy(options), &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(3))?;
+    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
     chain.run(load)?;
     let comparison = chain.expect_perfect(1)?;
     let peers = chain.target_observers().iter().flat_map(Observer::seen);
@@ -95,18 +95,23 @@ fn small_pool(context: &Context, family: Family, connections: Connections, rate:
     Ok(format!("{comparison}, {} clients on {} addresses", clients.len(), addresses.len()))
 }
 
-/// Two online hosts, one intercept.
+/// Two online hosts and two clients, one intercept.
 fn two_online_hosts(
     context: &Context,
     family: Family,
     connections: Connections,
     rate: u32,
 ) -> Result<String> {
-    let plan = Plan { onlines: 2, ..context.plan() };
+    let plan = Plan { clients: 2, onlines: 2, ..context.plan() };
     let setup = Setup::new(plan, family).tcpcopy(pool(family));
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(3))?;
+    let mut load = chain.load(Pace::Rate(rate / 2), connections, context.seconds(2))?;
+    let second = chain.network().host(Role::Client, 1)?;
+    load.sources = second.sources(family);
+    let second = load.start(second.namespace())?;
+    let load = chain.load(Pace::Rate(rate / 2), connections, context.seconds(2))?;
     chain.run(load)?;
+    sound(&second.finish()?)?;
     let comparison = chain.expect_perfect(1)?;
     let each: Vec<usize> = chain.online_observers().iter().map(|online| online.answers().len()).collect();
     ensure!(each.iter().all(|&count| count > 0), "one online host got nothing: {each:?}");
@@ -132,7 +137,7 @@ fn two_intercepts(context: &Context, family: Family, connections: Connections, r
     let plan = Plan { assistants: 2, ..context.plan() };
     let setup = Setup::new(plan, family).tcpcopy(pool(family));
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(3))?;
+    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
     chain.run(load)?;
     let comparison = chain.expect_perfect(1)?;
     // Both were used: the switch's port of each assistant carried responses.
@@ -150,7 +155,7 @@ fn two_intercepts(context: &Context, family: Family, connections: Connections, r
 fn three_copies(context: &Context, family: Family, connections: Connections, rate: u32) -> Result<String> {
     let setup = Setup::new(context.plan(), family).tcpcopy(&format!("-n 3 {}", pool(family)));
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate / 2), connections, context.seconds(3))?;
+    let load = chain.load(Pace::Rate(rate / 2), connections, context.seconds(2))?;
     chain.run(load)?;
     let comparison = chain.expect_perfect(3)?;
     let total = chain.target()?.total();
@@ -168,7 +173,7 @@ fn a_fifth(context: &Context, family: Family, connections: Connections, rate: u3
     };
     let setup = Setup::new(context.plan(), family).tcpcopy("-r 20");
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(3))?;
+    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
     chain.run(load)?;
     let comparison = chain.compare(1)?;
     ensure!(comparison.duplicated == 0 && comparison.extra == 0 && comparison.failed == 0, "{comparison}");
@@ -193,7 +198,7 @@ fn workers(context: &Context, connections: Connections, rate: u32) -> Result<Str
     let mut setup = Setup::new(context.plan(), Family::V4).tcpcopy("--workers 2");
     setup.intercept = vec!["--workers".to_owned(), "2".to_owned()];
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(3))?;
+    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
     chain.run(load)?;
     let comparison = chain.expect_perfect(1)?;
     chain.finish()?;
