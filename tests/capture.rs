@@ -1,4 +1,5 @@
 //! Real packets through real netfilter queues. Needs root; see `namespace` for how nothing is left behind.
+#![expect(clippy::unwrap_used, reason = "in a test a failure of the machine is a failure of the test")]
 
 mod namespace;
 
