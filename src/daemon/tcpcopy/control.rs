@@ -95,7 +95,8 @@ impl Control {
         let mut events = Events::with_capacity(16);
         loop {
             let now = self.parts.clock.now();
-            let deadline = [Some(self.next_stats), self.parts.rules.poll_timeout()].into_iter().flatten().min();
+            let deadline =
+                [Some(self.next_stats), self.parts.rules.poll_timeout()].into_iter().flatten().min();
             match self.parts.poll.poll(&mut events, clock::wait(now, deadline)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     return Err(Failure::system("cannot wait for events", &error, "restart tcpcopy"));

@@ -29,8 +29,8 @@ use super::notify::Notifier;
 use super::signals::Signals;
 use super::threads;
 use crate::capture::{NfQueue, QueueOptions};
-use crate::config::tcpcopy::{Gate, Latency, MidStream, PROGRAM, Settings};
 use crate::config::Action;
+use crate::config::tcpcopy::{Gate, Latency, MidStream, PROGRAM, Settings};
 use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
 use crate::replayer::{self, Route};
 use crate::sys::links::LinkWatch;
@@ -80,7 +80,8 @@ fn run(settings: &Settings) -> Result<(), Failure> {
             intercepts: settings.intercepts.clone(),
             instance,
         };
-        let handle = worker::spawn(parts, reports.clone()).map_err(|error| startup("start a worker", &error))?;
+        let handle =
+            worker::spawn(parts, reports.clone()).map_err(|error| startup("start a worker", &error))?;
         workers.push(handle);
     }
     let rules = Rules::install(online_spec(settings)?)?;

@@ -69,7 +69,9 @@ impl Rules {
         let mut unsure = false;
         // The last word counts: a device that is made is down first.
         let drained = links.drain(|event| match event {
-            LinkEvent::Deleted { index: which, .. } | LinkEvent::Down { index: which, .. } if which == index => {
+            LinkEvent::Deleted { index: which, .. } | LinkEvent::Down { index: which, .. }
+                if which == index =>
+            {
                 gone = true;
             }
             LinkEvent::Up { index: which, .. } if which == index => gone = false,

@@ -78,7 +78,8 @@ impl Tunnels {
     /// Whether responses will be taken: every intercept has been there, so that its rules keep
     /// responses from real clients, and one of them is there now, with all its workers.
     pub(super) fn are_reachable(&self) -> bool {
-        let up = |intercept: &Intercept| intercept.workers.is_some() && intercept.links.iter().all(Link::is_up);
+        let up =
+            |intercept: &Intercept| intercept.workers.is_some() && intercept.links.iter().all(Link::is_up);
         self.intercepts.iter().all(|intercept| intercept.seen) && self.intercepts.iter().any(up)
     }
 
@@ -114,6 +115,7 @@ impl Tunnels {
             while let Some(event) = self.intercepts.get_mut(at)?.links.get_mut(index)?.poll_event(now) {
                 match event {
                     LinkEvent::Response(response) => {
+                        tracing::trace!(flow = response.flow.0, header = ?response.header, "response");
                         replayer.handle_target(now, response.flow, &response.header);
                     }
                     LinkEvent::Up { workers } => self.handle_up(now, at, index, workers, replayer),

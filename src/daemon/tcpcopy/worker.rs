@@ -229,12 +229,17 @@ impl Worker {
     fn receive_batch(&mut self) -> io::Result<Received> {
         let now = self.clock.now();
         let Self { queue, replayer, totals, .. } = self;
-        let received = queue.receive(&mut |captured| {
-            match wire::parse(captured.bytes, captured.original_len) {
-                Ok(packet) => replayer.handle_client(now, &packet),
-                Err(reject) => totals.rejects.count(reject),
-            }
-        })?;
+        let received =
+            queue.receive(&mut |captured| match wire::parse(captured.bytes, captured.original_len) {
+                Ok(packet) => {
+                    tracing::trace!(client = %packet.src, header = ?packet.header, "captured");
+                    replayer.handle_client(now, &packet);
+                }
+                Err(reject) => {
+                    tracing::trace!(%reject, "captured");
+                    totals.rejects.count(reject);
+                }
+            })?;
         totals.captured += u64::from(received.packets);
         totals.overruns += u64::from(received.overruns);
         totals.malformed += u64::from(received.malformed);
@@ -254,6 +259,7 @@ impl Worker {
                 self.sends_pending = false;
                 break;
             };
+            tracing::trace!(%src, ?header, "send");
             let sent = match self.outgoing.finish(src, dst, &header) {
                 Some(packet) => self.sender.send(packet, dst),
                 None => Err(io::ErrorKind::InvalidInput.into()),
