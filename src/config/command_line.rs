@@ -59,7 +59,7 @@ pub fn command(program: &'static Program) -> Command {
         .disable_version_flag(true)
         .disable_help_subcommand(true)
         .args_override_self(true)
-        .max_term_width(100)
+        .next_line_help(true)
         .args(program.keys.iter().map(argument));
     command = command
         .arg(

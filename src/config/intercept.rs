@@ -62,8 +62,8 @@ pub static PROGRAM: Program = Program {
     about: "Takes a test server's responses to replayed clients and tells tcpcopy of them",
     default_file: "/etc/tcpcopy/intercept.toml",
     env_prefix: "INTERCEPT_",
-    keys: &KEYS,
-    c_options: &C_OPTIONS,
+    keys: KEYS,
+    c_options: C_OPTIONS,
     examples: EXAMPLES,
     keeps_rules: true,
 };
@@ -79,7 +79,7 @@ Examples:
 Each option can also be set in the file (as named by --print-config) or in the
 environment (INTERCEPT_UNCLAIMED=accept). The manual is intercept(8).";
 
-const KEYS: [Key; 11] = [
+const KEYS: &[Key] = &[
     Key {
         name: "target",
         option: "target",
@@ -182,7 +182,7 @@ const KEYS: [Key; 11] = [
 ];
 
 /// From the `getopt` string of intercept 1.0.
-const C_OPTIONS: [(char, &str); 12] = [
+const C_OPTIONS: &[(char, &str)] = &[
     ('d', "it stays in the foreground; run it from a service manager such as systemd"),
     ('P', "it stays in the foreground; the service manager knows its process"),
     ('l', "it logs to the journal or to standard error; redirect that"),

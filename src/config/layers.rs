@@ -47,7 +47,7 @@ pub(super) struct Inputs<'a> {
 pub(super) struct Layers {
     program: &'static Program,
     figment: Figment,
-    has_file: bool,
+    file: Option<PathBuf>,
     /// What is odd but no reason not to run.
     pub warnings: Vec<String>,
 }
@@ -61,7 +61,7 @@ impl Layers {
             (None, Some(path)) => read_optional(path)?.map(|text| (path, text)),
             (None, None) => None,
         };
-        let has_file = file.is_some();
+        let found = file.as_ref().map(|(path, _)| (*path).to_owned());
         if let Some((path, text)) = file {
             let dict = parse(path, &text)?;
             refuse_unknown(program, path, &dict)?;
@@ -71,7 +71,7 @@ impl Layers {
         figment = figment.merge(Layer { origin: Origin::Environment, dict });
         let dict = command_line(&inputs.options);
         figment = figment.merge(Layer { origin: Origin::CommandLine, dict });
-        Ok(Self { program, figment, has_file, warnings })
+        Ok(Self { program, figment, file: found, warnings })
     }
 
     /// The merged values as a `T`.
@@ -109,26 +109,24 @@ impl Layers {
     }
 
     fn wrong(&self, key: &str, origin: &Origin, message: &str) -> ConfigError {
-        let key = match self.program.keys.iter().find(|known| known.name == key) {
-            Some(known) => match origin {
-                Origin::Environment => known.variable(self.program.env_prefix),
-                Origin::File(path) => format!("{}: {key}", path.display()),
-                Origin::Default if self.has_file => key.to_owned(),
-                Origin::CommandLine | Origin::Default => known.option_text(),
-            },
-            None => match origin {
-                Origin::File(path) => format!("{}: {key}", path.display()),
-                Origin::Default | Origin::Environment | Origin::CommandLine => key.to_owned(),
-            },
+        // What is missing is missing from the file if there is one, else from the command line.
+        let blamed = match (origin, &self.file) {
+            (Origin::Default, Some(path)) => &Origin::File(path.clone()),
+            (Origin::Default | Origin::File(_) | Origin::Environment | Origin::CommandLine, _) => origin,
+        };
+        let known = self.program.keys.iter().find(|known| known.name == key);
+        let key = match (blamed, known) {
+            (Origin::CommandLine | Origin::Default, Some(known)) => known.option_text(),
+            (Origin::Environment, Some(known)) => known.variable(self.program.env_prefix),
+            (Origin::File(path), _) => format!("{}: {key}", path.display()),
+            (Origin::Default | Origin::Environment | Origin::CommandLine, None) => key.to_owned(),
         };
         let message = format!("{key}: {message}");
-        let usage = match origin {
-            Origin::CommandLine => true,
-            // Something is missing: from the file if there is one, else from the command line.
-            Origin::Default => !self.has_file,
-            Origin::File(_) | Origin::Environment => false,
-        };
-        if usage { ConfigError::usage(self.program.name, &message) } else { ConfigError::Value(message) }
+        if matches!(blamed, Origin::CommandLine | Origin::Default) {
+            ConfigError::usage(self.program.name, &message)
+        } else {
+            ConfigError::Value(message)
+        }
     }
 
     fn place(&self, key: &str, origin: &Origin) -> String {

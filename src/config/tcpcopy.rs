@@ -47,6 +47,10 @@ pub struct Settings {
     /// Whose network latency the target feels.
     pub latency: Latency,
     /// How long upstream bytes wait for a response before they go without.
+    ///
+    /// The default, 30 s, is about where real clients give up. A shorter time would let a target that is slow
+    /// under load be overtaken just when that is what one wants to see; a longer one keeps the memory
+    /// of sessions whose response never comes.
     pub response_timeout: Duration,
     /// What becomes of connections that are older than the capture.
     pub mid_stream: MidStream,
@@ -55,6 +59,9 @@ pub struct Settings {
     /// The most sessions at a time, of all workers together.
     pub max_sessions: u32,
     /// How long a session lives without a packet from either side.
+    ///
+    /// The default, 1 h, keeps idle connections open on the target as production has them open; those of clients
+    /// that vanished end when the target closes them.
     pub idle_timeout: Duration,
     /// Logging.
     pub log: LogSettings,
@@ -104,8 +111,8 @@ pub static PROGRAM: Program = Program {
     about: "Replays the TCP sessions of this server's clients on a test server",
     default_file: "/etc/tcpcopy/tcpcopy.toml",
     env_prefix: "TCPCOPY_",
-    keys: &KEYS,
-    c_options: &C_OPTIONS,
+    keys: KEYS,
+    c_options: C_OPTIONS,
     examples: EXAMPLES,
     keeps_rules: false,
 };
@@ -121,7 +128,7 @@ Examples:
 Each option can also be set in the file (as named by --print-config) or in the
 environment (TCPCOPY_PERCENT=20). The manual is tcpcopy(8).";
 
-const KEYS: [Key; 20] = [
+const KEYS: &[Key] = &[
     Key {
         name: "map",
         option: "map",
@@ -305,7 +312,7 @@ const KEYS: [Key; 20] = [
 ];
 
 /// From the `getopt` string of tcpcopy 1.3.
-const C_OPTIONS: [(char, &str); 23] = [
+const C_OPTIONS: &[(char, &str)] = &[
     ('d', "it stays in the foreground; run it from a service manager such as systemd"),
     ('P', "it stays in the foreground; the service manager knows its process"),
     ('l', "it logs to the journal or to standard error; redirect that"),

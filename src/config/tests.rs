@@ -384,3 +384,32 @@ fn the_tables_of_keys_are_sound() {
         }
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_a_parser_panic(text in ".{0,40}", near in "[-0-9a-fx.:,/\\[\\]@ ]{0,40}") {
+        for text in [text, near] {
+            let _ = text.parse::<Mapping>();
+            let _ = text.parse::<crate::wire::prefix::Prefix>();
+            let _ = text.parse::<Span>();
+            let _ = text.parse::<Size>();
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back(address: u32, wide: u128, port in 1_u16.., length in 0_u8..=32, micros in 0..u64::MAX / 1000, bytes: u64) {
+        use crate::wire::prefix::Prefix;
+        let prefixes = [Prefix::new(std::net::Ipv4Addr::from(address).into(), length), Prefix::new(std::net::Ipv6Addr::from(wide).into(), length * 4)];
+        for prefix in prefixes.into_iter().flatten() {
+            proptest::prop_assert_eq!(prefix.to_string().parse(), Ok(prefix));
+            let last = prefix.nth(prefix.size() - 1).expect("the last host");
+            proptest::prop_assert!(prefix.contains(last) && prefix.nth(prefix.size()).is_none());
+        }
+        for online in [None, Some(std::net::IpAddr::from([10, 0, 0, 1]))] {
+            let mapping = Mapping { online, port, target: (std::net::Ipv4Addr::from(address | 0x0100_0000).octets().map(|octet| octet.min(223)), port).into() };
+            proptest::prop_assert_eq!(mapping.to_string().parse(), Ok(mapping));
+        }
+        proptest::prop_assert_eq!(Span(Duration::from_micros(micros)).to_string().parse(), Ok(Span(Duration::from_micros(micros))));
+        proptest::prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
+    }
+}

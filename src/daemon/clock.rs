@@ -1,22 +1,29 @@
 //! Where [`Time`] comes from.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::wire::Time;
 
 /// The monotonic clock of a process. Copies tell the same time in every thread.
+///
+/// [`Time::ZERO`] is 1970, as the wall clock had it when the process started: so the TCP timestamps
+/// that are made of it do not go back when the process is started again (RFC 7323, 5).
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(Instant);
+pub struct Clock {
+    started: Instant,
+    at: Time,
+}
 
 impl Clock {
-    /// A clock whose [`Time::ZERO`] is now.
+    /// A clock that is right now.
     pub fn start() -> Self {
-        Self(Instant::now())
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { started: Instant::now(), at: Time::ZERO + since_1970 }
     }
 
     /// The time.
     pub fn now(self) -> Time {
-        Time::ZERO + self.0.elapsed()
+        self.at + self.started.elapsed()
     }
 }
 

@@ -117,7 +117,7 @@ pub fn heed(findings: Vec<Finding>) -> Result<(), Failure> {
         match finding.severity {
             Severity::Error => return Err(finding.into()),
             Severity::Warning => {
-                tracing::warn!(check = ?finding.check, remedy = %finding.remedy, "{}", finding.what)
+                tracing::warn!(check = ?finding.check, remedy = %finding.remedy, "{}", finding.what);
             }
         }
     }

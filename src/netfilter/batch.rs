@@ -345,3 +345,54 @@ impl Header {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::{Attributes, Content, Message};
+    use super::*;
+
+    /// An expression's name and attributes.
+    type Parts = (String, Vec<(u16, Vec<u8>)>);
+
+    /// The expressions of the only rule in a transaction.
+    fn expressions(transaction: &Transaction) -> Vec<Parts> {
+        const RULE_EXPRESSIONS: u16 = 4;
+        let mut rest = transaction.bytes.as_slice();
+        let mut found = Vec::new();
+        while let Some((length, _)) = rest.split_first_chunk() {
+            let (message, more) = rest.split_at(u32::from_ne_bytes(*length) as usize);
+            rest = more;
+            let content = Message::parse(message).and_then(|message| message.content());
+            let Some(Content::Nftables { kind: libc::NFT_MSG_NEWRULE, attributes, .. }) = content else {
+                continue;
+            };
+            for (_, expression) in attributes.nested(RULE_EXPRESSIONS).unwrap() {
+                let expression = Attributes::new(expression);
+                let name = String::from_utf8(expression.string(1).unwrap().to_vec()).unwrap();
+                let data = expression.nested(2).unwrap().map(|(kind, value)| (kind, value.to_vec()));
+                found.push((name, data.collect()));
+            }
+        }
+        found
+    }
+
+    /// What nft 1.0.6 sends for `queue num 36520`, and the target its xtables cousin sends.
+    #[test]
+    fn both_ways_to_queue_name_the_queue() {
+        let rule = Rule { matches: Vec::new(), statements: vec![Statement::Queue(36520)] };
+        let chain = Chain { name: "c", hook: Hook::Output, priority: 0, rules: vec![rule] };
+        let table = Table { family: Family::Ip, chains: vec![chain] };
+        let ruleset = Ruleset { name: TableName::tcpcopy(), owner: true, tables: vec![table] };
+
+        let native = expressions(&install(&ruleset, QueueKind::Native));
+        let number = 36520_u16.to_be_bytes().to_vec();
+        assert_eq!(native, [("queue".to_owned(), vec![(1, number), (2, vec![0, 1])])]);
+
+        let compat = expressions(&install(&ruleset, QueueKind::Compat));
+        let [low, high] = 36520_u16.to_ne_bytes();
+        let [one, zero] = 1_u16.to_ne_bytes();
+        let info = vec![low, high, one, zero, 0, 0, 0, 0];
+        let attributes = vec![(1, b"NFQUEUE\0".to_vec()), (2, vec![0, 0, 0, 3]), (3, info)];
+        assert_eq!(compat, [("target".to_owned(), attributes)]);
+    }
+}

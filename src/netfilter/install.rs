@@ -18,7 +18,8 @@ pub struct Installed {
     queue: QueueKind,
 }
 
-/// Why rules could not be installed or removed. Nothing has changed then: transactions are all or nothing.
+/// Why rules could not be installed or removed. A transaction is carried out as a whole or not at all; only after
+/// [`InstallError::Receive`], [`InstallError::Unanswered`] and [`InstallError::Altered`] it may have been.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// There is nothing to install.
@@ -116,22 +117,22 @@ impl Installed {
         let queue = if ruleset.uses_queues() { probe_queue(table.family)? } else { QueueKind::Native };
         let link = Link::open().map_err(InstallError::Socket)?;
         let mut installed = Self { link, ruleset: ruleset.clone(), queue };
-        installed.put()?;
+        installed.put(ruleset)?;
         Ok(installed)
     }
 
-    /// Puts another ruleset in force in place of this one, without a moment between; after a failure this one still
-    /// is. Used with the same rules to put back what somebody removed.
+    /// Puts another ruleset, of the same table name, in force in place of this one, without a moment between; if the
+    /// kernel refuses, this one still is.
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), InstallError> {
         if ruleset.tables.is_empty() {
             return Err(InstallError::Empty);
         }
-        let before = std::mem::replace(&mut self.ruleset, ruleset.clone());
-        let outcome = self.put();
-        if outcome.is_err() {
-            self.ruleset = before;
-        }
-        outcome
+        self.put(ruleset)
+    }
+
+    /// Puts the same rules in force again, after somebody has changed or removed them.
+    pub fn restore(&mut self) -> Result<(), InstallError> {
+        self.put(&self.ruleset.clone())
     }
 
     /// Takes the rules away.
@@ -159,10 +160,11 @@ impl Installed {
         readback::counters(&mut self.link, &self.ruleset)
     }
 
-    fn put(&mut self) -> Result<(), InstallError> {
-        let transaction = batch::install(&self.ruleset, self.queue);
+    fn put(&mut self, ruleset: &Ruleset) -> Result<(), InstallError> {
+        let transaction = batch::install(ruleset, self.queue);
         let outcome = self.link.commit(&transaction);
-        outcome.map_err(|failure| explain(failure, &transaction, &self.ruleset.name))?;
+        outcome.map_err(|failure| explain(failure, &transaction, &ruleset.name))?;
+        self.ruleset = ruleset.clone();
         match self.check().map_err(InstallError::Receive)? {
             Presence::Complete => Ok(()),
             Presence::Altered(what) => Err(InstallError::Altered(what)),
@@ -248,4 +250,56 @@ fn explain(failure: Failure, transaction: &Transaction, table: &TableName) -> In
 
 fn refused(table: TableName, object: String, source: io::Error) -> InstallError {
     InstallError::Refused { table, object, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AssistantSpec, Place, Queues, Unclaimed, assistant};
+    use super::*;
+
+    fn transaction() -> (Transaction, TableName) {
+        let ruleset = assistant(&AssistantSpec {
+            table: TableName::intercept(),
+            targets: vec!["192.0.2.1:80".parse().unwrap()],
+            queues: Queues::new(1, 2).unwrap(),
+            unclaimed: Unclaimed::Drop,
+            accept_mark: 1,
+            place: Place::Assistant,
+        });
+        (batch::install(&ruleset, QueueKind::Native), ruleset.name)
+    }
+
+    fn refusal(of: impl Fn(&Object) -> bool, errno: i32) -> String {
+        let (transaction, table) = transaction();
+        let position = transaction.objects.iter().position(|(_, object)| of(object)).unwrap();
+        let sequence = transaction.first + u32::try_from(position).unwrap();
+        let error = io::Error::from_raw_os_error(errno);
+        explain(Failure::Refused { sequence, error }, &transaction, &table).to_string()
+    }
+
+    #[test]
+    fn a_refusal_names_the_object_and_the_remedy() {
+        let owned = refusal(|object| *object == Object::Removal, libc::EPERM);
+        assert!(owned.contains("belongs to another process"), "{owned}");
+        let flag = refusal(|object| *object == Object::Table, libc::EOPNOTSUPP);
+        assert!(flag.contains("Linux 5.12"), "{flag}");
+        let missing = refusal(|object| matches!(object, Object::Rule { .. }), libc::ENOENT);
+        assert!(missing.contains("ip saddr 192.0.2.1 tcp sport 80 jhash"), "{missing}");
+        assert!(missing.contains("NFT_HASH, NFT_QUEUE"), "{missing}");
+        let chain = refusal(|object| *object == Object::Chain("blackhole"), libc::EINVAL);
+        assert!(chain.contains("the ip chain blackhole in table intercept"), "{chain}");
+    }
+
+    #[test]
+    fn a_refusal_of_the_whole_is_about_permission_or_the_kernel() {
+        let (transaction, table) = transaction();
+        let refused = |errno| {
+            let error = io::Error::from_raw_os_error(errno);
+            let sequence = transaction.first.saturating_sub(1);
+            explain(Failure::Refused { sequence, error }, &transaction, &table)
+        };
+        assert!(matches!(refused(libc::EPERM), InstallError::Permission));
+        assert!(matches!(refused(libc::EOPNOTSUPP), InstallError::NoNftables));
+        assert!(matches!(refused(libc::ENOMEM), InstallError::Refused { .. }));
+    }
 }

@@ -85,6 +85,11 @@ impl<'a> Message<'a> {
 pub(super) struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
+    /// The attributes in the value of another.
+    pub(super) fn new(value: &'a [u8]) -> Self {
+        Self(value)
+    }
+
     /// The value of the first attribute of that kind.
     pub(super) fn find(&self, kind: u16) -> Option<&'a [u8]> {
         self.clone().find_map(|(found, value)| (found == kind).then_some(value))
@@ -92,7 +97,7 @@ impl<'a> Attributes<'a> {
 
     /// The attributes nested in the first attribute of that kind.
     pub(super) fn nested(&self, kind: u16) -> Option<Self> {
-        self.find(kind).map(Self)
+        self.find(kind).map(Self::new)
     }
 
     /// The string in the first attribute of that kind, without its NUL.
@@ -130,7 +135,7 @@ pub(super) fn rule_counter(rule: &Attributes<'_>) -> Option<Counters> {
     const COUNTER_PACKETS: u16 = 2;
     let mut expressions = rule.nested(RULE_EXPRESSIONS)?;
     expressions.find_map(|(_element, expression)| {
-        let expression = Attributes(expression);
+        let expression = Attributes::new(expression);
         if expression.string(EXPRESSION_NAME) != Some(b"counter") {
             return None;
         }

@@ -5,7 +5,7 @@
 //! | what is to be captured becomes rules, as pure data | [`online()`], [`assistant()`] -> [`Ruleset`] |
 //! | rules become text for `nft -f` | `Display` of [`Ruleset`]; `nftables/*.nft` are printed so |
 //! | rules become one netlink batch, and go into the kernel | [`Installed`] |
-//! | somebody else changes them | [`RulesWatch`] tells, [`present`] compares, [`Installed::replace`] puts them back |
+//! | somebody else changes them | [`RulesWatch`] tells, [`present`] compares, [`Installed::restore`] puts them back |
 //! | rules that outlive the process are taken away | [`remove_table`] |
 //!
 //! The only state is in the kernel; [`Installed`] holds the socket that owns the tables. Imports `sys` and `wire`.

@@ -1,3 +1,5 @@
+//! The router as its worker drives it: packets, frames and time in, records and verdicts out.
+
 use super::*;
 use crate::wire::{Flags, Seq, TcpOptions};
 

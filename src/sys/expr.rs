@@ -100,12 +100,9 @@ impl Expr {
         Self::new(c"notrack")
     }
 
-    /// The native `queue num N`: no bypass, so a packet without a listener is dropped.
+    /// The native `queue num N`, without flags: no bypass, so a packet without a listener is dropped.
     pub fn queue(number: u16) -> Self {
-        Self::new(c"queue")
-            .u16(sys::NFTNL_EXPR_QUEUE_NUM, number)
-            .u16(sys::NFTNL_EXPR_QUEUE_TOTAL, 1)
-            .u16(sys::NFTNL_EXPR_QUEUE_FLAGS, 0)
+        Self::new(c"queue").u16(sys::NFTNL_EXPR_QUEUE_NUM, number).u16(sys::NFTNL_EXPR_QUEUE_TOTAL, 1)
     }
 
     /// The same as [`Expr::queue`], as the xtables target `NFQUEUE` revision 3 through `nft_compat`.

@@ -13,6 +13,7 @@ mod outgoing;
 mod packet;
 pub mod prefix;
 mod seq;
+mod tally;
 mod tcp;
 mod time;
 
@@ -20,6 +21,8 @@ pub use flow::{FlowId, FlowKey};
 pub use options::{TcpOptions, Timestamps};
 pub use outgoing::{MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing};
 pub use packet::{Packet, Reject, parse};
+pub use prefix::Prefix;
 pub use seq::Seq;
+pub use tally::{Counted, Tally};
 pub use tcp::{Flags, TcpHeader};
 pub use time::Time;

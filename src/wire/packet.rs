@@ -49,6 +49,15 @@ pub enum Reject {
     Ports,
 }
 
+crate::counted!(Reject {
+    IpHeader => "bad_ip_header",
+    IpLength => "bad_ip_length",
+    Fragment => "fragment",
+    NotTcp => "not_tcp",
+    TcpHeader => "bad_tcp_header",
+    Ports => "bad_ports",
+});
+
 /// Reads a packet that begins with its IP header.
 ///
 /// `original_len` is the packet's length before the capture cut it; `bytes` may be shorter, but
