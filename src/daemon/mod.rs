@@ -11,3 +11,4 @@ pub mod pipe;
 pub mod quiet;
 pub mod signals;
 pub mod tcpcopy;
+pub mod threads;

@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::WAKER;
-use super::worker::{Newcomer, Order, Orders};
+use super::worker::{Newcomer, Order};
 use crate::daemon::clock::{self, Clock};
 use crate::daemon::pipe::Pipe;
 use crate::daemon::quiet::Quiet;
+use crate::daemon::threads::Outbox;
 use crate::tunnel::{Closed, Hello, Limits, Refuse, Server, ServerEvent};
 use crate::wire::Time;
 
@@ -57,7 +58,7 @@ pub(super) struct Acceptor {
     accepting: bool,
     resume: Option<Time>,
     strangers: Slab<Stranger>,
-    workers: Vec<Orders>,
+    workers: Vec<Outbox<Order>>,
     quiet: Quiet,
 }
 
@@ -93,7 +94,11 @@ pub(super) fn spawn(mut acceptor: Acceptor) -> io::Result<Handle> {
 }
 
 impl Acceptor {
-    pub(super) fn new(mut listener: TcpListener, workers: Vec<Orders>, clock: Clock) -> io::Result<Self> {
+    pub(super) fn new(
+        mut listener: TcpListener,
+        workers: Vec<Outbox<Order>>,
+        clock: Clock,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::worker::{Handle, Order, Report, Snapshot};
+use super::worker::{Order, Report, Snapshot};
 use crate::capture::kernel_counters;
 use crate::daemon::clock::{self, Clock};
 use crate::daemon::exit::{Code, Failure};
@@ -16,6 +16,7 @@ use crate::daemon::failures::with_causes;
 use crate::daemon::notify::Notifier;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::signals::{Signal, Signals};
+use crate::daemon::threads::Handle;
 use crate::netfilter::{Change, Installed, Presence, RulesWatch};
 use crate::router::Outcome;
 use crate::wire::Time;
@@ -38,7 +39,7 @@ pub(super) struct Parts {
     pub(super) watch: RulesWatch,
     pub(super) rules: Installed,
     pub(super) inbox: Receiver<Report>,
-    pub(super) workers: Vec<Handle>,
+    pub(super) workers: Vec<Handle<Order>>,
     pub(super) first_queue: u16,
 }
 
@@ -81,8 +82,7 @@ impl Control {
             worker.orders.send(Order::Stop);
         }
         for worker in std::mem::take(&mut self.parts.workers) {
-            // Its panic, if there was one, has been reported.
-            let _ = worker.thread.join();
+            worker.join();
         }
         while let Ok(report) = self.parts.inbox.try_recv() {
             if let Report::Counters(snapshot) = report {
@@ -179,8 +179,7 @@ impl Control {
     }
 
     fn reinstall(&mut self, now: Time, what: &str) {
-        let ruleset = self.parts.rules.ruleset().clone();
-        match self.parts.rules.replace(&ruleset) {
+        match self.parts.rules.restore() {
             Ok(()) => {
                 self.next_check = None;
                 tracing::warn!(
@@ -215,7 +214,7 @@ impl Control {
     fn log_stats(&mut self) {
         let sum = |field: &dyn Fn(&Snapshot) -> u64| self.snapshots.iter().map(field).sum::<u64>();
         let size = |field: &dyn Fn(&Snapshot) -> usize| self.snapshots.iter().map(field).sum::<usize>();
-        let outcome = |outcome| sum(&|snapshot| snapshot.router.outcome(outcome));
+        let outcome = |outcome| sum(&|snapshot| snapshot.router.outcomes.of(outcome));
         tracing::info!(
             responses = sum(&|snapshot| snapshot.packets),
             forwarded = outcome(Outcome::Forwarded),
