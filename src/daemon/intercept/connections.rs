@@ -189,8 +189,7 @@ impl Connections {
     /// Sends the worker's counters to all.
     pub(super) fn report(&mut self, responses: u64, queue_dropped: u64) {
         for (key, connection) in &mut self.all {
-            connection.server.report(responses, queue_dropped);
-            if !connection.dirty {
+            if connection.server.report(responses, queue_dropped) && !connection.dirty {
                 connection.dirty = true;
                 self.dirty.push(key);
             }
