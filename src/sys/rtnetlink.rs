@@ -88,7 +88,8 @@ impl Rtnetlink {
 
     /// Creates a link of a kind that needs no parameters, and prepares it as [`prepare`](Self::prepare) does.
     ///
-    /// Both requests go in one system call, so that no signal leaves a link behind that does not bear our alias.
+    /// All requests go in one system call, so that no signal leaves a link behind that does not bear our alias. The
+    /// caller has made sure that there is no link of this name: one that appeared since would get the alias.
     pub(super) fn create(&mut self, name: &str, kind: &str, alias: &str) -> io::Result<()> {
         let mut writer = Writer::new();
         self.begin(&mut writer, RTM_NEWLINK, CREATE | EXCL);

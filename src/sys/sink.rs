@@ -6,7 +6,7 @@
 //!
 //! The device has no address in any family, so that it sends nothing of its own (router solicitations, multicast
 //! reports, duplicate address detection) and no packet leaves with its address. One exception: a tun on a host that
-//! forwards IPv6 reports a multicast group, once and into itself. An IPv6 `dup` needs a route to its
+//! forwards IPv6 reports a multicast group, a few times and into itself. An IPv6 `dup` needs a route to its
 //! gateway on the device, or silently makes no copies: the sink has one for all link-local addresses. An IPv4 `dup` takes
 //! any gateway to be on the link.
 //!

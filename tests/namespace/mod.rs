@@ -11,7 +11,7 @@ const PATIENCE: &str = "120";
 
 /// Runs `body` in a fresh network namespace whose loopback is up; skips, with the reason, where that cannot be.
 pub(crate) fn isolated(test: &str, body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         run("ip", &["link", "set", "lo", "up"]);
         return body();
     }
@@ -23,15 +23,34 @@ pub(crate) fn isolated(test: &str, body: impl FnOnce()) {
     assert!(status.success(), "{test} failed in its namespace: {status}");
 }
 
+/// True where [`isolated`] or [`again`] started this process. Parts of tests do nothing elsewhere.
+pub(crate) fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Starts this binary again for one test, in the namespace the caller is in when it is inside already.
 pub(crate) fn again(test: &str) -> ExitStatus {
+    again_under(&[], test)
+}
+
+/// [`again`] as root without CAP_NET_ADMIN and CAP_NET_RAW.
+#[allow(dead_code, reason = "not every test file needs it")]
+pub(crate) fn again_without_net_admin(test: &str) -> ExitStatus {
+    again_under(&["setpriv", "--bounding-set=-net_admin,-net_raw", "--inh-caps=-net_admin,-net_raw"], test)
+}
+
+fn again_under(wrapper: &[&str], test: &str) -> ExitStatus {
     let this = std::env::current_exe().expect("a running test has a path");
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", PATIENCE]);
-    if std::env::var_os(INSIDE).is_none() {
+    if !is_inside() {
         command.args(["unshare", "--net", "--mount", "--"]);
     }
-    command.arg(this).args(["--exact", test, "--nocapture", "--include-ignored"]).env(INSIDE, "1");
+    command
+        .args(wrapper)
+        .arg(this)
+        .args(["--exact", test, "--nocapture", "--include-ignored"])
+        .env(INSIDE, "1");
     command.status().expect("starting the test again")
 }
 

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Runs every check, the fast ones first. As root, or it asks sudo.
+#
+#   tests/check.sh [--no-lab]
+set -euo pipefail
+# shellcheck source=tests/prepare.sh
+source "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
+
+lab=yes
+case "${1:-}" in
+  '') ;;
+  --no-lab) lab= ;;
+  *)
+    echo "usage: tests/check.sh [--no-lab]" >&2
+    exit 64
+    ;;
+esac
+
+# Runs a command under a heading and says how long it took.
+section() {
+  local name=$1 start=$SECONDS
+  shift
+  echo "==> $name"
+  if ! "$@"; then
+    echo "==> $name: FAILED after $((SECONDS - start)) s" >&2
+    exit 1
+  fi
+  echo "==> $name: ok, $((SECONDS - start)) s"
+}
+
+dependencies() {
+  if cargo deny --version >/dev/null 2>&1; then
+    cargo deny check
+  else
+    echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"
+  fi
+}
+
+one_version_each() {
+  local twice
+  twice=$(cargo tree --locked --workspace --duplicates --edges normal,build --depth 0)
+  if [[ -n $twice ]]; then
+    echo "$twice"
+  fi
+}
+
+become_root "$@"
+section "packages" install_basics
+section "shellcheck package" install_missing shellcheck
+section "format" cargo fmt --all --check
+section "scripts" shellcheck -x tests/*.sh .ci/run
+section "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
+section "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+section "dependencies" dependencies
+section "dependencies in several versions (for information)" one_version_each
+section "unit, simulation, rules and command-line tests" cargo test --workspace --locked --quiet
+section "release build" cargo build --release --workspace --locked
+if [[ -n $lab ]]; then
+  section "laboratory" target/release/lab run
+fi
+echo "All checks passed in $SECONDS s."

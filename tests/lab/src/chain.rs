@@ -1,0 +1,393 @@
+//! The whole chain: network, servers, daemons, and the checks that hold in every scenario.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::daemon::{Daemon, Program, Usage};
+use crate::leak::LeakDetector;
+use crate::load::{Closer, Connections, Load, Pace, Report, Request, Running};
+use crate::namespace::Snapshot;
+use crate::network::{Family, Network, Plan, Role};
+use crate::nginx::{Behaviour, Nginx};
+use crate::observer::{self, Observer};
+use crate::records::{Answers, Comparison};
+use crate::wait;
+
+/// How long the target's log must be quiet before what is missing counts as lost.
+const QUIET: Duration = Duration::from_secs(3);
+/// How long the online server's log must be quiet once the load is over: it is flushed every 100 ms.
+const FLUSHED: Duration = Duration::from_millis(250);
+/// How long it must be quiet when nothing is missing: duplicates would come by then, and logs are flushed.
+const SETTLE: Duration = Duration::from_millis(400);
+/// How long to watch a log that does not become quiet.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What to set up.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    /// The network.
+    pub(crate) plan: Plan,
+    /// The IP version of the clients, the services and the tunnel.
+    pub(crate) family: Family,
+    /// How the servers behave.
+    pub(crate) behaviour: Behaviour,
+    /// What each tcpcopy replays (`-x`); empty: port 80 to the first target.
+    pub(crate) mappings: Vec<String>,
+    /// Further options of each tcpcopy; `{n}` stands for its number, from 1.
+    pub(crate) tcpcopy: Vec<String>,
+    /// Further options of each intercept.
+    pub(crate) intercept: Vec<String>,
+}
+
+impl Setup {
+    /// The plain chain for a family.
+    pub(crate) fn new(plan: Plan, family: Family) -> Self {
+        Self {
+            plan,
+            family,
+            behaviour: Behaviour::default(),
+            mappings: Vec::new(),
+            tcpcopy: Vec::new(),
+            intercept: Vec::new(),
+        }
+    }
+
+    /// With further tcpcopy options, written as on a command line.
+    pub(crate) fn tcpcopy(mut self, options: &str) -> Self {
+        self.tcpcopy = options.split_whitespace().map(str::to_owned).collect();
+        self
+    }
+}
+
+/// A running chain. Dropping it ends everything.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    // In the order in which they must go.
+    tcpcopies: Vec<Daemon>,
+    intercepts: Vec<Daemon>,
+    online: Vec<Observer>,
+    target: Vec<Observer>,
+    _servers: Vec<Nginx>,
+    leaks: Vec<LeakDetector>,
+    network: Network,
+    before: Vec<Snapshot>,
+    setup: Setup,
+    scratch: PathBuf,
+    next_id: u64,
+}
+
+impl Chain {
+    /// Builds the network and starts the servers, but no daemon.
+    pub(crate) fn prepare(setup: Setup, scratch: &Path) -> Result<Self> {
+        let network = Network::build(&setup.plan)?;
+        let mut servers = Vec::new();
+        let mut observers = |role| -> Result<Vec<Observer>> {
+            network
+                .all(role)
+                .map(|host| {
+                    let server = Nginx::start(host.namespace(), scratch, &setup.behaviour)?;
+                    let observer = Observer::watch(&server);
+                    servers.push(server);
+                    observer
+                })
+                .collect()
+        };
+        let (online, target) = (observers(Role::Online)?, observers(Role::Target)?);
+        let (leaks, before) = (LeakDetector::all(&network)?, network.snapshot()?);
+        Ok(Self {
+            tcpcopies: Vec::new(),
+            intercepts: Vec::new(),
+            online,
+            target,
+            _servers: servers,
+            leaks,
+            network,
+            before,
+            setup,
+            scratch: scratch.to_owned(),
+            next_id: 1,
+        })
+    }
+
+    /// Builds all of it: when this returns, traffic is replayed.
+    pub(crate) fn start(setup: Setup, scratch: &Path) -> Result<Self> {
+        let mut chain = Self::prepare(setup, scratch)?;
+        chain.start_intercepts()?;
+        chain.start_tcpcopies()?;
+        Ok(chain)
+    }
+
+    /// The network.
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The directory of this chain's files.
+    pub(crate) fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// The options with which the intercept of every assistant is started.
+    pub(crate) fn intercept_arguments(&self) -> Result<Vec<String>> {
+        let mut arguments = Vec::new();
+        for index in 0..usize::from(self.setup.plan.targets) {
+            arguments.push("--target".to_owned());
+            arguments.push(self.network.target(index, self.setup.family)?.to_string());
+        }
+        arguments.push("--insecure".to_owned());
+        arguments.extend(self.setup.intercept.iter().cloned());
+        Ok(arguments)
+    }
+
+    /// The options of the `index`-th tcpcopy.
+    pub(crate) fn tcpcopy_arguments(&self, index: usize) -> Result<Vec<String>> {
+        let family = self.setup.family;
+        let mapping = if self.setup.mappings.is_empty() {
+            format!("80-{}", self.network.target(0, family)?)
+        } else {
+            self.setup.mappings.join(",")
+        };
+        let tunnel = |address: std::net::IpAddr| match address {
+            std::net::IpAddr::V4(address) => address.to_string(),
+            std::net::IpAddr::V6(address) => format!("[{address}]:36524"),
+        };
+        let intercepts: Vec<String> =
+            self.network.all(Role::Assistant).map(|assistant| tunnel(assistant.back(family))).collect();
+        let number = (index + 1).to_string();
+        let mut arguments =
+            vec!["-x".to_owned(), mapping, "-s".to_owned(), intercepts.join(","), "--insecure".to_owned()];
+        arguments.extend(self.setup.tcpcopy.iter().map(|option| option.replace("{n}", &number)));
+        Ok(arguments)
+    }
+
+    /// Starts intercept on every assistant and waits until all are ready.
+    pub(crate) fn start_intercepts(&mut self) -> Result<()> {
+        let arguments = self.intercept_arguments()?;
+        let mut intercepts = Vec::new();
+        for host in self.network.all(Role::Assistant) {
+            intercepts.push(Daemon::start(Program::Intercept, host.namespace(), &arguments, &self.scratch)?);
+        }
+        intercepts.iter_mut().try_for_each(Daemon::wait_ready)?;
+        self.intercepts = intercepts;
+        Ok(())
+    }
+
+    /// Starts tcpcopy on every online host, without waiting.
+    pub(crate) fn launch_tcpcopies(&mut self) -> Result<()> {
+        let mut tcpcopies = Vec::new();
+        for (index, host) in self.network.all(Role::Online).enumerate() {
+            let arguments = self.tcpcopy_arguments(index)?;
+            tcpcopies.push(Daemon::start(Program::Tcpcopy, host.namespace(), &arguments, &self.scratch)?);
+        }
+        self.tcpcopies = tcpcopies;
+        Ok(())
+    }
+
+    /// Starts tcpcopy on every online host and waits until all are ready.
+    pub(crate) fn start_tcpcopies(&mut self) -> Result<()> {
+        self.launch_tcpcopies()?;
+        self.tcpcopies.iter_mut().try_for_each(Daemon::wait_ready)
+    }
+
+    /// The `index`-th tcpcopy.
+    pub(crate) fn tcpcopy(&mut self, index: usize) -> Result<&mut Daemon> {
+        self.tcpcopies.get_mut(index).context("no such tcpcopy")
+    }
+
+    /// The `index`-th intercept.
+    pub(crate) fn intercept(&mut self, index: usize) -> Result<&mut Daemon> {
+        self.intercepts.get_mut(index).context("no such intercept")
+    }
+
+    /// A load from all addresses of the first client on all online servers, with fresh ids: adjust it and run it.
+    pub(crate) fn load(&mut self, pace: Pace, connections: Connections, seconds: u64) -> Result<Load> {
+        let family = self.setup.family;
+        let onlines = usize::from(self.setup.plan.onlines);
+        let servers: Result<Vec<SocketAddr>> =
+            (0..onlines).map(|online| self.network.service(online, family)).collect();
+        let first_id = self.next_id;
+        self.next_id += 1_000_000_000;
+        Ok(Load {
+            servers: servers?,
+            sources: self.network.host(Role::Client, 0)?.sources(family),
+            pace,
+            connections,
+            request: Request::Get(100),
+            duration: Duration::from_secs(seconds),
+            first_id,
+            timeout: Duration::from_secs(10),
+        })
+    }
+
+    /// Runs a load, to which no request may fail.
+    pub(crate) fn run(&mut self, load: Load) -> Result<Report> {
+        let report = load.run(self.network.host(Role::Client, 0)?.namespace())?;
+        sound(&report)?;
+        Ok(report)
+    }
+
+    /// Starts a load from the first client.
+    pub(crate) fn begin(&self, load: Load) -> Result<Running> {
+        load.start(self.network.host(Role::Client, 0)?.namespace())
+    }
+
+    /// What the online servers answered so far, all together.
+    pub(crate) fn online(&mut self) -> Result<Answers> {
+        merged(&mut self.online)
+    }
+
+    /// What the targets answered so far, all together.
+    pub(crate) fn target(&mut self) -> Result<Answers> {
+        merged(&mut self.target)
+    }
+
+    /// The observers of the online servers.
+    pub(crate) fn online_observers(&mut self) -> &mut [Observer] {
+        &mut self.online
+    }
+
+    /// The observers of the targets.
+    pub(crate) fn target_observers(&mut self) -> &mut [Observer] {
+        &mut self.target
+    }
+
+    /// Waits until the target has answered what the online server answered, `times` times, or has gone quiet.
+    pub(crate) fn compare(&mut self, times: u32) -> Result<Comparison> {
+        let online = &mut self.online;
+        let mut all = || online.iter_mut().map(|online| Ok(online.update()?.lines())).sum::<Result<u64>>();
+        let lines = wait::settled(LIMIT, FLUSHED, FLUSHED, &mut all, |_| true)?;
+        let target = &mut self.target;
+        let mut all = || target.iter_mut().map(|target| Ok(target.update()?.lines())).sum::<Result<u64>>();
+        wait::settled(LIMIT, QUIET, SETTLE, &mut all, |&count| count >= lines * u64::from(times))?;
+        Ok(Comparison::of(&self.online()?, &self.target()?, times))
+    }
+
+    /// Compares and fails unless everything arrived exactly `times` times.
+    pub(crate) fn expect_perfect(&mut self, times: u32) -> Result<Comparison> {
+        let comparison = self.compare(times)?;
+        if !comparison.perfect() {
+            bail!("{comparison}");
+        }
+        let odd: u64 = self.target.iter().map(Observer::odd).sum();
+        if odd > 0 {
+            bail!("{comparison}, but {odd} lines of the target's log are no request that was sent");
+        }
+        Ok(comparison)
+    }
+
+    /// Fails if a server received another body than was sent; `size` is that of the uploads.
+    pub(crate) fn check_bodies(&self, size: usize) -> Result<usize> {
+        let mut checked = 0;
+        for (side, observers) in [("online server", &self.online), ("target", &self.target)] {
+            for observer in observers {
+                let bodies = observer.bodies();
+                checked = bodies.len();
+                if let (count @ 1.., first) = observer::altered(&bodies, size) {
+                    bail!(
+                        "{count} of {} bodies are altered on the {side}; the first id: {first:?}",
+                        bodies.len()
+                    );
+                }
+            }
+        }
+        Ok(checked)
+    }
+
+    /// The cost of all tcpcopies and of all intercepts so far.
+    pub(crate) fn usage(&self) -> Result<(Usage, Usage)> {
+        let sum = |daemons: &[Daemon]| {
+            daemons.iter().try_fold(Usage::default(), |sum, daemon| {
+                let usage = daemon.usage()?;
+                anyhow::Ok(Usage {
+                    user: sum.user + usage.user,
+                    system: sum.system + usage.system,
+                    peak_kib: sum.peak_kib.max(usage.peak_kib),
+                })
+            })
+        };
+        Ok((sum(&self.tcpcopies)?, sum(&self.intercepts)?))
+    }
+
+    /// Fails if a client ever saw a packet of a target.
+    pub(crate) fn check_leaks(&mut self) -> Result<()> {
+        self.leaks.iter_mut().try_for_each(LeakDetector::check)
+    }
+
+    /// Packets of targets that clients saw.
+    pub(crate) fn leaks(&mut self) -> Result<u64> {
+        self.leaks.iter_mut().map(LeakDetector::count).sum()
+    }
+
+    /// The state of a host now.
+    pub(crate) fn state(&self, role: Role, index: usize) -> Result<Snapshot> {
+        self.network.host(role, index)?.namespace().snapshot()
+    }
+
+    /// Whether a host has, now, a table of this name.
+    pub(crate) fn has_table(&self, role: Role, index: usize, table: &str) -> Result<bool> {
+        Ok(self.state(role, index)?.has_table(table))
+    }
+
+    /// Takes the fail-closed rules away as an operator does.
+    pub(crate) fn remove_rules(&self) -> Result<()> {
+        for host in self.network.all(Role::Assistant) {
+            let remove = ["rules".to_owned(), "remove".to_owned()];
+            let mut daemon = Daemon::start(Program::Intercept, host.namespace(), &remove, &self.scratch)?;
+            let status = daemon.wait()?;
+            if !status.success() {
+                bail!("`intercept rules remove` ended with {status}: {}", daemon.output()?.trim());
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all daemons and checks what must hold at the end of every scenario: they end with code 0, the fail-closed
+    /// rules outlive intercept until they are taken away, nothing is left of rules and links, nothing leaked.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.tcpcopies.iter_mut().try_for_each(Daemon::stop)?;
+        self.tcpcopies.clear();
+        let intercepted = !self.intercepts.is_empty();
+        self.intercepts.iter_mut().try_for_each(Daemon::stop)?;
+        self.intercepts.clear();
+        if intercepted {
+            for index in 0..usize::from(self.setup.plan.assistants) {
+                if !self.has_table(Role::Assistant, index, "intercept")? {
+                    bail!("intercept took its fail-closed rules with it");
+                }
+            }
+            self.remove_rules()?;
+        }
+        let after = self.network.snapshot()?;
+        self.before.iter().zip(&after).try_for_each(|(before, after)| before.same_as(after))?;
+        self.check_leaks()
+    }
+}
+
+/// Fails if a production request failed.
+pub(crate) fn sound(report: &Report) -> Result<()> {
+    if report.failed() > 0 || report.answered == 0 {
+        bail!("production: {} answered, failures {:?}", report.answered, report.failures);
+    }
+    Ok(())
+}
+
+/// `count` connections that stay.
+pub(crate) fn keep_alive(count: usize) -> Connections {
+    Connections::KeepAlive(count)
+}
+
+/// One request per connection, closed by the server.
+pub(crate) fn short() -> Connections {
+    Connections::Short(2000, Closer::Server)
+}
+
+fn merged(observers: &mut [Observer]) -> Result<Answers> {
+    let mut all = Answers::default();
+    for observer in observers {
+        all.merge(observer.update()?);
+    }
+    Ok(all)
+}

@@ -1,0 +1,73 @@
+//! The laboratory: hosts as network namespaces, real servers, a load generator, and the scenarios that prove `tcpcopy`
+//! and `intercept` on them.
+//!
+//! It is a black box: it knows the programs by their command lines only. `isolation` puts it into namespaces of its own;
+//! `network` builds the hosts; `chain` runs servers and daemons on them; `scenarios` are what must hold.
+
+mod chain;
+mod command_line;
+mod daemon;
+mod demo;
+mod isolation;
+mod leak;
+mod load;
+mod measure;
+mod namespace;
+mod network;
+mod nginx;
+mod observer;
+mod records;
+mod runner;
+mod scenarios;
+mod sys;
+mod tap;
+mod wait;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use command_line::Command;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match command_line::parse(&arguments).map(run) {
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) => ExitCode::FAILURE,
+        Ok(Err(error)) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("lab: {error:#}\n\n{}", command_line::USAGE);
+            ExitCode::from(64)
+        }
+    }
+}
+
+/// Runs a command; `false` is a verdict that something does not hold.
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Help => {
+            println!("{}", command_line::USAGE);
+            return Ok(true);
+        }
+        Command::List => {
+            for scenario in scenarios::all() {
+                println!("{}", scenario.name);
+            }
+            return Ok(true);
+        }
+        Command::Run { .. } | Command::One { .. } | Command::Demo { .. } | Command::Measure { .. } => {}
+    }
+    isolation::enter()?;
+    match command {
+        Command::Help | Command::List => Ok(true),
+        Command::Run { names, offloads, long } => runner::run(&names, offloads, long),
+        Command::One { name, context } => runner::one(&name, &context),
+        Command::Demo { seconds } => demo::run(seconds),
+        Command::Measure { names, seconds, offloads, json } => {
+            measure::run(&names, seconds, offloads, json.as_deref())
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Long requests and long responses.
+
+use anyhow::{Result, ensure};
+
+use super::{Context, Offloads, Scenario};
+use crate::chain::{Chain, Setup, keep_alive, short};
+use crate::load::{Connections, Load, Pace, Request};
+use crate::network::Family;
+use crate::nginx::LONGEST_BODY;
+
+const MIB: usize = LONGEST_BODY;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    let loads = [
+        ("post-1mb", Request::Post(MIB), 10),
+        ("get-1mb", Request::Get(MIB), 20),
+        ("get-100kb", Request::Get(100_000), 100),
+    ];
+    let mut scenarios = Vec::new();
+    for (name, request, rate) in loads {
+        for (kind, connections) in [("keep-alive", keep_alive(8)), ("short", short())] {
+            for (family, offloads) in [(Family::V4, Offloads::Both), (Family::V6, Offloads::On)] {
+                let name = format!("bodies/{name}-{kind}-{}", family.name());
+                scenarios.push(Scenario::new(name, offloads, move |context| {
+                    arrive(context, family, Pace::Rate(rate), connections, request, 2)
+                }));
+            }
+        }
+    }
+    scenarios.push(Scenario::new("bodies/post-1mb-4-at-once", Offloads::Both, |context| {
+        arrive(context, Family::V4, Pace::Flood, keep_alive(4), Request::Post(MIB), 1)
+    }));
+    scenarios
+}
+
+fn arrive(
+    context: &Context,
+    family: Family,
+    pace: Pace,
+    connections: Connections,
+    request: Request,
+    seconds: u64,
+) -> Result<String> {
+    let mut chain = Chain::start(Setup::new(context.plan(), family), &context.scratch)?;
+    let load = chain.load(pace, connections, context.seconds(seconds))?;
+    let report = chain.run(Load { request, ..load })?;
+    let comparison = chain.expect_perfect(1)?;
+    let bodies = match request {
+        Request::Post(size) => {
+            let bodies = chain.check_bodies(size)?;
+            ensure!(bodies == comparison.online, "{bodies} bodies of {}", comparison.online);
+            format!(", {bodies} bodies equal")
+        }
+        Request::Get(_) => String::new(),
+    };
+    chain.finish()?;
+    Ok(format!("{comparison}{bodies}, {:.0} requests/s", report.rate()))
+}

@@ -1,0 +1,278 @@
+//! Production goes on whatever happens to the daemons, and no client ever sees a packet of the target.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use super::{Context, Offloads, Scenario};
+use crate::chain::{Chain, Setup, keep_alive, short, sound};
+use crate::load::{Connections, Pace, Report, Running};
+use crate::network::{Family, Plan, Role};
+use crate::sys::Signal;
+use crate::wait;
+
+/// The sink's name, unless configured otherwise.
+const SINK: &str = "tcpcopy0";
+/// The load under which things happen, requests a second.
+const RATE: u32 = 1_000;
+/// How long a daemon may take to notice and repair.
+const REPAIR: Duration = Duration::from_secs(5);
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    let mut scenarios = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        for (what, accept) in [("drop", false), ("accept", true)] {
+            let name = format!("safety/unclaimed-{what}-{}", family.name());
+            scenarios
+                .push(Scenario::new(name, Offloads::On, move |context| unclaimed(context, family, accept)));
+        }
+    }
+    for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
+        for family in [Family::V4, Family::V6] {
+            let name = |what: &str| format!("safety/{what}-{kind}-{}", family.name());
+            scenarios.push(Scenario::new(
+                name("intercept-killed-forwarding"),
+                Offloads::On,
+                move |context| intercept_killed(context, family, connections),
+            ));
+            scenarios.push(Scenario::new(name("tcpcopy-killed"), Offloads::On, move |context| {
+                tcpcopy_killed(context, family, connections)
+            }));
+        }
+        let name = |what: &str| format!("safety/{what}-{kind}");
+        scenarios.push(Scenario::new(name("tcpcopy-frozen-10s"), Offloads::On, move |context| {
+            tcpcopy_frozen(context, connections)
+        }));
+        scenarios.push(Scenario::new(name("sink-deleted"), Offloads::On, move |context| {
+            sink_deleted(context, connections)
+        }));
+        scenarios.push(Scenario::new(name("tcpcopy-stopped-and-started"), Offloads::On, move |context| {
+            tcpcopy_restarted(context, connections)
+        }));
+        scenarios.push(Scenario::new(name("ruleset-flushed"), Offloads::On, move |context| {
+            ruleset_flushed(context, connections)
+        }));
+    }
+    scenarios
+}
+
+/// A response that nobody claimed ends on the assistant, although it forwards; with `accept` it goes on.
+fn unclaimed(context: &Context, family: Family, accept: bool) -> Result<String> {
+    let plan = Plan { forwarding: true, ..context.plan() };
+    let mut setup = Setup::new(plan, family);
+    setup.intercept = vec!["--unclaimed".to_owned(), if accept { "accept" } else { "drop" }.to_owned()];
+    let mut chain = Chain::start(setup, &context.scratch)?;
+    let target = chain.network().target(0, family)?;
+    let victim = chain.network().host(Role::Client, 0)?.front(family);
+    let before = received(&chain)?;
+    let online = chain.network().host(Role::Online, 0)?.namespace();
+    let forged = online.enter(|| super::itself::forge(victim, target))??;
+    // The target sends its answer again for as long as nobody takes it.
+    wait::until(REPAIR, "the target answers twice", || Ok(received(&chain)? >= before + 2 || accept))?;
+    if accept {
+        wait::until(REPAIR, "the response goes on", || Ok(chain.leaks()? > 0))?;
+        return Ok(format!("{} packets routed", chain.leaks()?));
+    }
+    drop(forged);
+    chain.finish()?;
+    Ok("0 packets went on".to_owned())
+}
+
+/// Packets that the assistant received from the back network.
+fn received(chain: &Chain) -> Result<u64> {
+    let assistant = chain.network().host(Role::Assistant, 0)?.namespace();
+    Ok(assistant.output("cat", &["/sys/class/net/back/statistics/rx_packets"])?.trim().parse()?)
+}
+
+/// The assistant forwards and intercept is killed: the rules that stay keep the responses from the clients; a new
+/// intercept goes on.
+fn intercept_killed(context: &Context, family: Family, connections: Connections) -> Result<String> {
+    let plan = Plan { forwarding: true, ..context.plan() };
+    let mut chain = Chain::start(Setup::new(plan, family), &context.scratch)?;
+    let load = begin(&mut chain, connections, 60)?;
+    after(&load, 1_000)?;
+    chain.intercept(0)?.kill()?;
+    ensure!(chain.has_table(Role::Assistant, 0, "intercept")?, "the rules went with the process");
+    after(&load, 2_000)?;
+    let replayed = chain.target()?.len();
+    ensure!(replayed > 0, "nothing was replayed before");
+    chain.check_leaks()?;
+    chain.start_intercepts()?;
+    after(&load, 1_000)?;
+    let mut report = end(load)?;
+    chain.check_leaks()?;
+    // New sessions are replayed as before.
+    let before = chain.target()?.len();
+    let load = chain.load(Pace::Rate(RATE), short(), 1)?;
+    let again = chain.run(load)?;
+    wait::until(REPAIR, "requests arrive again once intercept is back", || {
+        Ok(chain.target()?.len() >= before + usize::try_from(again.answered)?)
+    })?;
+    chain.finish()?;
+    Ok(format!("0 packets leaked, {}", production(&mut report)))
+}
+
+/// tcpcopy is killed: its rules are gone at once; the next start cleans what the kernel could not.
+fn tcpcopy_killed(context: &Context, family: Family, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(Setup::new(context.plan(), family), &context.scratch)?;
+    ensure!(chain.has_table(Role::Online, 0, "tcpcopy")?, "no rules while tcpcopy runs");
+    let load = begin(&mut chain, connections, 60)?;
+    after(&load, 1_000)?;
+    chain.tcpcopy(0)?.kill()?;
+    wait::until(Duration::from_secs(1), "the rules are gone with the process", || {
+        Ok(!chain.has_table(Role::Online, 0, "tcpcopy")?)
+    })?;
+    after(&load, 1_000)?;
+    let left = if chain.state(Role::Online, 0)?.has_link(SINK) { "the sink, taken over" } else { "nothing" };
+    chain.start_tcpcopies()?;
+    after(&load, 1_000)?;
+    let mut report = end(load)?;
+    expect_replay(&mut chain)?;
+    chain.finish()?;
+    Ok(format!("left by SIGKILL: {left}; {}", production(&mut report)))
+}
+
+/// tcpcopy is frozen for ten seconds, then goes on.
+fn tcpcopy_frozen(context: &Context, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+    let load = begin(&mut chain, connections, 60)?;
+    after(&load, 1_000)?;
+    chain.tcpcopy(0)?.signal(Signal::Stop)?;
+    after(&load, 10 * u64::from(RATE))?;
+    chain.tcpcopy(0)?.signal(Signal::Continue)?;
+    after(&load, 1_000)?;
+    let mut report = end(load)?;
+    expect_replay(&mut chain)?;
+    chain.finish()?;
+    Ok(production(&mut report))
+}
+
+/// Somebody deletes the sink: tcpcopy makes it anew and goes on.
+fn sink_deleted(context: &Context, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+    let load = begin(&mut chain, connections, 60)?;
+    after(&load, 1_000)?;
+    chain.network().host(Role::Online, 0)?.namespace().output("ip", &["link", "delete", SINK])?;
+    let deleted = Instant::now();
+    wait::until(REPAIR, "the sink is back", || Ok(chain.state(Role::Online, 0)?.has_link(SINK)))?;
+    let repaired = deleted.elapsed().as_millis();
+    after(&load, 1_000)?;
+    let mut report = end(load)?;
+    expect_replay(&mut chain)?;
+    chain.finish()?;
+    Ok(format!("sink back after {repaired} ms, {}", production(&mut report)))
+}
+
+/// tcpcopy is stopped as an operator does and started again, under load.
+fn tcpcopy_restarted(context: &Context, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+    let clean = chain.state(Role::Client, 0)?;
+    let load = begin(&mut chain, connections, 60)?;
+    after(&load, 1_000)?;
+    chain.tcpcopy(0)?.stop()?;
+    let stopped = chain.state(Role::Online, 0)?;
+    ensure!(!stopped.has_table("tcpcopy") && !stopped.has_link(SINK), "SIGTERM leaves rules or the sink");
+    after(&load, 500)?;
+    chain.start_tcpcopies()?;
+    after(&load, 1_000)?;
+    let mut report = end(load)?;
+    expect_replay(&mut chain)?;
+    clean.same_as(&chain.state(Role::Client, 0)?)?;
+    chain.finish()?;
+    Ok(production(&mut report))
+}
+
+/// Somebody flushes the rulesets: intercept puts its rules back, tcpcopy keeps them, and no request is lost.
+fn ruleset_flushed(context: &Context, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+    let load = begin(&mut chain, connections, 60)?;
+    after(&load, 1_000)?;
+    let assistant = chain.network().host(Role::Assistant, 0)?.namespace();
+    let before = assistant.output("nft", &["list", "ruleset"])?;
+    assistant.output("nft", &["flush", "ruleset"])?;
+    // The online host's table is tcpcopy's own: a flush passes it by.
+    chain.network().host(Role::Online, 0)?.namespace().output("nft", &["flush", "ruleset"])?;
+    ensure!(chain.has_table(Role::Online, 0, "tcpcopy")?, "tcpcopy's table was flushed");
+    let flushed = Instant::now();
+    wait::until(REPAIR, "the rules are back", || {
+        Ok(shape(&assistant.output("nft", &["list", "ruleset"])?) == shape(&before))
+    })?;
+    let repaired = flushed.elapsed().as_millis();
+    after(&load, 1_000)?;
+    let mut report = end(load)?;
+    let comparison = chain.expect_perfect(1)?;
+    chain.finish()?;
+    Ok(format!("rules back after {repaired} ms, {comparison}, {}", production(&mut report)))
+}
+
+/// A ruleset without what its counters say.
+fn shape(rules: &str) -> String {
+    let words = rules.split_whitespace();
+    let mut counted = false;
+    words
+        .filter(|word| {
+            let number = counted && word.chars().all(|c| c.is_ascii_digit());
+            counted = matches!(*word, "packets" | "bytes");
+            !number
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Starts the production load; it goes on until it is ended.
+fn begin(chain: &mut Chain, connections: Connections, seconds: u64) -> Result<Running> {
+    let load = chain.load(Pace::Rate(RATE), connections, seconds)?;
+    chain.begin(load)
+}
+
+/// Waits until so many more production requests have been answered.
+fn after(load: &Running, more: u64) -> Result<()> {
+    let answered = || load.progress().answered.load(std::sync::atomic::Ordering::Relaxed);
+    let goal = answered() + more;
+    let limit = Duration::from_secs(2 + 2 * more / u64::from(RATE));
+    wait::until(limit, "production goes on", || {
+        let failed = load.progress().failed.load(std::sync::atomic::Ordering::Relaxed);
+        if failed > 0 || (load.ended() && answered() < goal) {
+            bail!("{failed} production requests failed");
+        }
+        Ok(answered() >= goal)
+    })
+}
+
+/// Ends the production load, of which no request may have failed.
+fn end(load: Running) -> Result<Report> {
+    load.stop();
+    let report = load.finish()?;
+    sound(&report)?;
+    Ok(report)
+}
+
+/// A fresh load is replayed in full.
+fn expect_replay(chain: &mut Chain) -> Result<()> {
+    let load = chain.load(Pace::Rate(RATE), short(), 1)?;
+    let first = load.first_id;
+    let report = chain.run(load)?;
+    let ids = first..first + report.made;
+    let arrived = |chain: &mut Chain| -> Result<u64> {
+        Ok(u64::try_from(chain.target()?.ids().filter(|id| ids.contains(id)).count())?)
+    };
+    wait::until(REPAIR, "new sessions are replayed in full afterwards", || {
+        Ok(arrived(chain)? == report.answered)
+    })
+}
+
+fn production(report: &mut Report) -> String {
+    let (p50, p99, max) = (report.latency.at(500), report.latency.at(990), report.latency.at(1000));
+    format!("production {} answered, 0 failed, p50 {p50} µs, p99 {p99} µs, max {max} µs", report.answered)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn counters_do_not_make_a_ruleset_another() {
+        let rules =
+            |packets| format!("table ip x {{\n tcp dport 80 counter packets {packets} bytes 9 drop\n}}");
+        assert_eq!(super::shape(&rules(1)), super::shape(&rules(77)));
+        assert_ne!(super::shape(&rules(1)), super::shape(&rules(1).replace("80", "81")));
+    }
+}
