@@ -192,8 +192,11 @@ impl Link {
         }
     }
 
-    /// When [`Link::handle_timeout`] is due.
+    /// When [`Link::handle_timeout`] is due; long ago if [`Link::poll_event`] is.
     pub fn poll_timeout(&self) -> Option<Time> {
+        if self.event.is_some() {
+            return Some(Time::ZERO);
+        }
         match &self.state {
             State::Waiting { until } | State::Connecting { until, .. } => Some(*until),
             State::Open { client, .. } => client.poll_timeout(),

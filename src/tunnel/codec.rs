@@ -16,6 +16,8 @@ const READ: usize = 16 << 10;
 /// Room offered to one read before the handshake is over.
 const READ_HELLO: usize = 512;
 const LENGTH_BYTES: usize = 4;
+/// Room that an empty output keeps.
+const KEPT: usize = 1 << 20;
 /// Room that headers leave to other frames.
 const RESERVE: usize = 64 << 10;
 
@@ -199,6 +201,10 @@ impl Output {
             self.buffer.clear();
             self.start = 0;
             self.open = None;
+            // What a peer's slowness, or many claims at once, took is given back.
+            if self.buffer.capacity() > KEPT {
+                self.buffer = Vec::new();
+            }
             return;
         }
         if self.open.is_some_and(|(_, at)| self.start > at) {

@@ -130,12 +130,13 @@ impl Server {
         self.decoder.unknown()
     }
 
-    /// When [`Server::handle_timeout`] is due.
+    /// When [`Server::handle_timeout`] is due; long ago if [`Server::poll_event`] is.
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.state {
             State::Expecting { until } | State::Greeted { until } => Some(until),
             State::Connected => Some(self.heard + self.limits.silence),
-            State::Failed(_) | State::Over => None,
+            State::Failed(_) => Some(Time::ZERO),
+            State::Over => None,
         }
     }
 

@@ -246,7 +246,9 @@ fn deadlines() {
     client.handle_timeout(Time::ZERO + 34 * second);
     assert_eq!(client.poll_event(), None, "it pings again");
     client.handle_timeout(Time::ZERO + 35 * second);
+    assert_eq!(client.poll_timeout(), Some(Time::ZERO), "there is an event");
     assert_eq!(client.poll_event(), Some(ClientEvent::Closed(Closed::Silent)));
+    assert_eq!((client.poll_event(), client.poll_timeout()), (None, None));
     server.handle_timeout(Time::ZERO + 35 * second);
     assert_eq!(server.poll_event(), Some(ServerEvent::Closed(Closed::Silent)));
 }

@@ -35,10 +35,11 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 const LISTENER: Token = Token(1);
 const FIRST_STRANGER: usize = 2;
 
-/// Limits of a tunnel connection of intercept's. A tcpcopy that is stopped for a while (SIGSTOP, a
+/// Limits of a tunnel connection of intercept's. What waits to be written is 100,000 headers, which
+/// are old by the time a slow peer gets them: more would help nobody. A tcpcopy that is stopped for a while (SIGSTOP, a
 /// snapshot of its machine) is not a lost one.
 pub(super) fn limits() -> Limits {
-    Limits { silence: Duration::from_secs(30), ..Limits::default() }
+    Limits { output: 4 << 20, silence: Duration::from_secs(30), ..Limits::default() }
 }
 
 #[derive(Debug)]
