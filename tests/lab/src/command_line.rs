@@ -33,6 +33,11 @@ pub(crate) enum Command {
         /// Long loads.
         long: bool,
     },
+    /// Become another program, as on a kernel without netfilter's netlink.
+    WithoutNetfilter {
+        /// The program and its arguments.
+        command: Vec<String>,
+    },
     /// Run one scenario in this process.
     One {
         /// Its whole name.
@@ -60,6 +65,11 @@ pub(crate) enum Command {
 
 /// Parses the arguments after the program's name.
 pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
+    if let [first, command @ ..] = arguments
+        && first == "without-netfilter"
+    {
+        return Ok(Command::WithoutNetfilter { command: command.to_vec() });
+    }
     let (mut words, mut options) = (Vec::new(), Vec::new());
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
