@@ -1,2 +1,7 @@
-//! intercept
-fn main() {}
+//! The program `intercept`; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tcpcopy::daemon::intercept::main()
+}

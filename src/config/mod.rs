@@ -1,1 +1,198 @@
-//! To be written.
+//! From a command line, an environment and a file to settings that are valid.
+//!
+//! [`tcpcopy::Settings::load`] and [`intercept::Settings::load`] are all a program needs. A setting can be
+//! made, from the weakest to the strongest, by
+//!
+//! 1. the default in the table of keys,
+//! 2. `/etc/tcpcopy/tcpcopy.toml` or `/etc/tcpcopy/intercept.toml`, or the file that `--config` names,
+//! 3. an environment variable, `TCPCOPY_*` or `INTERCEPT_*`,
+//! 4. an option.
+//!
+//! The raw values are private; what comes out of here is checked, singly and together, and needs no
+//! later look. This module does no network I/O: whether addresses exist is the business of
+//! [`doctor`](crate::doctor). It imports [`wire`](crate::wire) only.
+
+mod command_line;
+mod endpoint;
+pub mod intercept;
+pub mod key;
+mod layers;
+pub mod tcpcopy;
+mod units;
+mod value;
+
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub use command_line::command;
+pub use endpoint::{Mapping, TUNNEL_PORT};
+pub use units::{Size, Span};
+pub use value::Invalid;
+
+use serde::de::DeserializeOwned;
+
+use key::Program;
+use layers::{Inputs, Layers};
+use value::choice;
+
+/// What a command line asks a program to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action<S> {
+    /// To run with these settings.
+    Run(S),
+    /// To print this text on standard output and end with success.
+    Print(String),
+    /// To take its netfilter rules away (`intercept rules remove`).
+    RemoveRules,
+}
+
+/// Why there are no settings. Each message is one line that says what, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The command line is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// A value in a file or in the environment is wrong, or does not go with another one.
+    #[error("{0}")]
+    Value(String),
+    /// A file has a key that does not exist.
+    #[error("{}: unknown key '{key}'; {hint}", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key with its table.
+        key: String,
+        /// The key that was probably meant, or where to look.
+        hint: String,
+    },
+    /// A file is not TOML.
+    #[error("{}: line {line}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What the parser expected there.
+        message: String,
+    },
+    /// A file cannot be read.
+    #[error("{}: cannot read the configuration: {source}; check the path given to --config and its permissions", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ConfigError {
+    /// Whether the command line is to blame, and not a file or the environment.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Usage(_) => true,
+            Self::Value(_) | Self::UnknownKey { .. } | Self::Syntax { .. } | Self::Read { .. } => false,
+        }
+    }
+
+    fn usage(program: &str, message: &str) -> Self {
+        Self::Usage(format!("{message}; try '{program} --help'"))
+    }
+}
+
+choice! {
+    /// How much is logged.
+    pub enum LogLevel {
+        /// What stops the program.
+        Error = "error",
+        /// What an operator should act on.
+        Warn = "warn",
+        /// The life of the program.
+        Info = "info",
+        /// The life of each session.
+        Debug = "debug",
+        /// Each packet.
+        Trace = "trace",
+    }
+    expected "\"error\", \"warn\", \"info\", \"debug\" or \"trace\""
+}
+
+/// What logging needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// The name of the program, by which the journal knows it.
+    pub program: &'static str,
+    /// How much is logged.
+    pub level: LogLevel,
+}
+
+/// What surrounds a run of a program; tests make their own.
+struct Surroundings<'a> {
+    environment: Vec<(String, String)>,
+    default_file: &'a Path,
+}
+
+impl Surroundings<'_> {
+    /// The process's own environment and the file of the installed program.
+    fn of_process(program: &'static Program) -> Self {
+        let texts = std::env::vars_os()
+            .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+        Self { environment: texts.collect(), default_file: Path::new(program.default_file) }
+    }
+}
+
+/// The steps that both programs share: `R` holds the values, each valid by itself, and `settle` makes
+/// settings of them, which are valid together.
+fn load<R: DeserializeOwned, S>(
+    program: &'static Program,
+    arguments: impl IntoIterator<Item = OsString>,
+    surroundings: Surroundings<'_>,
+    settle: impl FnOnce(&Layers, R) -> Result<S, ConfigError>,
+) -> Result<Action<S>, ConfigError> {
+    let options = match command_line::read(program, arguments)? {
+        command_line::Request::Show(text) => return Ok(Action::Print(text)),
+        command_line::Request::RemoveRules => return Ok(Action::RemoveRules),
+        command_line::Request::Settings(options) => options,
+    };
+    let inputs = Inputs {
+        file: options.file.as_deref(),
+        default_file: Some(surroundings.default_file),
+        environment: surroundings.environment,
+        options: options.settings,
+    };
+    let layers = Layers::read(program, &inputs)?;
+    let raw = layers.extract::<R>()?;
+    if options.print {
+        return Ok(Action::Print(layers.print()));
+    }
+    let settings = settle(&layers, raw)?;
+    if options.check {
+        return Ok(Action::Print("the configuration is valid\n".to_owned()));
+    }
+    Ok(Action::Run(settings))
+}
+
+/// The number of processors this process may use.
+fn processors() -> u16 {
+    std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(u16::MAX))
+}
+
+/// What is wrong with addresses of which one is named twice.
+fn refuse_twice(addresses: &[SocketAddr]) -> Option<String> {
+    let twice = addresses
+        .iter()
+        .enumerate()
+        .find(|(index, address)| addresses.iter().take(*index).any(|other| other == *address));
+    twice.map(|(_, address)| format!("{address} is named twice; leave one out"))
+}
+
+/// What is wrong with a first queue from which the workers' queues do not fit.
+fn refuse_queues(first: u16, workers: u16) -> Option<String> {
+    (u32::from(first) + u32::from(workers) > 65_536)
+        .then(|| format!("{workers} workers from queue {first} on go beyond 65535; choose a lower one"))
+}
+
+#[cfg(test)]
+mod tests;

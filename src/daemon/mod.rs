@@ -1,1 +1,10 @@
-//! To be written.
+//! The running programs: what surrounds and drives the modules that do no I/O.
+
+pub mod exit;
+pub mod intercept;
+pub mod link;
+pub mod logging;
+pub mod notify;
+pub mod pipe;
+pub mod signals;
+pub mod tcpcopy;

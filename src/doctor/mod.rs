@@ -1,1 +1,110 @@
-//! To be written.
+//! Checks made before start: what on this host would keep the replay from working, and what to do.
+//!
+//! Most reports about tools of this kind are about deployments where nothing arrives. What can be seen from
+//! one host without sending a packet is looked at here; each [`Finding`] carries its remedy. Nothing here
+//! changes the host, and no state is kept. Imports [`config`](crate::config) and [`wire`](crate::wire).
+
+mod capabilities;
+mod host;
+mod kernel;
+
+use std::fmt;
+
+use crate::config::{intercept, tcpcopy};
+use capabilities::{Capability, missing};
+use host::Host;
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Check {
+    /// The process's effective capabilities.
+    Capabilities,
+    /// The kernel's netfilter netlink.
+    Nfnetlink,
+    /// The kernel's `nfnetlink_queue`.
+    NfnetlinkQueue,
+    /// The kernel's `nf_tables`.
+    NfTables,
+    /// The addresses that `-x` captures.
+    OnlineAddress,
+    /// The way to the targets.
+    Target,
+    /// The pools of client addresses.
+    Pool,
+    /// The address that `intercept` listens on.
+    ListenAddress,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// It may be as intended; the program runs.
+    Warning,
+    /// The program could not do its work.
+    Error,
+}
+
+/// One thing that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at.
+    pub check: Check,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found, on what.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Finding {
+    fn error(check: Check, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check, severity: Severity::Error, what: what.into(), remedy: remedy.into() }
+    }
+
+    fn warning(check: Check, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(check, what, remedy) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.remedy)
+    }
+}
+
+/// What is wrong on the online host, for `tcpcopy` with these settings.
+pub fn online(settings: &tcpcopy::Settings) -> Vec<Finding> {
+    let mut findings = privileges("tcpcopy", &[Capability::NetAdmin, Capability::NetRaw]);
+    findings.extend(host::online(&Host::this(), settings));
+    findings
+}
+
+/// What is wrong on the assistant host, for `intercept` with these settings.
+pub fn assistant(settings: &intercept::Settings) -> Vec<Finding> {
+    let mut findings = privileges("intercept", &[Capability::NetAdmin]);
+    findings.extend(host::assistant(&Host::this(), settings));
+    findings
+}
+
+/// Checks the capabilities, and with them what the kernel can do: without them it does not say.
+fn privileges(program: &str, needed: &[Capability]) -> Vec<Finding> {
+    let lacking = match std::fs::read_to_string("/proc/self/status") {
+        Ok(status) => missing(&status, needed),
+        // Without /proc there is no telling; what lacks then shows in the first call that needs it.
+        Err(_) => Vec::new(),
+    };
+    if lacking.is_empty() {
+        return kernel::check();
+    }
+    let names: Vec<_> = lacking.iter().map(|capability| capability.name()).collect();
+    let list: Vec<_> = needed.iter().map(|capability| capability.name().to_ascii_lowercase()).collect();
+    vec![Finding::error(
+        Check::Capabilities,
+        format!("no permission: this process lacks {}", names.join(" and ")),
+        format!(
+            "run {program} as root, or give the file the capabilities: setcap {}+ep {program}",
+            list.join(",")
+        ),
+    )]
+}

@@ -1,1 +1,34 @@
-//! To be written.
+//! nftables rules: as data, as text, and in the kernel.
+//!
+//! | step | where |
+//! |---|---|
+//! | what is to be captured becomes rules, as pure data | [`online()`], [`assistant()`] -> [`Ruleset`] |
+//! | rules become text for `nft -f` | `Display` of [`Ruleset`]; `nftables/*.nft` are printed so |
+//! | rules become one netlink batch, and go into the kernel | [`Installed`] |
+//! | somebody else changes them | [`RulesWatch`] tells, [`present`] compares, [`Installed::restore`] puts them back |
+//! | rules that outlive the process are taken away | [`remove_table`] |
+//!
+//! The only state is in the kernel; [`Installed`] holds the socket that owns the tables. Imports `sys` and `wire`.
+
+mod assistant;
+mod batch;
+mod install;
+mod link;
+mod message;
+mod online;
+mod readback;
+mod ruleset;
+mod text;
+mod watch;
+
+pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
+pub use batch::QueueKind;
+pub use install::{InstallError, Installed, probe_queue, remove_table};
+pub use message::Counters;
+pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, online};
+pub use readback::{Presence, present};
+pub use ruleset::{
+    BadTableName, Chain, Device, End, Families, Family, Hook, Match, Prefix, Queues, Rule, Ruleset,
+    Statement, Table, TableName,
+};
+pub use watch::{Change, RulesWatch};

@@ -1,1 +1,33 @@
-//! To be written.
+//! One worker's sessions: finds the session of each packet, gives sessions addresses, ports and
+//! claims, and keeps all of it within bounds. Sans-IO, and alone: workers share nothing.
+//!
+//! The calling contract of [`Replayer`]:
+//!
+//! 1. An input: [`Replayer::handle_client`] for a captured packet, [`Replayer::handle_target`] for a
+//!    header from the tunnel, [`Replayer::handle_timeout`], [`Replayer::set_reachable`],
+//!    [`Replayer::shut_down`].
+//! 2. Then, after one or several inputs: [`Replayer::poll_transmit`] until it says `None`, and
+//!    [`Replayer::poll_claim`] until it does. Claims are to leave before the packets of the same
+//!    turn reach the target, so send them first.
+//! 3. Then [`Replayer::poll_timeout`] says when `handle_timeout` is due.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `replay` | the replayer: packets to sessions, sessions' wishes fulfilled |
+//! | `table` | the session table: by client connection, by replayed flow, by deadline |
+//! | `address` | pools, ports, selection |
+//! | `config`, `counters`, `histogram` | what it is told, what it tells |
+//!
+//! Imports `session` and `wire`.
+
+mod address;
+mod config;
+mod counters;
+mod histogram;
+mod replay;
+mod table;
+
+pub use config::{Config, Route};
+pub use counters::{Counters, Unused};
+pub use histogram::Histogram;
+pub use replay::{Claim, Replayer, Transmit};

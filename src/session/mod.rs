@@ -1,1 +1,42 @@
-//! To be written.
+//! One replayed connection: a client's bytes on one side, a TCP connection to the target on the
+//! other. Sans-IO: no socket, clock, thread, random source or environment.
+//!
+//! The session owns the upstream buffer, the gate and the connection; who it speaks for and to
+//! (addresses, ports) is the caller's business. The calling contract:
+//!
+//! 1. An input: [`Session::handle_client`], [`Session::handle_target`], [`Session::handle_timeout`].
+//! 2. Then, until both say `None`: [`Session::poll_transmit`], and [`Session::poll_event`].
+//!    On [`Event::Connect`] call [`Session::connect`] when an address and port are at hand, at once
+//!    or later; it is an input. After [`Event::Ended`] and the last transmission the session is done.
+//! 3. Then [`Session::poll_timeout`] says when `handle_timeout` is due.
+//!
+//! Time never goes backwards between calls.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `upstream` | the client's bytes, reassembled and kept until acknowledged; bursts |
+//! | `client` | what is known of the real client: options, window, round-trip time |
+//! | `gate` | when a burst may leave |
+//! | `connection`, `sender`, `receiver`, `rtt` | TCP toward the target |
+//! | `replay`, `target` | the session, which ties these together; the target's segments |
+//!
+//! Imports `wire` only.
+
+mod client;
+mod config;
+mod connection;
+mod event;
+mod gate;
+mod receiver;
+mod replay;
+mod rtt;
+mod sender;
+mod target;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+pub use config::{Config, GateMode, Latency, MidStream};
+pub use event::{Answer, End, Event, Exchange, Taken};
+pub use gate::Opened;
+pub use replay::Session;

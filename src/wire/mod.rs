@@ -1,1 +1,28 @@
-//! To be written.
+//! Bytes to types and back: the TCP/IP packets that are captured, and those that are sent.
+//!
+//! The contract: [`parse`] takes whatever arrives and answers with a [`Packet`] or with the reason
+//! it is refused ([`Reject`]); it never panics. What it returns has checked lengths, so nobody
+//! else looks at raw bytes. [`Outgoing`] is the way back. Sequence numbers are [`Seq`], and its
+//! methods are the only arithmetic on them.
+//!
+//! Nothing here holds state. Imports nothing of the crate.
+
+pub mod flow;
+mod options;
+mod outgoing;
+mod packet;
+pub mod prefix;
+mod seq;
+mod tally;
+mod tcp;
+mod time;
+
+pub use flow::{FlowId, FlowKey};
+pub use options::{TcpOptions, Timestamps};
+pub use outgoing::{MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing};
+pub use packet::{Packet, Reject, parse};
+pub use prefix::Prefix;
+pub use seq::Seq;
+pub use tally::{Counted, Tally};
+pub use tcp::{Flags, TcpHeader};
+pub use time::Time;

@@ -1,0 +1,276 @@
+//! The settings of `intercept`, the program on the assistant host.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::endpoint::{Bind, Service};
+use super::key::{Key, Kind, Program};
+use super::layers::Layers;
+use super::units::Span;
+use super::value::{AutoOr, List, Number, Text, choice};
+use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
+
+/// What `intercept` is to do. Valid as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The services whose responses are taken; at least one, none twice.
+    pub targets: Vec<SocketAddr>,
+    /// The address to listen on; `None` is all, of both families.
+    pub bind: Option<IpAddr>,
+    /// The port to listen on; never 0.
+    pub port: u16,
+    /// The number of worker threads and queues: 1 to 256.
+    pub workers: u16,
+    /// What becomes of responses that nobody claimed.
+    pub unclaimed: Unclaimed,
+    /// Whether a tunnel without a key may be reached from other hosts.
+    pub insecure: bool,
+    /// How long a response waits for its claim.
+    pub receive_hold: Duration,
+    /// The most flows at a time, of all workers together.
+    pub max_flows: u32,
+    /// The number of the first worker's queue; that of the last one fits in 16 bits too.
+    pub queue: u16,
+    /// The mark on unclaimed packets that are let through; never 0.
+    pub accept_mark: u32,
+    /// Logging.
+    pub log: LogSettings,
+    /// What is odd about the configuration, for the log.
+    pub warnings: Vec<String>,
+}
+
+choice! {
+    /// What becomes of responses that nobody claimed.
+    pub enum Unclaimed {
+        /// They end here.
+        Drop = "drop",
+        /// They go on: this host routes other traffic of the target too.
+        Accept = "accept",
+    }
+    expected "\"drop\" or \"accept\""
+}
+
+/// The most worker threads.
+const MAX_WORKERS: u64 = 256;
+
+/// `intercept` and its keys.
+pub static PROGRAM: Program = Program {
+    name: "intercept",
+    about: "Takes a test server's responses to replayed clients and tells tcpcopy of them",
+    default_file: "/etc/tcpcopy/intercept.toml",
+    env_prefix: "INTERCEPT_",
+    keys: KEYS,
+    c_options: C_OPTIONS,
+    examples: EXAMPLES,
+    keeps_rules: true,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  intercept --target 10.91.2.2:80 --insecure
+      Take the responses of one service, for any tcpcopy that connects.
+  intercept rules remove
+      Stop dropping responses. The rules stay when intercept ends, on purpose:
+      while they are there, no response can reach a real client.
+
+Each option can also be set in the file (as named by --print-config) or in the
+environment (INTERCEPT_UNCLAIMED=accept). The manual is intercept(8).";
+
+const KEYS: &[Key] = &[
+    Key {
+        name: "target",
+        option: "target",
+        short: None,
+        kind: Kind::List,
+        value_name: "ADDR:PORT,…",
+        default: "[]",
+        help: "Service whose responses are taken; may be repeated",
+    },
+    Key {
+        name: "bind",
+        option: "bind",
+        short: Some('b'),
+        kind: Kind::Text,
+        value_name: "ADDR",
+        default: "\"::\"",
+        help: "Address to listen on; :: is all, of IPv4 too",
+    },
+    Key {
+        name: "port",
+        option: "port",
+        short: Some('p'),
+        kind: Kind::Number,
+        value_name: "PORT",
+        default: "36524",
+        help: "Port to listen on",
+    },
+    Key {
+        name: "workers",
+        option: "workers",
+        short: None,
+        kind: Kind::Number,
+        value_name: "N",
+        default: "\"auto\"",
+        help: "Worker threads; auto is one a processor",
+    },
+    Key {
+        name: "unclaimed",
+        option: "unclaimed",
+        short: None,
+        kind: Kind::Text,
+        value_name: "WHAT",
+        default: "\"drop\"",
+        help: "Responses that no tcpcopy claimed: drop, or accept if this host is a router",
+    },
+    Key {
+        name: "insecure",
+        option: "insecure",
+        short: None,
+        kind: Kind::Flag,
+        value_name: "BOOL",
+        default: "false",
+        help: "Let other hosts connect without a key: who can connect can read headers",
+    },
+    Key {
+        name: "receive-hold",
+        option: "receive-hold",
+        short: None,
+        kind: Kind::Text,
+        value_name: "TIME",
+        default: "\"200ms\"",
+        help: "How long a response waits for its claim",
+    },
+    Key {
+        name: "max-flows",
+        option: "max-flows",
+        short: None,
+        kind: Kind::Number,
+        value_name: "N",
+        default: "262144",
+        help: "Most flows at a time; the oldest gives way",
+    },
+    Key {
+        name: "queue",
+        option: "queue",
+        short: None,
+        kind: Kind::Number,
+        value_name: "N",
+        default: "36540",
+        help: "Netfilter queue of the first worker; the others follow",
+    },
+    Key {
+        name: "accept-mark",
+        option: "accept-mark",
+        short: None,
+        kind: Kind::Hex,
+        value_name: "MARK",
+        default: "0x74637061",
+        help: "Mark on unclaimed packets that are accepted, by which rules know them",
+    },
+    Key {
+        name: "log",
+        option: "log",
+        short: None,
+        kind: Kind::Text,
+        value_name: "LEVEL",
+        default: "\"info\"",
+        help: "What to log: error, warn, info, debug (flows) or trace (packets)",
+    },
+];
+
+/// From the `getopt` string of intercept 1.0.
+const C_OPTIONS: &[(char, &str)] = &[
+    ('d', "it stays in the foreground; run it from a service manager such as systemd"),
+    ('P', "it stays in the foreground; the service manager knows its process"),
+    ('l', "it logs to the journal or to standard error; redirect that"),
+    ('i', "netfilter takes the responses on all interfaces; leave it out"),
+    ('F', "name the target's service instead of a filter: --target 10.0.0.9:80"),
+    ('x', "responses that no tcpcopy claimed are let through with --unclaimed accept"),
+    ('n', "headers are always sent in batches; leave it out"),
+    ('t', "a flow lives until its tcpcopy releases it; leave it out"),
+    ('s', "the table grows as needed, up to --max-flows"),
+    ('q', "the queues are as long as the kernel allows; leave it out"),
+    ('D', "name the target's service as its packets show it here: --target ADDR:PORT"),
+    ('c', "each tcpcopy owns what it claims; leave it out"),
+];
+
+/// The values as they were written, each valid by itself.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Raw {
+    target: List<Service>,
+    bind: Text<Bind>,
+    port: Number<1, 65_535>,
+    workers: AutoOr<1, MAX_WORKERS>,
+    unclaimed: Text<Unclaimed>,
+    insecure: bool,
+    receive_hold: Text<Span>,
+    max_flows: Number<1, 10_000_000>,
+    queue: Number<0, 65_535>,
+    accept_mark: Number<1, 0xffff_ffff>,
+    log: Text<LogLevel>,
+}
+
+impl Settings {
+    /// Reads the command line (which begins with the program's name), the environment and the file.
+    pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Action<Self>, ConfigError> {
+        Self::load_in(arguments, Surroundings::of_process(&PROGRAM))
+    }
+
+    pub(super) fn load_in(
+        arguments: impl IntoIterator<Item = OsString>,
+        surroundings: Surroundings<'_>,
+    ) -> Result<Action<Self>, ConfigError> {
+        super::load(&PROGRAM, arguments, surroundings, Self::settle)
+    }
+
+    /// Checks what only the values together can show.
+    fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
+        let Text(Bind(address)) = raw.bind;
+        let settings = Self {
+            targets: raw.target.0.into_iter().map(|Service(address)| address).collect(),
+            // 0.0.0.0 stays: all addresses, but of IPv4 only.
+            bind: (address != IpAddr::from([0_u8; 16])).then_some(address),
+            port: raw.port.to(),
+            workers: raw.workers.to().unwrap_or_else(|| super::processors().clamp(1, 256)),
+            unclaimed: raw.unclaimed.0,
+            insecure: raw.insecure,
+            receive_hold: raw.receive_hold.0.0,
+            max_flows: raw.max_flows.to(),
+            queue: raw.queue.to(),
+            accept_mark: raw.accept_mark.to(),
+            log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
+            warnings: layers.warnings.clone(),
+        };
+        match settings.refuse() {
+            Some((key, message)) => Err(layers.refuse(key, &message)),
+            None => Ok(settings),
+        }
+    }
+
+    /// What is wrong with the values together: the key and the message.
+    fn refuse(&self) -> Option<(&'static str, String)> {
+        if self.targets.is_empty() {
+            let message = "none is named; say whose responses to take, as --target 10.0.0.9:8080";
+            return Some(("target", message.to_owned()));
+        }
+        if let Some(message) = super::refuse_twice(&self.targets) {
+            return Some(("target", message));
+        }
+        if !self.insecure && !self.bind.is_some_and(|address| address.is_loopback()) {
+            let reach = match self.bind {
+                Some(address) if !address.is_unspecified() => format!("{address} is"),
+                Some(_) | None => "all addresses are".to_owned(),
+            };
+            let message = format!(
+                "{reach} reachable from other hosts and the tunnel has no key yet (keys come with a later version); \
+                 add --insecure (insecure = true) if the network is trusted, or bind to 127.0.0.1"
+            );
+            return Some(("bind", message));
+        }
+        super::refuse_queues(self.queue, self.workers).map(|message| ("queue", message))
+    }
+}

@@ -1,0 +1,119 @@
+//! A tunnel's TCP socket in a mio loop, for either end.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::tunnel::Endpoint;
+use crate::wire::Time;
+
+/// The kernel gives a connection up when sent bytes stay unacknowledged for this long.
+const USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A connected, non-blocking socket with what is known of its readiness.
+///
+/// Registered once for both directions: mio reports edges, and the two flags remember them until
+/// the kernel says that there is nothing to read, or no room to write.
+#[derive(Debug)]
+pub struct Pipe {
+    stream: TcpStream,
+    readable: bool,
+    writable: bool,
+}
+
+impl Pipe {
+    /// Takes a non-blocking stream, connected or connecting.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, readable: false, writable: false }
+    }
+
+    /// Registers the socket and sets its options. Small frames leave at once, and a peer that is
+    /// gone is noticed.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(10))
+            .with_interval(Duration::from_secs(5))
+            .with_retries(3);
+        let socket = SockRef::from(&self.stream);
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// Takes the socket out of its loop, to be registered in another.
+    pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.deregister(&mut self.stream)
+    }
+
+    /// Remembers what an event of this socket's token says.
+    pub fn ready(&mut self, event: &Event) {
+        // A closed or failed socket is read, and written, to learn of it.
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.writable |= event.is_writable() || event.is_write_closed();
+    }
+
+    /// Whether [`Pipe::receive`] has something to do.
+    pub fn is_readable(&self) -> bool {
+        self.readable
+    }
+
+    /// The address of the other end.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
+    /// Whether a connecting socket is connected by now.
+    pub fn is_connected(&self) -> io::Result<bool> {
+        if let Some(error) = self.stream.take_error()? {
+            return Err(error);
+        }
+        match self.stream.peer_addr() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads once. The end of the stream is an error of kind `UnexpectedEof`.
+    pub fn receive(&mut self, now: Time, endpoint: &mut impl Endpoint) -> io::Result<()> {
+        if !self.readable {
+            return Ok(());
+        }
+        let space = endpoint.space();
+        let room = space.len();
+        match self.stream.read(space) {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the peer")),
+            Ok(n) => {
+                // A stream that gives less than was asked for is empty (epoll(7), Q9).
+                self.readable = n == room;
+                endpoint.filled(now, n);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what is pending, as far as the kernel takes it.
+    pub fn flush(&mut self, endpoint: &mut impl Endpoint) -> io::Result<()> {
+        while self.writable && !endpoint.pending().is_empty() {
+            match self.stream.write(endpoint.pending()) {
+                Ok(n) => endpoint.sent(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! The sink device and the rules that lead duplicates into it: installed, watched, put back.
+
+use std::time::Duration;
+
+use crate::daemon::exit::Failure;
+use crate::daemon::failures::with_causes;
+use crate::netfilter::{Device, Installed, OnlineSpec, Presence, QueueKind, online};
+use crate::sys::links::{LinkEvent, LinkWatch};
+use crate::sys::sink::Sink;
+use crate::wire::Time;
+
+/// How long after a failure sink and rules are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The rules on the online host, and their sink.
+pub(super) struct Rules {
+    /// All but the sink, which is filled in.
+    spec: OnlineSpec,
+    /// `None` while it is away.
+    sink: Option<Sink>,
+    /// `None` once taken out.
+    installed: Option<Installed>,
+    /// When to try again what has failed.
+    retry_at: Option<Time>,
+}
+
+impl Rules {
+    /// Makes the sink and installs the rules. The queues must be there.
+    pub(super) fn install(mut spec: OnlineSpec) -> Result<Self, Failure> {
+        let sink = Sink::create(&spec.sink.name)?;
+        if let Err(error) = sink.ipv6()
+            && spec.families.v6
+        {
+            tracing::warn!(%error, "no IPv6 duplicates: the sink has no IPv6 route");
+        }
+        spec.sink = device(&sink);
+        let installed = Installed::install(&online(&spec))?;
+        Ok(Self { spec, sink: Some(sink), installed: Some(installed), retry_at: None })
+    }
+
+    /// The sink's name.
+    pub(super) fn sink(&self) -> &str {
+        &self.spec.sink.name
+    }
+
+    /// How packets get into the queues.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.installed.as_ref().map(Installed::queue_kind) {
+            Some(QueueKind::Native) => "native",
+            Some(QueueKind::Compat) => "compat",
+            None => "none",
+        }
+    }
+
+    /// Packets that the rules have duplicated since they were last installed.
+    pub(super) fn duplicated(&mut self) -> Option<u64> {
+        Some(self.installed.as_mut()?.captured().ok()?.packets)
+    }
+
+    /// When [`Rules::watch`] has something to do without news.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.retry_at
+    }
+
+    /// Takes news about links in: a sink that is gone or down is made again.
+    pub(super) fn watch(&mut self, now: Time, links: &mut LinkWatch) {
+        let index = self.spec.sink.index;
+        let mut gone = false;
+        let mut unsure = false;
+        let drained = links.drain(|event| match event {
+            LinkEvent::Deleted { index: which, .. } | LinkEvent::Down { index: which, .. } => gone |= which == index,
+            LinkEvent::Up { .. } => {}
+            LinkEvent::Unknown => unsure = true,
+        });
+        if unsure || drained.is_err() {
+            self.check(now);
+        }
+        let due = self.retry_at.is_some_and(|at| now >= at);
+        if (gone || due) && self.installed.is_some() {
+            tracing::warn!(sink = self.sink(), "the sink device is gone or down: making it again");
+            self.put_back(now);
+        }
+    }
+
+    /// Looks at the rules, and puts them back if they are not whole.
+    pub(super) fn check(&mut self, now: Time) {
+        let Some(installed) = &mut self.installed else { return };
+        match installed.check() {
+            Ok(Presence::Complete) => {}
+            Ok(Presence::Altered(what)) => {
+                tracing::warn!(what, "somebody changed our rules: putting them back");
+                self.put_back(now);
+            }
+            Err(error) => tracing::debug!(%error, "cannot look at the rules"),
+        }
+    }
+
+    fn put_back(&mut self, now: Time) {
+        self.retry_at = None;
+        if let Err(failure) = self.reinstall() {
+            tracing::error!(%failure, "no traffic is duplicated; trying again");
+            self.retry_at = Some(now + RETRY);
+        }
+    }
+
+    fn reinstall(&mut self) -> Result<(), Failure> {
+        let Some(installed) = &mut self.installed else { return Ok(()) };
+        // The old one, if it is there, is removed before a new one takes its name.
+        self.sink = None;
+        let sink = Sink::create(&self.spec.sink.name)?;
+        self.spec.sink = device(&sink);
+        installed.replace(&online(&self.spec))?;
+        tracing::info!(sink = sink.name(), index = sink.index(), "sink and rules are back");
+        self.sink = Some(sink);
+        Ok(())
+    }
+
+    /// Takes the rules out, and then the sink. From here on nothing is duplicated.
+    pub(super) fn take_out(&mut self) {
+        if let Some(installed) = self.installed.take()
+            && let Err(error) = installed.remove()
+        {
+            tracing::warn!(error = with_causes(&error), "the rules go away when the process ends");
+        }
+        self.sink = None;
+    }
+}
+
+fn device(sink: &Sink) -> Device {
+    Device { name: sink.name().to_owned(), index: sink.index() }
+}

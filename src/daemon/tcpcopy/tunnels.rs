@@ -1,0 +1,230 @@
+//! One worker's tunnels: to every worker of every intercept.
+
+use std::net::SocketAddr;
+
+use mio::event::Event;
+use mio::{Registry, Token};
+
+use crate::daemon::link::{Link, LinkEvent};
+use crate::replayer::{Claim, Replayer};
+use crate::tunnel::{ClaimRefusal, Hello, Limits, Refuse};
+use crate::wire::flow::split;
+use crate::wire::{FlowId, FlowKey, Time};
+
+/// Reads of one link in a turn.
+const READS: usize = 16;
+
+/// An intercept, with a link to each of its workers.
+#[derive(Debug)]
+struct Intercept {
+    address: SocketAddr,
+    /// How many workers it has, once it has said so.
+    workers: Option<u16>,
+    links: Vec<Link>,
+    /// It has been there once, so its rules are.
+    seen: bool,
+    /// It was said that it does not serve one of our targets.
+    foreign_told: bool,
+}
+
+/// The tunnels of one tcpcopy worker.
+#[derive(Debug)]
+pub(super) struct Tunnels {
+    intercepts: Vec<Intercept>,
+    instance: u64,
+    claimer: u16,
+    next_token: usize,
+    /// A link has more to read.
+    busy: bool,
+}
+
+impl Tunnels {
+    /// Tunnels to `addresses`, none of them up. Tokens are taken from `first_token` on.
+    pub(super) fn new(
+        now: Time,
+        addresses: &[SocketAddr],
+        instance: u64,
+        claimer: u16,
+        first_token: usize,
+    ) -> Self {
+        let mut tunnels =
+            Self { intercepts: Vec::new(), instance, claimer, next_token: first_token, busy: false };
+        for &address in addresses {
+            let first = tunnels.link(now, address, 0);
+            let links = vec![first];
+            tunnels.intercepts.push(Intercept {
+                address,
+                workers: None,
+                links,
+                seen: false,
+                foreign_told: false,
+            });
+        }
+        tunnels
+    }
+
+    fn link(&mut self, now: Time, address: SocketAddr, worker: u16) -> Link {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        let hello = Hello { instance: self.instance, claimer: self.claimer, worker };
+        let seed = self.instance ^ u64::try_from(token.0).unwrap_or_default();
+        Link::new(now, address, hello, token, Limits::default(), seed)
+    }
+
+    fn links(&mut self) -> impl Iterator<Item = &mut Link> {
+        self.intercepts.iter_mut().flat_map(|intercept| &mut intercept.links)
+    }
+
+    /// Whether responses will be taken: every intercept has been there, so that its rules keep
+    /// responses from real clients, and one of them is there now, with all its workers.
+    pub(super) fn are_reachable(&self) -> bool {
+        let up = |intercept: &Intercept| intercept.workers.is_some() && intercept.links.iter().all(Link::is_up);
+        self.intercepts.iter().all(|intercept| intercept.seen) && self.intercepts.iter().any(up)
+    }
+
+    /// Takes a socket's event.
+    pub(super) fn ready(&mut self, now: Time, event: &Event) {
+        // A link that is gone by now has no use for its last event.
+        if let Some(link) = self.links().find(|link| link.token() == event.token()) {
+            link.ready(now, event);
+        }
+    }
+
+    /// Whether there is more to read than the last turn had time for.
+    pub(super) fn want_turn(&self) -> bool {
+        self.busy
+    }
+
+    /// Reads all links, up to a budget, and hands the responses to the replayer.
+    pub(super) fn receive(&mut self, now: Time, replayer: &mut Replayer) {
+        self.busy = false;
+        for at in 0..self.intercepts.len() {
+            let mut index = 0;
+            while let Some(more) = self.receive_link(now, at, index, replayer) {
+                self.busy |= more;
+                index += 1;
+            }
+        }
+    }
+
+    /// Whether there is more to read; `None` if there is no such link.
+    fn receive_link(&mut self, now: Time, at: usize, index: usize, replayer: &mut Replayer) -> Option<bool> {
+        for _ in 0..READS {
+            let more = self.intercepts.get_mut(at)?.links.get_mut(index)?.receive(now);
+            while let Some(event) = self.intercepts.get_mut(at)?.links.get_mut(index)?.poll_event(now) {
+                match event {
+                    LinkEvent::Response(response) => {
+                        replayer.handle_target(now, response.flow, &response.header);
+                    }
+                    LinkEvent::Up { workers } => self.handle_up(now, at, index, workers, replayer),
+                    LinkEvent::Refused { flow, why } => self.handle_refusal(now, at, flow, why, replayer),
+                    LinkEvent::Down { refused: Some(Refuse::Worker(workers)) } => {
+                        self.resize(now, at, workers.max(1));
+                    }
+                    LinkEvent::Down { .. } => {}
+                    LinkEvent::Stats(stats) => tracing::debug!(?stats, "intercept"),
+                }
+            }
+            if !more {
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    fn handle_up(&mut self, now: Time, at: usize, index: usize, workers: u16, replayer: &Replayer) {
+        self.resize(now, at, workers);
+        let Some(intercept) = self.intercepts.get_mut(at) else { return };
+        intercept.seen |= intercept.links.iter().all(Link::is_up);
+        if let Some(link) = intercept.links.get_mut(index) {
+            let worker = link.worker();
+            replayer
+                .claims()
+                .filter(|(_, key)| split(key.client, workers) == worker)
+                .for_each(|(id, key)| link.claim(id, key));
+        }
+    }
+
+    /// The intercept has `workers` workers: as many links are needed.
+    fn resize(&mut self, now: Time, at: usize, workers: u16) {
+        let Some(intercept) = self.intercepts.get_mut(at) else { return };
+        intercept.workers = Some(workers);
+        intercept.links.truncate(usize::from(workers));
+        let (address, have) = (intercept.address, intercept.links.len());
+        for worker in 0..workers {
+            if usize::from(worker) >= have {
+                let link = self.link(now, address, worker);
+                if let Some(intercept) = self.intercepts.get_mut(at) {
+                    intercept.links.push(link);
+                }
+            }
+        }
+    }
+
+    fn handle_refusal(
+        &mut self,
+        now: Time,
+        at: usize,
+        flow: FlowId,
+        why: ClaimRefusal,
+        replayer: &mut Replayer,
+    ) {
+        match why {
+            ClaimRefusal::Taken => replayer.handle_refusal(now, flow),
+            ClaimRefusal::ForeignTarget => {
+                if let Some(intercept) = self.intercepts.get_mut(at)
+                    && !std::mem::replace(&mut intercept.foreign_told, true)
+                {
+                    tracing::warn!(
+                        intercept = %intercept.address,
+                        "the intercept does not serve one of our targets: give it the target with --target"
+                    );
+                }
+            }
+            // An idle flow claims again when it speaks, by its retransmission; the intercept says
+            // that its table is full itself.
+            ClaimRefusal::TableFull | ClaimRefusal::Evicted => {}
+            ClaimRefusal::Other(code) => tracing::debug!(code, "claim refused"),
+        }
+    }
+
+    /// Tells the intercepts of a claim or its end.
+    pub(super) fn tell(&mut self, claim: Claim) {
+        let (Claim::Claim(_, key) | Claim::Release(_, key)) = claim;
+        for intercept in &mut self.intercepts {
+            let Some(link) = intercept.link_for(&key) else { continue };
+            match claim {
+                Claim::Claim(id, key) => link.claim(id, key),
+                Claim::Release(id, _) => link.release(id),
+            }
+        }
+    }
+
+    /// Writes what is pending.
+    pub(super) fn flush(&mut self, now: Time) {
+        self.links().for_each(|link| link.flush(now));
+    }
+
+    /// When [`Tunnels::handle_timeout`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        let links = self.intercepts.iter().flat_map(|intercept| &intercept.links);
+        links.filter_map(Link::poll_timeout).min()
+    }
+
+    /// Connects, gives up, pings, as is due.
+    pub(super) fn handle_timeout(&mut self, now: Time, registry: &Registry) {
+        for link in self.links() {
+            if link.poll_timeout().is_some_and(|due| now >= due) {
+                link.handle_timeout(now, registry);
+                // What comes of it is read in the next turn.
+            }
+        }
+    }
+}
+
+impl Intercept {
+    fn link_for(&mut self, key: &FlowKey) -> Option<&mut Link> {
+        let worker = split(key.client, self.workers?);
+        self.links.get_mut(usize::from(worker))
+    }
+}

@@ -1,0 +1,320 @@
+//! One worker: a queue of duplicates, the replayer of their sessions, a raw socket, and the tunnels.
+//!
+//! A turn of its loop: read the tunnels, so that sessions know what the target has said; receive
+//! from the queue, up to a budget; let deadlines pass; tell the intercepts of new claims; send.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use super::tunnels::Tunnels;
+use crate::capture::{NfQueue, Received, Source};
+use crate::daemon::clock::{self, Clock};
+use crate::daemon::threads::{self, Handle, Outbox};
+use crate::replayer::{self, Replayer, Transmit};
+use crate::sys::raw::RawSender;
+use crate::wire::{self, Outgoing, Reject, Tally, Time};
+
+const WAKER: Token = Token(0);
+const QUEUE: Token = Token(1);
+const FIRST_LINK: usize = 2;
+/// Batches received from the queue in one turn.
+const BATCHES: usize = 16;
+/// Packets sent in one turn before the queue is looked at again.
+const SENDS: usize = 1024;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// To report its counters.
+    Report,
+    /// To drain its queue, reset its sessions on the target, and end.
+    Stop,
+}
+
+/// What workers tell `control`.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// Whether the worker's responses would be taken has changed.
+    Reachable { worker: u16, reachable: bool },
+    /// Counters, as ordered.
+    Counters(Box<Snapshot>),
+    /// The worker has ended: by order, or for a reason.
+    Ended { worker: u16, why: Option<String> },
+}
+
+/// Why a segment was not sent. The target misses it, and it is sent again in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum SendError {
+    /// The network stack's queues are full: EAGAIN, ENOBUFS.
+    Busy,
+    /// A firewall rule of this host refused it: EPERM.
+    Refused,
+    /// Longer than the route's MTU: EMSGSIZE.
+    TooLong,
+    /// No way to the target: EHOSTUNREACH, ENETUNREACH.
+    Unreachable,
+    /// Anything else.
+    Other,
+}
+
+crate::counted!(SendError {
+    Busy => "send_busy",
+    Refused => "send_refused",
+    TooLong => "send_too_long",
+    Unreachable => "send_unreachable",
+    Other => "send_other",
+});
+
+/// A worker's counters.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Snapshot {
+    pub(super) captured: u64,
+    pub(super) overruns: u64,
+    pub(super) malformed: u64,
+    pub(super) verdicts_refused: u64,
+    pub(super) rejects: Tally<Reject>,
+    pub(super) send_errors: Tally<SendError>,
+    pub(super) replay: replayer::Counters,
+    pub(super) sessions: usize,
+    pub(super) buffered: usize,
+}
+
+impl Snapshot {
+    /// Adds another worker's counters to these.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.captured += other.captured;
+        self.overruns += other.overruns;
+        self.malformed += other.malformed;
+        self.verdicts_refused += other.verdicts_refused;
+        self.rejects.merge(&other.rejects);
+        self.send_errors.merge(&other.send_errors);
+        self.replay.merge(&other.replay);
+        self.sessions += other.sessions;
+        self.buffered += other.buffered;
+    }
+}
+
+/// What a worker is made of.
+pub(super) struct Parts {
+    pub(super) index: u16,
+    pub(super) clock: Clock,
+    pub(super) queue: NfQueue,
+    pub(super) sender: RawSender,
+    pub(super) config: Arc<replayer::Config>,
+    pub(super) intercepts: Vec<std::net::SocketAddr>,
+    pub(super) instance: u64,
+}
+
+/// Starts a worker.
+pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<Order>> {
+    let index = parts.index;
+    let poll = Poll::new()?;
+    let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
+    let fd = parts.queue.fd().as_raw_fd();
+    poll.registry().register(&mut SourceFd(&fd), QUEUE, Interest::READABLE)?;
+    let now = parts.clock.now();
+    let mut worker = Worker {
+        tunnels: Tunnels::new(now, &parts.intercepts, parts.instance, index, FIRST_LINK),
+        replayer: Replayer::new(parts.config),
+        index,
+        poll,
+        inbox,
+        clock: parts.clock,
+        queue: parts.queue,
+        queue_ready: true,
+        sends_pending: false,
+        sender: parts.sender,
+        outgoing: Outgoing::default(),
+        reachable: false,
+        totals: Snapshot::default(),
+    };
+    let ended = reports.clone();
+    threads::spawn(
+        index,
+        orders,
+        move || worker.run(&reports),
+        move |why| ended.send(Report::Ended { worker: index, why }),
+    )
+}
+
+/// A worker.
+struct Worker {
+    index: u16,
+    poll: Poll,
+    inbox: Receiver<Order>,
+    clock: Clock,
+    queue: NfQueue,
+    /// The queue has packets, or may have.
+    queue_ready: bool,
+    /// The turn's budget ended before everything was sent.
+    sends_pending: bool,
+    replayer: Replayer,
+    tunnels: Tunnels,
+    sender: RawSender,
+    outgoing: Outgoing,
+    reachable: bool,
+    totals: Snapshot,
+}
+
+impl Worker {
+    /// Runs until told to stop. An error is of the queue or the poll itself: nothing works without
+    /// them.
+    fn run(&mut self, reports: &Outbox<Report>) -> io::Result<()> {
+        let mut events = Events::with_capacity(256);
+        loop {
+            let now = self.clock.now();
+            let busy = self.queue_ready || self.sends_pending || self.tunnels.want_turn();
+            let deadline = if busy {
+                Some(now)
+            } else {
+                [self.replayer.poll_timeout(), self.tunnels.poll_timeout()].into_iter().flatten().min()
+            };
+            match self.poll.poll(&mut events, clock::wait(now, deadline)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            let now = self.clock.now();
+            for event in &events {
+                match event.token() {
+                    WAKER => {}
+                    QUEUE => self.queue_ready = true,
+                    Token(_) => self.tunnels.ready(now, event),
+                }
+            }
+            self.turn(now, reports)?;
+            if !self.take_orders(reports) {
+                return self.stop();
+            }
+        }
+    }
+
+    fn turn(&mut self, now: Time, reports: &Outbox<Report>) -> io::Result<()> {
+        self.tunnels.receive(now, &mut self.replayer);
+        self.tunnels.handle_timeout(now, self.poll.registry());
+        self.note_reachable(now, reports);
+        self.receive()?;
+        let now = self.clock.now();
+        self.replayer.handle_timeout(now);
+        self.send(now, SENDS);
+        Ok(())
+    }
+
+    fn note_reachable(&mut self, now: Time, reports: &Outbox<Report>) {
+        let reachable = self.tunnels.are_reachable();
+        if reachable != self.reachable {
+            self.reachable = reachable;
+            self.replayer.set_reachable(now, reachable);
+            reports.send(Report::Reachable { worker: self.index, reachable });
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        for _ in 0..BATCHES {
+            if !self.queue_ready {
+                break;
+            }
+            let received = self.receive_batch()?;
+            self.queue_ready = received.full;
+        }
+        Ok(())
+    }
+
+    fn receive_batch(&mut self) -> io::Result<Received> {
+        let now = self.clock.now();
+        let Self { queue, replayer, totals, .. } = self;
+        let received = queue.receive(&mut |captured| {
+            match wire::parse(captured.bytes, captured.original_len) {
+                Ok(packet) => replayer.handle_client(now, &packet),
+                Err(reject) => totals.rejects.count(reject),
+            }
+        })?;
+        totals.captured += u64::from(received.packets);
+        totals.overruns += u64::from(received.overruns);
+        totals.malformed += u64::from(received.malformed);
+        totals.verdicts_refused += u64::from(received.refused);
+        Ok(received)
+    }
+
+    /// Tells claims, then sends at most `budget` segments.
+    fn send(&mut self, now: Time, budget: usize) {
+        // A session that begins has made its claim already; one that reconnects makes it while
+        // segments are sent, and its responses wait for a moment at the intercept.
+        self.tell_claims(now);
+        self.sends_pending = true;
+        for _ in 0..budget {
+            let Some(Transmit { src, dst, header }) = self.replayer.poll_transmit(now, &mut self.outgoing)
+            else {
+                self.sends_pending = false;
+                break;
+            };
+            let sent = match self.outgoing.finish(src, dst, &header) {
+                Some(packet) => self.sender.send(packet, dst),
+                None => Err(io::ErrorKind::InvalidInput.into()),
+            };
+            if let Err(error) = sent {
+                tracing::debug!(%error, %dst, "segment not sent");
+                self.totals.send_errors.count(SendError::of(&error));
+            }
+        }
+        self.tell_claims(now);
+    }
+
+    fn tell_claims(&mut self, now: Time) {
+        while let Some(claim) = self.replayer.poll_claim() {
+            self.tunnels.tell(claim);
+        }
+        self.tunnels.flush(now);
+    }
+
+    /// `false` when told to stop.
+    fn take_orders(&mut self, reports: &Outbox<Report>) -> bool {
+        while let Ok(order) = self.inbox.try_recv() {
+            match order {
+                Order::Report => reports.send(Report::Counters(Box::new(self.snapshot()))),
+                Order::Stop => {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            replay: self.replayer.counters().clone(),
+            sessions: self.replayer.sessions(),
+            buffered: self.replayer.buffered(),
+            ..self.totals.clone()
+        }
+    }
+
+    /// The rules are out: what is queued still counts, then every session ends with a reset to the
+    /// target.
+    fn stop(&mut self) -> io::Result<()> {
+        while self.receive_batch()?.packets > 0 {}
+        let now = self.clock.now();
+        self.replayer.shut_down(now);
+        self.sends_pending = true;
+        while self.sends_pending {
+            self.send(now, SENDS);
+        }
+        Ok(())
+    }
+}
+
+impl SendError {
+    fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS) => Self::Busy,
+            Some(libc::EPERM | libc::EACCES) => Self::Refused,
+            Some(libc::EMSGSIZE) => Self::TooLong,
+            Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => Self::Unreachable,
+            Some(_) | None => Self::Other,
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Whether this host has the addresses and routes that the settings suppose.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+
+use super::{Check, Finding};
+use crate::config::{intercept, tcpcopy};
+
+/// What is asked of a host; tests answer for one that does not exist.
+pub(super) struct Host {
+    /// The address this host would send from to reach that one: its own if the other is local.
+    source_toward: fn(IpAddr) -> io::Result<IpAddr>,
+    /// Whether this host forwards packets, of IPv4 if true and else of IPv6.
+    forwards: fn(bool) -> bool,
+}
+
+impl Host {
+    /// The host this process runs on.
+    pub(super) fn this() -> Self {
+        Self { source_toward, forwards }
+    }
+
+    /// Whether packets to `address` are delivered on this host, by an address or a local route.
+    fn is_local(&self, address: IpAddr) -> bool {
+        address.is_loopback() || (self.source_toward)(address).is_ok_and(|source| source == address)
+    }
+}
+
+/// Asks the routing table, without sending anything: connecting a UDP socket chooses route and source.
+fn source_toward(address: IpAddr) -> io::Result<IpAddr> {
+    let any = match address {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    // The discard port; any would do.
+    socket.connect((address, 9))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn forwards(ipv4: bool) -> bool {
+    let path = if ipv4 { "/proc/sys/net/ipv4/ip_forward" } else { "/proc/sys/net/ipv6/conf/all/forwarding" };
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+}
+
+/// What is wrong on the online host.
+pub(super) fn online(host: &Host, settings: &tcpcopy::Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for mapping in &settings.mappings {
+        findings.extend(mapping.online.and_then(|address| online_address(host, address)));
+        findings.extend(target(host, mapping.target.ip()));
+    }
+    let peers =
+        settings.mappings.iter().map(|mapping| mapping.target).chain(settings.intercepts.iter().copied());
+    let own: Vec<_> = peers.filter_map(|peer| (host.source_toward)(peer.ip()).ok()).collect();
+    for pool in &settings.pools {
+        if let Some(address) = own.iter().find(|address| pool.contains(**address)) {
+            findings.push(Finding::error(
+                Check::Pool,
+                format!("the pool {pool} contains {address}, this host's own address"),
+                "name a prefix that no host has: its addresses are routed to the assistant",
+            ));
+        }
+    }
+    findings.dedup();
+    findings
+}
+
+fn online_address(host: &Host, address: IpAddr) -> Option<Finding> {
+    if host.is_local(address) {
+        return None;
+    }
+    if (host.forwards)(address.is_ipv4()) {
+        return Some(Finding::warning(
+            Check::OnlineAddress,
+            format!("{address} in -x is not an address of this host"),
+            "right if its packets are forwarded here, else correct -x; `ip address` lists this host's",
+        ));
+    }
+    Some(Finding::error(
+        Check::OnlineAddress,
+        format!("{address} in -x is not an address of this host, and it forwards nothing"),
+        "correct -x, or leave the address out for any local one; `ip address` lists this host's",
+    ))
+}
+
+fn target(host: &Host, address: IpAddr) -> Option<Finding> {
+    if host.is_local(address) {
+        return Some(Finding::error(
+            Check::Target,
+            format!("the target {address} is this host itself"),
+            "name the test server; its responses must not be delivered here",
+        ));
+    }
+    // Being down is no reason not to start: sessions wait for the target, as for the network at boot.
+    let error = (host.source_toward)(address).err()?;
+    Some(Finding::warning(
+        Check::Target,
+        format!("no route to the target {address}: {error}"),
+        "nothing can be replayed there until there is one; `ip route get` shows what the kernel thinks",
+    ))
+}
+
+/// What is wrong on the assistant host.
+pub(super) fn assistant(host: &Host, settings: &intercept::Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let bind = settings.bind.filter(|address| !address.is_unspecified());
+    if let Some(address) = bind.filter(|address| !host.is_local(*address)) {
+        findings.push(Finding::error(
+            Check::ListenAddress,
+            format!("{address} in -b is not an address of this host"),
+            "correct -b, or leave it out to listen on all; `ip address` lists this host's",
+        ));
+    }
+    for target in &settings.targets {
+        if host.is_local(target.ip()) {
+            findings.push(Finding::error(
+                Check::Target,
+                format!(
+                    "the target {} is this host itself, whose own packets the rules do not see",
+                    target.ip()
+                ),
+                "run intercept on another host, to which the target routes the replayed clients",
+            ));
+        }
+    }
+    findings.dedup();
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Action;
+    use crate::doctor::Severity;
+
+    /// A host with 10.0.0.1 and fd00::1 and routes to 10.0.0.0/8 and fd00::/16 only.
+    fn fake(address: IpAddr) -> io::Result<IpAddr> {
+        match address {
+            IpAddr::V4(v4) if v4.octets()[0] == 10 => Ok(IpAddr::from([10, 0, 0, 1])),
+            IpAddr::V6(v6) if v6.segments()[0] == 0xfd00 => Ok("fd00::1".parse().expect("address")),
+            IpAddr::V4(_) | IpAddr::V6(_) => Err(io::ErrorKind::NetworkUnreachable.into()),
+        }
+    }
+
+    const STATIC: Host = Host { source_toward: fake, forwards: |_| false };
+    const ROUTER: Host = Host { source_toward: fake, forwards: |_| true };
+
+    fn online_findings(host: &Host, options: &str) -> Vec<(Check, Severity)> {
+        let arguments = format!("tcpcopy --config /dev/null --insecure {options}");
+        let action = tcpcopy::Settings::load(arguments.split(' ').map(Into::into));
+        let Ok(Action::Run(settings)) = action else { panic!("{options}: {action:?}") };
+        online(host, &settings).into_iter().map(|finding| (finding.check, finding.severity)).collect()
+    }
+
+    fn assistant_findings(options: &str) -> Vec<(Check, Severity)> {
+        let arguments = format!("intercept --config /dev/null --insecure {options}");
+        let action = intercept::Settings::load(arguments.split(' ').map(Into::into));
+        let Ok(Action::Run(settings)) = action else { panic!("{options}: {action:?}") };
+        assistant(&STATIC, &settings).into_iter().map(|finding| (finding.check, finding.severity)).collect()
+    }
+
+    #[test]
+    fn a_sound_deployment_has_no_findings() {
+        assert_eq!(online_findings(&STATIC, "-x 80-10.0.0.9:80,[fd00::1]:80-[fd00::9]:80 -s 10.0.0.8"), []);
+        assert_eq!(online_findings(&STATIC, "-x 10.0.0.1:80-10.0.0.9:80 -s 10.0.0.8 -c 10.99.0.x"), []);
+        assert_eq!(assistant_findings("--target 10.0.0.9:80 -b 10.0.0.1"), []);
+        assert_eq!(assistant_findings("--target 10.0.0.9:80 -b 127.0.0.1"), []);
+    }
+
+    #[test]
+    fn an_online_address_elsewhere_is_right_on_a_router_only() {
+        let options = "-x 10.0.0.2:80-10.0.0.9:80 -s 10.0.0.8";
+        assert_eq!(online_findings(&STATIC, options), [(Check::OnlineAddress, Severity::Error)]);
+        assert_eq!(online_findings(&ROUTER, options), [(Check::OnlineAddress, Severity::Warning)]);
+    }
+
+    #[test]
+    fn the_way_to_the_target_is_looked_at() {
+        let options = |target: &str| format!("-x 81-{target}:80 -s 10.0.0.8");
+        assert_eq!(online_findings(&STATIC, &options("192.0.2.1")), [(Check::Target, Severity::Warning)]);
+        assert_eq!(online_findings(&STATIC, &options("10.0.0.1")), [(Check::Target, Severity::Error)]);
+        assert_eq!(online_findings(&STATIC, &options("127.0.0.1")), [(Check::Target, Severity::Error)]);
+    }
+
+    #[test]
+    fn the_pool_must_not_hold_this_host() {
+        let options = "-x 80-10.1.0.9:80 -s 10.1.0.8 -c 10.0.0.x";
+        assert_eq!(online_findings(&STATIC, options), [(Check::Pool, Severity::Error)]);
+    }
+
+    #[test]
+    fn the_assistant_is_another_host_with_the_address_it_listens_on() {
+        assert_eq!(
+            assistant_findings("--target 10.0.0.9:80 -b 10.0.0.7"),
+            [(Check::ListenAddress, Severity::Error)]
+        );
+        assert_eq!(assistant_findings("--target 10.0.0.1:80"), [(Check::Target, Severity::Error)]);
+    }
+
+    #[test]
+    fn this_host_has_its_loopback_addresses_and_not_a_documentation_one() {
+        assert!(Host::this().is_local(IpAddr::from([127, 0, 0, 1])));
+        assert!(Host::this().is_local(IpAddr::from([127, 9, 9, 9])));
+        assert!(!Host::this().is_local(IpAddr::from([192, 0, 2, 77])));
+    }
+}

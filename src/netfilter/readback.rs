@@ -1,0 +1,86 @@
+//! Asking the kernel what is there: whether our rules are complete, and what they counted.
+
+use std::collections::HashMap;
+use std::io;
+
+use super::batch::TABLE_OWNER;
+use super::link::{Link, undisturbed};
+use super::message::{self, Counters};
+use super::ruleset::{Ruleset, Table};
+
+/// Whether a ruleset is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// All its tables, chains and rules are there.
+    Complete,
+    /// Something is missing or has been changed; what was noticed first.
+    Altered(String),
+}
+
+/// Compares what the kernel has with `ruleset`: tables and their flags, chains, and the number of rules in each.
+pub fn present(ruleset: &Ruleset) -> io::Result<Presence> {
+    presence(&mut Link::open()?, ruleset)
+}
+
+pub(super) fn presence(link: &mut Link, ruleset: &Ruleset) -> io::Result<Presence> {
+    for table in &ruleset.tables {
+        if let Some(alteration) = undisturbed(|| alteration(link, ruleset, table))? {
+            return Ok(Presence::Altered(alteration));
+        }
+    }
+    Ok(Presence::Complete)
+}
+
+fn alteration(link: &mut Link, ruleset: &Ruleset, table: &Table) -> io::Result<Option<String>> {
+    let (family, name) = (table.family, &ruleset.name);
+    let expected_flags = if ruleset.owner { TABLE_OWNER } else { 0 };
+    match link.table_flags(family, name)? {
+        None => return Ok(Some(format!("table {family} {name} is gone"))),
+        Some(flags) if flags != expected_flags => {
+            return Ok(Some(format!("table {family} {name} has flags {flags:#x}, not {expected_flags:#x}")));
+        }
+        Some(_) => {}
+    }
+    let mut found: HashMap<Vec<u8>, usize> = HashMap::new();
+    link.dump(libc::NFT_MSG_GETCHAIN, family, name, &mut |chain| {
+        if let Some(chain) = chain.string(message::CHAIN_NAME) {
+            found.entry(chain.to_vec()).or_default();
+        }
+    })?;
+    link.dump(libc::NFT_MSG_GETRULE, family, name, &mut |rule| {
+        if let Some(chain) = rule.string(message::RULE_CHAIN) {
+            *found.entry(chain.to_vec()).or_default() += 1;
+        }
+    })?;
+    for chain in &table.chains {
+        let (chain_name, expected) = (chain.name, chain.rules.len());
+        match found.remove(chain_name.as_bytes()) {
+            None => return Ok(Some(format!("chain {family} {name} {chain_name} is gone"))),
+            Some(count) if count != expected => {
+                let what = format!("chain {family} {name} {chain_name} has {count} rules, not {expected}");
+                return Ok(Some(what));
+            }
+            Some(_) => {}
+        }
+    }
+    let stranger = found.into_keys().next();
+    Ok(stranger.map(|chain| {
+        format!("table {family} {name} has a chain that is not ours: {}", String::from_utf8_lossy(&chain))
+    }))
+}
+
+/// What the rules of a ruleset counted, all together.
+pub(super) fn counters(link: &mut Link, ruleset: &Ruleset) -> io::Result<Counters> {
+    undisturbed(|| {
+        let mut sum = Counters::default();
+        for table in &ruleset.tables {
+            link.dump(libc::NFT_MSG_GETRULE, table.family, &ruleset.name, &mut |rule| {
+                if let Some(counted) = message::rule_counter(&rule) {
+                    sum.packets += counted.packets;
+                    sum.bytes += counted.bytes;
+                }
+            })?;
+        }
+        Ok(sum)
+    })
+}

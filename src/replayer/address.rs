@@ -1,0 +1,157 @@
+//! Which address and port a replayed client has.
+//!
+//! Deterministic: a client's address always maps to the same pool address, and its port is kept
+//! where it is free. Without pools, clients keep their addresses. Every flow chosen belongs to the
+//! choosing worker by [`split`], so no two workers can choose one flow, and no worker need ask
+//! another.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
+
+use super::config::Config;
+use crate::wire::flow::split;
+
+/// Ports given out where the client's own cannot be kept.
+const FIRST_PORT: u16 = 1024;
+const PORTS: u32 = 65_536 - FIRST_PORT as u32;
+/// Step between ports tried: has no factor in common with `PORTS`, so that all are met.
+const STRIDE: u32 = 25_013;
+/// Ports tried of one address, per worker, before the next address.
+const TRIES: u32 = 512;
+/// Addresses tried.
+const ADDRESSES: u128 = 8;
+
+/// The addresses and ports that may stand for `client` in its copy number `copy`, the preferred one
+/// first. Empty if no pool has the target's family.
+pub(super) fn candidates(
+    config: &Config,
+    client: SocketAddr,
+    target: SocketAddr,
+    copy: u16,
+) -> impl Iterator<Item = SocketAddr> {
+    let (workers, worker) = (config.workers, config.worker);
+    addresses(config, client.ip(), target, copy)
+        .flat_map(move |address| ports(client, copy, workers).map(move |port| SocketAddr::new(address, port)))
+        .filter(move |local| split(*local, workers) == worker && *local != target)
+}
+
+fn addresses(config: &Config, client: IpAddr, target: SocketAddr, copy: u16) -> impl Iterator<Item = IpAddr> {
+    let v4 = target.is_ipv4();
+    let own = (config.pools.is_empty() && client.is_ipv4() == v4).then_some(client);
+    let pools = config.pools.iter().filter(move |pool| pool.is_ipv4() == v4);
+    let size = pools.clone().fold(0u128, |sum, pool| sum.saturating_add(pool.size()));
+    let first = u128::from(hash(&client)).wrapping_add(u128::from(copy));
+    let from_pools = (0..ADDRESSES.min(size)).filter_map(move |step| {
+        // Copies stand next to each other, so the next address to try is far away.
+        let mut index = first.wrapping_add(step.wrapping_mul(size / ADDRESSES.min(size) + 1)) % size;
+        pools.clone().find_map(|pool| {
+            let address = pool.nth(index);
+            index = index.saturating_sub(pool.size());
+            address
+        })
+    });
+    own.into_iter().chain(from_pools)
+}
+
+fn ports(client: SocketAddr, copy: u16, workers: u16) -> impl Iterator<Item = u16> {
+    let start = u32::try_from(hash(&(client, copy)) % u64::from(PORTS)).unwrap_or(0);
+    let kept = (copy == 0).then_some(client.port());
+    let others = (0..TRIES * u32::from(workers)).map(move |i| {
+        let port = (start + i.wrapping_mul(STRIDE) % PORTS) % PORTS;
+        FIRST_PORT + u16::try_from(port).unwrap_or(0)
+    });
+    kept.into_iter().chain(others)
+}
+
+/// A hash that is the same in every run: the mapping of clients to addresses is.
+fn hash<T: Hash>(value: &T) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Whether a connection is among the `percent` of all that are replayed. It depends on nothing but
+/// its two ends, so it holds for every packet of it and in every run.
+pub(super) fn selected<T: Hash>(connection: &T, percent: u8) -> bool {
+    percent >= 100 || hash(connection) % 100 < u64::from(percent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::wire::FlowKey;
+
+    fn config(pools: &[&str], workers: u16, worker: u16) -> Config {
+        Config {
+            session: Arc::default(),
+            routes: Vec::new(),
+            pools: pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
+            copies: 1,
+            percent: 100,
+            workers,
+            worker,
+            mtu: 1500,
+            max_sessions: 10,
+            memory_limit: 1000,
+        }
+    }
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().expect("address")
+    }
+
+    const CLIENT: &str = "10.1.1.1:40000";
+    const TARGET: &str = "10.2.2.2:80";
+
+    #[test]
+    fn without_pools_the_client_stays_itself() {
+        let all: Vec<_> = candidates(&config(&[], 1, 0), addr(CLIENT), addr(TARGET), 0).collect();
+        assert_eq!(all[0], addr(CLIENT));
+        assert!(all.iter().all(|local| local.ip() == addr(CLIENT).ip()));
+        assert!(all.iter().collect::<HashSet<_>>().len() > 500);
+    }
+
+    #[test]
+    fn pools_map_a_client_to_one_address_and_keep_its_port() {
+        let config = config(&["10.99.0.0/24", "fd99::/64"], 1, 0);
+        let first = candidates(&config, addr(CLIENT), addr(TARGET), 0).next().expect("some");
+        let other = candidates(&config, addr("10.1.1.1:5"), addr(TARGET), 0).next().expect("some");
+        assert_eq!((first.port(), other.port()), (40000, 5));
+        assert_eq!(first.ip(), other.ip());
+        assert!(config.pools[0].contains(first.ip()));
+        let v6 = candidates(&config, addr(CLIENT), addr("[fd00::2]:80"), 0).next().expect("some");
+        assert!(config.pools[1].contains(v6.ip()));
+    }
+
+    #[test]
+    fn copies_have_addresses_of_their_own_where_there_are_enough() {
+        let config = config(&["10.99.0.0/24"], 1, 0);
+        let ips: HashSet<_> = (0..50)
+            .map(|copy| candidates(&config, addr(CLIENT), addr(TARGET), copy).next().expect("some").ip())
+            .collect();
+        assert_eq!(ips.len(), 50);
+    }
+
+    #[test]
+    fn every_candidate_belongs_to_the_worker() {
+        for worker in 0..4 {
+            let config = config(&["10.99.0.0/30"], 4, worker);
+            let all: Vec<_> = candidates(&config, addr(CLIENT), addr(TARGET), 1).collect();
+            assert!(all.len() > 100);
+            assert!(all.iter().all(|local| split(*local, 4) == worker));
+        }
+    }
+
+    #[test]
+    fn selection_is_a_share_of_connections() {
+        let keys = (1..=10_000u16).map(|port| FlowKey {
+            client: SocketAddr::new([10, 0, 0, 1].into(), port),
+            server: addr(TARGET),
+        });
+        let share = keys.filter(|key| selected(key, 20)).count();
+        assert!((1_800..2_200).contains(&share), "{share}");
+    }
+}

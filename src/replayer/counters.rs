@@ -1,0 +1,78 @@
+//! What the replayer counts.
+
+use super::histogram::Histogram;
+use crate::session::{Answer, End, Opened, Taken};
+use crate::wire::Tally;
+
+/// Why a captured packet reached no session. A packet that did is counted by [`Taken`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unused {
+    /// No route has its destination.
+    NotRouted,
+    /// Its connection is not among the percentage that is replayed.
+    NotSelected,
+    /// It opened a connection, or would have joined one, but there are as many as there may be.
+    SessionLimit,
+    /// The same, for the memory limit.
+    MemoryLimit,
+    /// It belongs to no live session and cannot begin one.
+    NoSession,
+    /// It has SYN and RST or FIN, or SYN and ACK, set: not a client's.
+    Flags,
+}
+
+crate::counted!(Unused {
+    NotRouted => "not_routed",
+    NotSelected => "not_selected",
+    SessionLimit => "session_limit",
+    MemoryLimit => "memory_limit",
+    NoSession => "no_session",
+    Flags => "bad_flags",
+});
+
+/// Counters of one worker.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Captured packets by what became of them in their session (its first copy).
+    pub taken: Tally<Taken>,
+    /// Captured packets that reached no session.
+    pub unused: Tally<Unused>,
+    /// Headers from the target.
+    pub answers: Tally<Answer>,
+    /// Sessions that ended, by reason.
+    pub ended: Tally<End>,
+    /// Exchanges, by how the burst after them was let go.
+    pub exchanges: Tally<Opened>,
+    /// Sessions begun, copies included.
+    pub started: u64,
+    /// Sessions that found no free address and port.
+    pub no_address: u64,
+    /// Connections opened to the target.
+    pub connections: u64,
+    /// Segments and payload bytes handed out for sending, retransmissions included.
+    pub segments: u64,
+    /// See `segments`.
+    pub bytes: u64,
+    /// Upstream bytes given up: lost by the capture, or before a boundary after a reconnect.
+    pub skipped_bytes: u64,
+    /// Time from the end of a request to the last byte of the target's response.
+    pub response_time: Histogram,
+}
+
+impl Counters {
+    /// Adds another worker's counters to these.
+    pub fn merge(&mut self, other: &Self) {
+        self.taken.merge(&other.taken);
+        self.unused.merge(&other.unused);
+        self.answers.merge(&other.answers);
+        self.ended.merge(&other.ended);
+        self.exchanges.merge(&other.exchanges);
+        self.started += other.started;
+        self.no_address += other.no_address;
+        self.connections += other.connections;
+        self.segments += other.segments;
+        self.bytes += other.bytes;
+        self.skipped_bytes += other.skipped_bytes;
+        self.response_time.merge(&other.response_time);
+    }
+}

@@ -1,0 +1,333 @@
+//! The replayer: packets to sessions, sessions' wishes fulfilled.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::address::{candidates, selected};
+use super::config::Config;
+use super::counters::{Counters, Unused};
+use super::table::Table;
+use crate::session::{Answer, End, Event, MidStream, Session};
+use crate::wire::{FlowId, FlowKey, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Packet, TcpHeader, Time};
+
+/// What to tell the intercepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Responses for the flow are ours, under this name.
+    Claim(FlowId, FlowKey),
+    /// They no longer are.
+    Release(FlowId, FlowKey),
+}
+
+/// A segment to send; its payload is in the [`Outgoing`] that was passed.
+#[derive(Clone, Copy, Debug)]
+pub struct Transmit {
+    /// The replayed client.
+    pub src: SocketAddr,
+    /// The target.
+    pub dst: SocketAddr,
+    /// The header; see [`Outgoing::finish`].
+    pub header: TcpHeader,
+}
+
+/// One worker's sessions. See the module for the calling contract.
+#[derive(Debug)]
+pub struct Replayer {
+    config: Arc<Config>,
+    table: Table,
+    claims: VecDeque<Claim>,
+    /// An intercept is there to take the responses.
+    reachable: bool,
+    /// Sessions that want a connection while none is.
+    waiting: Vec<usize>,
+    stopping: bool,
+    counters: Counters,
+}
+
+impl Replayer {
+    /// A replayer without sessions, and without an intercept: see [`Replayer::set_reachable`].
+    pub fn new(config: Arc<Config>) -> Self {
+        Self {
+            config,
+            table: Table::default(),
+            claims: VecDeque::new(),
+            reachable: false,
+            waiting: Vec::new(),
+            stopping: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// What has been counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Live sessions.
+    pub fn sessions(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Upstream bytes held.
+    pub fn buffered(&self) -> usize {
+        self.table.buffered()
+    }
+
+    /// Takes in a captured packet of a client.
+    pub fn handle_client(&mut self, now: Time, packet: &Packet<'_>) {
+        match self.sessions_for(now, packet) {
+            Ok(first) => {
+                let mut taken = None;
+                let mut next = Some(first);
+                while let Some(slot) = next {
+                    next = self.table.sibling(slot);
+                    let Some(entry) = self.table.entry(slot) else { continue };
+                    let what = entry.session.handle_client(now, &packet.header, packet.payload);
+                    taken.get_or_insert(what);
+                    self.table.wake(slot);
+                }
+                if let Some(taken) = taken {
+                    self.counters.taken.count(taken);
+                }
+            }
+            Err(unused) => self.counters.unused.count(unused),
+        }
+    }
+
+    /// The first of the sessions that a packet is for, made if it begins one.
+    fn sessions_for(&mut self, now: Time, packet: &Packet<'_>) -> Result<usize, Unused> {
+        let target = self.config.target_of(packet.dst).ok_or(Unused::NotRouted)?;
+        let key = FlowKey { client: packet.src, server: packet.dst };
+        if !selected(&key, self.config.percent) {
+            return Err(Unused::NotSelected);
+        }
+        let flags = packet.header.flags;
+        let syn = flags.syn();
+        if syn && (flags.ack() || flags.fin() || flags.rst()) {
+            return Err(Unused::Flags);
+        }
+        if let Some(first) = self.table.of_connection(&key) {
+            let reused = |session: &Session| syn && session.is_new_connection(&packet.header);
+            match self.table.entry(first) {
+                Some(entry) if !reused(&entry.session) => return Ok(first),
+                Some(_) | None => self.leave(now, &key),
+            }
+        }
+        let joins = self.config.session.mid_stream == MidStream::Join
+            && !packet.payload.is_empty()
+            && !flags.rst()
+            && !flags.fin();
+        if !syn && !joins {
+            return Err(Unused::NoSession);
+        }
+        self.check_limits()?;
+        Ok(self.begin(now, packet, key, target))
+    }
+
+    fn check_limits(&mut self) -> Result<(), Unused> {
+        if self.stopping || self.table.len() + usize::from(self.config.copies) > self.config.max_sessions {
+            return Err(Unused::SessionLimit);
+        }
+        if self.table.buffered() > self.config.memory_limit {
+            return Err(Unused::MemoryLimit);
+        }
+        Ok(())
+    }
+
+    /// Makes the sessions of a connection; returns the first.
+    fn begin(&mut self, now: Time, packet: &Packet<'_>, key: FlowKey, target: SocketAddr) -> usize {
+        let mut first = 0;
+        // The last one inserted is the first of the chain.
+        for copy in (0..self.config.copies).rev() {
+            let config = Arc::clone(&self.config.session);
+            let session = if packet.header.flags.syn() {
+                Session::open(now, config, &packet.header)
+            } else {
+                Session::join(now, config, &packet.header)
+            };
+            first = self.table.insert(session, key, copy, target);
+            self.counters.started += 1;
+        }
+        first
+    }
+
+    /// The client has opened a new connection from the same port: the old one's sessions end by
+    /// themselves.
+    fn leave(&mut self, now: Time, key: &FlowKey) {
+        let mut next = self.table.of_connection(key);
+        while let Some(slot) = next {
+            next = self.table.sibling(slot);
+            if let Some(entry) = self.table.entry(slot)
+                && !entry.session.client_is_done()
+            {
+                entry.session.client_is_gone(now);
+            }
+            self.table.wake(slot);
+        }
+        self.table.detach(key);
+    }
+
+    /// Takes in a header that the target sent, under the name its flow was claimed by.
+    pub fn handle_target(&mut self, now: Time, id: FlowId, header: &TcpHeader) {
+        let Some((slot, entry)) = self.table.of_flow(id) else {
+            self.counters.answers.count(Answer::Stray);
+            return;
+        };
+        let answer = entry.session.handle_target(now, header);
+        self.counters.answers.count(answer);
+        self.table.wake(slot);
+    }
+
+    /// An intercept refused a claim: somebody else has the flow. The session's connection moves to
+    /// another address or port.
+    pub fn handle_refusal(&mut self, now: Time, id: FlowId) {
+        let Some((slot, entry)) = self.table.of_flow(id) else { return };
+        entry.session.move_connection(now);
+        self.table.wake(slot);
+    }
+
+    /// Deadlines have passed.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some((slot, entry)) = self.table.expired(now) {
+            entry.session.handle_timeout(now);
+            self.table.wake(slot);
+        }
+    }
+
+    /// Whether an intercept takes the responses. While none does, no connection is opened: with
+    /// nobody to stop them, responses could travel on to real clients.
+    pub fn set_reachable(&mut self, now: Time, reachable: bool) {
+        self.reachable = reachable;
+        if reachable {
+            for slot in std::mem::take(&mut self.waiting) {
+                self.connect(now, slot);
+                self.table.wake(slot);
+            }
+        }
+    }
+
+    /// Ends all sessions, with a reset to the target each. No new ones begin.
+    pub fn shut_down(&mut self, now: Time) {
+        self.stopping = true;
+        let slots: Vec<usize> = self.table.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            if let Some(entry) = self.table.entry(slot) {
+                entry.session.end(now, End::Shed);
+            }
+            self.table.wake(slot);
+        }
+    }
+
+    /// When [`Replayer::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.table.next_deadline()
+    }
+
+    /// The next thing to tell the intercepts.
+    pub fn poll_claim(&mut self) -> Option<Claim> {
+        self.claims.pop_front()
+    }
+
+    /// Every claim in force, for an intercept that has just been connected.
+    pub fn claims(&self) -> impl Iterator<Item = (FlowId, FlowKey)> + '_ {
+        self.table.iter().filter_map(|(_, entry)| {
+            let (id, client) = entry.flow?;
+            Some((id, FlowKey { client, server: entry.target }))
+        })
+    }
+
+    /// The next segment to send; its payload is in `out`.
+    pub fn poll_transmit(&mut self, now: Time, out: &mut Outgoing) -> Option<Transmit> {
+        while let Some(slot) = self.table.awake() {
+            if let Some(entry) = self.table.entry(slot) {
+                if let Some(header) = entry.session.poll_transmit(now, out.payload()) {
+                    let Some((_, src)) = entry.flow else { continue };
+                    self.counters.segments += 1;
+                    self.counters.bytes += u64::from(header.payload_len);
+                    return Some(Transmit { src, dst: entry.target, header });
+                }
+                if let Some(event) = entry.session.poll_event() {
+                    self.handle_event(now, slot, event);
+                    continue;
+                }
+            }
+            self.table.settle();
+            if self.table.buffered() > self.config.memory_limit {
+                self.shed(now);
+            }
+        }
+        None
+    }
+
+    fn handle_event(&mut self, now: Time, slot: usize, event: Event) {
+        match event {
+            Event::Connect => self.connect(now, slot),
+            Event::Exchange(exchange) => {
+                self.counters.exchanges.count(exchange.opened);
+                if let Some(last) = exchange.last_byte {
+                    self.counters.response_time.record(last);
+                }
+            }
+            Event::Skipped(bytes) => self.counters.skipped_bytes += bytes,
+            Event::Ended(why) => {
+                self.counters.ended.count(why);
+                self.release(slot);
+                // Its place in the queue goes with the next `settle`.
+                self.table.remove(slot);
+            }
+        }
+    }
+
+    /// Gives a session an address and port for a new connection, and claims the responses.
+    fn connect(&mut self, now: Time, slot: usize) {
+        if !self.table.entry(slot).is_some_and(|entry| entry.session.wants_connection()) {
+            return;
+        }
+        self.release(slot);
+        if !self.reachable {
+            self.waiting.push(slot);
+            return;
+        }
+        let Some(entry) = self.table.entry(slot) else { return };
+        let (client, target, copy) = (entry.connection.client, entry.target, entry.copy);
+        let free = |local: &SocketAddr| self.table.is_free(&FlowKey { client: *local, server: target });
+        let Some(local) = candidates(&self.config, client, target, copy).find(free) else {
+            self.counters.no_address += 1;
+            if let Some(entry) = self.table.entry(slot) {
+                entry.session.end(now, End::Shed);
+            }
+            return;
+        };
+        if let Some(id) = self.table.assign(slot, local) {
+            self.claims.push_back(Claim::Claim(id, FlowKey { client: local, server: target }));
+        }
+        let headers = if target.is_ipv4() { MIN_HEADERS_V4 } else { MIN_HEADERS_V6 };
+        let max_segment = self.config.mtu.saturating_sub(headers);
+        if let Some(entry) = self.table.entry(slot) {
+            entry.session.connect(now, max_segment);
+            self.counters.connections += 1;
+        }
+    }
+
+    fn release(&mut self, slot: usize) {
+        if let Some((id, flow)) = self.table.unassign(slot) {
+            self.claims.push_back(Claim::Release(id, flow));
+        }
+    }
+
+    /// The sessions hold more than they may: the one that holds most is furthest behind, and ends.
+    fn shed(&mut self, now: Time) {
+        let fullest = self
+            .table
+            .iter()
+            .filter(|(_, entry)| !entry.session.is_over())
+            .max_by_key(|(_, entry)| entry.session.buffered());
+        if let Some((slot, _)) = fullest
+            && let Some(entry) = self.table.entry(slot)
+        {
+            entry.session.end(now, End::Shed);
+            self.table.wake(slot);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The session table: entries by slot, found by client connection, by replayed flow and by deadline.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use slab::Slab;
+
+use crate::session::Session;
+use crate::wire::{FlowId, FlowKey, Time};
+
+/// One session and what the replayer knows of it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) session: Session,
+    /// The captured connection.
+    pub(super) connection: FlowKey,
+    /// Which copy of it this is.
+    pub(super) copy: u16,
+    /// The next copy of the same connection.
+    sibling: Option<usize>,
+    pub(super) target: SocketAddr,
+    /// The replayed flow, while it has one.
+    pub(super) flow: Option<(FlowId, SocketAddr)>,
+    /// Bytes of the session that are in [`Table::buffered`].
+    accounted: usize,
+    /// The deadline that stands in the heap.
+    armed: Option<Time>,
+    /// It stands in the queue of sessions to be polled.
+    queued: bool,
+    /// Distinguishes it from earlier entries of the same slot in the heap.
+    serial: u32,
+}
+
+/// The sessions of one worker.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    entries: Slab<Entry>,
+    /// Captured connection to its first copy.
+    by_connection: HashMap<FlowKey, usize>,
+    /// Replayed flows in use.
+    by_flow: HashMap<FlowKey, usize>,
+    deadlines: BinaryHeap<Reverse<(Time, usize, u32)>>,
+    queue: VecDeque<usize>,
+    serial: u32,
+    buffered: usize,
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Upstream bytes held by all sessions, as of their last [`Table::settle`].
+    pub(super) fn buffered(&self) -> usize {
+        self.buffered
+    }
+
+    pub(super) fn entry(&mut self, slot: usize) -> Option<&mut Entry> {
+        self.entries.get_mut(slot)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// The first copy's slot of a captured connection.
+    pub(super) fn of_connection(&self, connection: &FlowKey) -> Option<usize> {
+        self.by_connection.get(connection).copied()
+    }
+
+    /// The slot after `slot` among the copies of one connection.
+    pub(super) fn sibling(&self, slot: usize) -> Option<usize> {
+        self.entries.get(slot)?.sibling
+    }
+
+    /// The entry that a header from the target is for.
+    pub(super) fn of_flow(&mut self, id: FlowId) -> Option<(usize, &mut Entry)> {
+        let slot = usize::try_from(id.0 >> 32).ok()?;
+        let entry = self.entries.get_mut(slot)?;
+        entry.flow.is_some_and(|(own, _)| own == id).then_some((slot, entry))
+    }
+
+    pub(super) fn is_free(&self, flow: &FlowKey) -> bool {
+        !self.by_flow.contains_key(flow)
+    }
+
+    /// Adds a session as one more copy of its connection.
+    pub(super) fn insert(
+        &mut self,
+        session: Session,
+        connection: FlowKey,
+        copy: u16,
+        target: SocketAddr,
+    ) -> usize {
+        let serial = self.next_serial();
+        let slot = self.entries.insert(Entry {
+            session,
+            connection,
+            copy,
+            sibling: None,
+            target,
+            flow: None,
+            accounted: 0,
+            armed: None,
+            queued: false,
+            serial,
+        });
+        let first = self.by_connection.insert(connection, slot);
+        if let Some(entry) = self.entries.get_mut(slot) {
+            entry.sibling = first;
+        }
+        slot
+    }
+
+    /// The sessions of a connection go on, but its packets no longer find them.
+    pub(super) fn detach(&mut self, connection: &FlowKey) {
+        self.by_connection.remove(connection);
+    }
+
+    /// Gives a session a replayed flow, which must be free, and returns its new name.
+    pub(super) fn assign(&mut self, slot: usize, local: SocketAddr) -> Option<FlowId> {
+        let serial = self.next_serial();
+        let entry = self.entries.get_mut(slot)?;
+        let id = FlowId(u64::try_from(slot).ok()? << 32 | u64::from(serial));
+        entry.flow = Some((id, local));
+        self.by_flow.insert(FlowKey { client: local, server: entry.target }, slot);
+        Some(id)
+    }
+
+    /// Takes the replayed flow from a session, and returns it.
+    pub(super) fn unassign(&mut self, slot: usize) -> Option<(FlowId, FlowKey)> {
+        let entry = self.entries.get_mut(slot)?;
+        let (id, client) = entry.flow.take()?;
+        let flow = FlowKey { client, server: entry.target };
+        self.by_flow.remove(&flow);
+        Some((id, flow))
+    }
+
+    /// Removes a session, which has no flow any more.
+    pub(super) fn remove(&mut self, slot: usize) {
+        let Some(entry) = self.entries.try_remove(slot) else { return };
+        self.buffered -= entry.accounted;
+        let Some(first) = self.by_connection.get(&entry.connection).copied() else { return };
+        if first == slot {
+            match entry.sibling {
+                Some(next) => self.by_connection.insert(entry.connection, next),
+                None => self.by_connection.remove(&entry.connection),
+            };
+            return;
+        }
+        let mut at = Some(first);
+        while let Some(previous) = at.and_then(|at| self.entries.get_mut(at)) {
+            if previous.sibling == Some(slot) {
+                previous.sibling = entry.sibling;
+                return;
+            }
+            at = previous.sibling;
+        }
+    }
+
+    /// Queues a session for polling.
+    pub(super) fn wake(&mut self, slot: usize) {
+        if let Some(entry) = self.entries.get_mut(slot)
+            && !std::mem::replace(&mut entry.queued, true)
+        {
+            self.queue.push_back(slot);
+        }
+    }
+
+    /// The session to be polled next; it stays in front until [`Table::settle`].
+    pub(super) fn awake(&self) -> Option<usize> {
+        self.queue.front().copied()
+    }
+
+    /// The session in front of the queue has been polled empty: takes it from the queue, accounts
+    /// its memory and notes its deadline.
+    pub(super) fn settle(&mut self) {
+        let Some(slot) = self.queue.pop_front() else { return };
+        let Some(entry) = self.entries.get_mut(slot) else { return };
+        entry.queued = false;
+        let buffered = entry.session.buffered();
+        self.buffered = self.buffered - entry.accounted + buffered;
+        entry.accounted = buffered;
+        if let Some(deadline) = entry.session.poll_timeout()
+            && entry.armed.is_none_or(|armed| deadline < armed)
+        {
+            entry.armed = Some(deadline);
+            self.deadlines.push(Reverse((deadline, slot, entry.serial)));
+        }
+    }
+
+    /// When the next deadline in the heap is. A session's real one may be later.
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.peek().map(|Reverse((due, ..))| *due)
+    }
+
+    /// The next session whose deadline in the heap has passed.
+    pub(super) fn expired(&mut self, now: Time) -> Option<(usize, &mut Entry)> {
+        loop {
+            let &Reverse((due, slot, serial)) = self.deadlines.peek()?;
+            if due > now {
+                return None;
+            }
+            self.deadlines.pop();
+            let current = self.entries.get_mut(slot).filter(|entry| entry.serial == serial);
+            if let Some(entry) = current
+                && entry.armed == Some(due)
+            {
+                entry.armed = None;
+                break self.entries.get_mut(slot).map(|entry| (slot, entry));
+            }
+        }
+    }
+
+    fn next_serial(&mut self) -> u32 {
+        self.serial = self.serial.wrapping_add(1);
+        self.serial
+    }
+}

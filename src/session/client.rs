@@ -1,0 +1,111 @@
+//! What is known of the real client and its connection to the online server.
+
+use std::time::Duration;
+
+use crate::wire::{Flags, Seq, TcpHeader, Time};
+
+/// Longest client round-trip time that is emulated. An estimate is an upper bound, because the
+/// handshake's ACK is normally not captured; a client that connects and waits must not stretch it.
+const MAX_RTT: Duration = Duration::from_millis(300);
+/// Shorter ones are not worth a timer.
+const MIN_RTT: Duration = Duration::from_millis(1);
+/// What a client captured mid-stream is taken to have offered.
+const DEFAULT_SCALE: u8 = 7;
+const DEFAULT_MSS: u16 = 1460;
+
+/// The client's side of the captured connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// What its SYN offered.
+    pub(super) mss: u16,
+    pub(super) scale: Option<u8>,
+    pub(super) timestamps: bool,
+    /// The largest window seen, in bytes. Pure ACKs are not captured, so a small one may be stale,
+    /// and a closed one would hold the target's response for good.
+    window: u32,
+    /// The last acknowledgment number, and the downstream bytes it stands for.
+    acked: Option<(Seq, u64)>,
+    last_at: Time,
+    rtt: Option<Duration>,
+}
+
+impl Client {
+    /// From its SYN.
+    pub(super) fn from_syn(now: Time, syn: &TcpHeader) -> Self {
+        Self {
+            mss: syn.options.mss.unwrap_or(536),
+            scale: syn.options.window_scale,
+            timestamps: syn.options.timestamps.is_some(),
+            window: u32::from(syn.window),
+            acked: None,
+            last_at: now,
+            rtt: None,
+        }
+    }
+
+    /// From a segment in the middle of its connection.
+    pub(super) fn from_segment(now: Time, header: &TcpHeader) -> Self {
+        Self {
+            mss: DEFAULT_MSS,
+            scale: Some(DEFAULT_SCALE),
+            timestamps: header.options.timestamps.is_some(),
+            window: u32::from(u16::MAX),
+            acked: Some((header.ack, 0)),
+            last_at: now,
+            rtt: None,
+        }
+    }
+
+    /// Takes in a segment's acknowledgment, window and time. Returns how many downstream bytes the
+    /// client had seen when it sent it.
+    pub(super) fn observe(&mut self, now: Time, header: &TcpHeader) -> u64 {
+        if !header.flags.contains(Flags::RST) {
+            let window = u32::from(header.window) << self.scale.unwrap_or(0);
+            self.window = self.window.max(window);
+        }
+        let gap = now - self.last_at;
+        self.last_at = now;
+        if !header.flags.ack() {
+            return self.acked.map_or(0, |(_, offset)| offset);
+        }
+        let Some((last, offset)) = self.acked else {
+            self.acked = Some((header.ack, 0));
+            self.sample_rtt(gap);
+            return 0;
+        };
+        let seen = header.ack.unwrap_near(offset, last).unwrap_or(0);
+        if seen > offset {
+            self.acked = Some((header.ack, seen));
+            self.sample_rtt(gap);
+        }
+        seen
+    }
+
+    /// The time between two of the client's segments, the second of which acknowledges what the
+    /// first one caused, is its round-trip time and more.
+    fn sample_rtt(&mut self, gap: Duration) {
+        let gap = gap.min(MAX_RTT);
+        self.rtt = Some(self.rtt.map_or(gap, |rtt| rtt.min(gap)));
+    }
+
+    /// How much later than a neighbour of the target this client answers.
+    pub(super) fn lag(&self) -> Duration {
+        self.rtt.filter(|rtt| *rtt >= MIN_RTT).unwrap_or(Duration::ZERO)
+    }
+
+    /// The window to advertise, in bytes.
+    pub(super) fn window(&self) -> u32 {
+        self.window
+    }
+
+    /// The window field to send in a segment without SYN.
+    pub(super) fn window_field(&self) -> u16 {
+        u16::try_from(self.window >> self.scale.unwrap_or(0)).unwrap_or(u16::MAX)
+    }
+
+    /// Whether a segment was sent after a further response, compared with the last one seen: the
+    /// beginning of a request.
+    pub(super) fn acknowledges_more(&self, header: &TcpHeader) -> bool {
+        header.flags.ack() && self.acked.is_some_and(|(last, _)| header.ack.is_after(last))
+    }
+}

@@ -1,0 +1,133 @@
+//! What a session reports: what became of a packet, of an exchange, of itself.
+
+use std::time::Duration;
+
+use super::gate::Opened;
+
+/// What became of a captured client segment. Every one ends in exactly one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Taken {
+    /// New data (with or without FIN), in order.
+    Data,
+    /// New data that waits for a hole before it to be filled.
+    OutOfOrder,
+    /// SYN, FIN or RST without data that was news.
+    Control,
+    /// An ACK without data.
+    Ack,
+    /// Nothing new: a retransmission or a keep-alive probe.
+    Duplicate,
+    /// Sequence numbers that cannot belong to the connection, or data after its end.
+    OutOfWindow,
+    /// The capture cut the payload; what is missing is treated as lost.
+    Cut,
+    /// Before the first request boundary of a connection captured mid-stream.
+    BeforeJoin,
+    /// The session had ended already.
+    Late,
+}
+
+crate::counted!(Taken {
+    Data => "data",
+    OutOfOrder => "out_of_order",
+    Control => "control",
+    Ack => "ack",
+    Duplicate => "duplicate",
+    OutOfWindow => "out_of_window",
+    Cut => "cut",
+    BeforeJoin => "before_join",
+    Late => "late",
+});
+
+/// What became of a header from the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// It advanced the connection: data, an ACK, SYN or FIN.
+    Accepted,
+    /// It lies behind a hole.
+    OutOfOrder,
+    /// It repeats what was known.
+    Duplicate,
+    /// A reset that was believed.
+    Reset,
+    /// Refused by RFC 9293 or RFC 5961: bad sequence or acknowledgment number, stray SYN.
+    Unacceptable,
+    /// No connection was there to take it.
+    Stray,
+}
+
+crate::counted!(Answer {
+    Accepted => "accepted",
+    OutOfOrder => "out_of_order",
+    Duplicate => "duplicate",
+    Reset => "reset",
+    Unacceptable => "unacceptable",
+    Stray => "stray",
+});
+
+/// One request burst and its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// Upstream bytes of the burst.
+    pub request_bytes: u64,
+    /// Downstream bytes the online server answered, by the client's ACKs.
+    pub online_bytes: u64,
+    /// Downstream bytes the target answered before the next burst left.
+    pub target_bytes: u64,
+    /// From the end of the burst to the first byte of the target's response.
+    pub first_byte: Option<Duration>,
+    /// From the end of the burst to the last byte of the target's response so far.
+    pub last_byte: Option<Duration>,
+    /// Why the next burst was allowed to leave.
+    pub opened: Opened,
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Both sides closed.
+    Completed,
+    /// The client reset the connection, and so did the replay.
+    ClientReset,
+    /// The target reset it, and there was nothing left to say, or it did so again and again.
+    TargetReset,
+    /// The target did not answer.
+    Unreachable,
+    /// The target did not close its side after the client had.
+    Lingering,
+    /// No packet from either side for the idle timeout.
+    Idle,
+    /// Captured mid-stream, and over before a request boundary was seen.
+    NotJoined,
+    /// The session held more bytes than it may.
+    BufferLimit,
+    /// The replayer ended it: at its limits, or because it stops.
+    Shed,
+}
+
+crate::counted!(End {
+    Completed => "completed",
+    ClientReset => "client_reset",
+    TargetReset => "target_reset",
+    Unreachable => "unreachable",
+    Lingering => "lingering",
+    Idle => "idle",
+    NotJoined => "not_joined",
+    BufferLimit => "buffer_limit",
+    Shed => "shed",
+});
+
+/// What a session asks for or reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A connection to the target is wanted: [`super::Session::connect`] once there is an address
+    /// and port for it.
+    Connect,
+    /// An exchange is complete.
+    Exchange(Exchange),
+    /// Upstream bytes that will not be sent: before a boundary after a reconnect, or lost by the
+    /// capture.
+    Skipped(u64),
+    /// Nothing more will come; the session can go.
+    Ended(End),
+}

@@ -1,0 +1,224 @@
+//! When a burst may leave: after the target has answered what the online server had answered.
+//!
+//! A burst waits for `L` downstream bytes, the length of the online response that the client had
+//! acknowledged before it sent the burst. `t` is what the target has sent since the burst before
+//! left. The gate opens
+//!
+//! * when `t >= L`;
+//! * when `0 < t < L` and the target has been quiet for a while: its response is shorter. A
+//!   shortfall seen once is expected again, so a constant one costs its quiet time once;
+//! * when `t = 0` and the target answered more than `L` *before* the last burst left, and has been
+//!   quiet since: the responses to pipelined requests came together;
+//! * after the response timeout.
+//!
+//! With latency emulation, the opening lags by the client's round-trip time, as the real client's
+//! next request would.
+
+use std::time::Duration;
+
+use super::config::{Config, GateMode};
+use super::upstream::Mark;
+use crate::wire::Time;
+
+/// Bounds of the quiet time.
+const MIN_QUIET: Duration = Duration::from_millis(20);
+const MAX_QUIET: Duration = Duration::from_millis(500);
+/// Quiet time as a multiple of the target's round-trip time.
+const QUIET_RTTS: u32 = 8;
+/// Quiet time for a shortfall that is expected.
+const EXPECTED_QUIET: Duration = Duration::from_millis(1);
+
+/// How a gate opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Opened {
+    /// The target had answered as much as the online server.
+    Answered,
+    /// The target had answered less and fell silent.
+    Short,
+    /// The target did not answer in time.
+    TimedOut,
+    /// Gating is off.
+    Ungated,
+}
+
+crate::counted!(Opened {
+    Answered => "answered",
+    Short => "short",
+    TimedOut => "timed_out",
+    Ungated => "ungated",
+});
+
+/// What the gate says of the waiting burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// It may leave.
+    Open(Opened),
+    /// Not before this time, unless the target answers.
+    Wait(Time),
+}
+
+/// What the decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View {
+    pub(super) now: Time,
+    /// Downstream sequence space received in order on this connection.
+    pub(super) received: u64,
+    /// When the last of it came, or the connection was opened.
+    pub(super) last_received: Time,
+    /// When upstream bytes last left.
+    pub(super) last_sent: Time,
+    /// The target's smoothed round-trip time.
+    pub(super) target_rtt: Option<Duration>,
+    /// How much the opening lags behind the response.
+    pub(super) lag: Duration,
+}
+
+/// The gate of one session.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// The gate value up to which bursts have passed.
+    passed: u64,
+    /// `received` when the last burst passed.
+    base: u64,
+    /// What the target had sent beyond `L` when the last burst passed.
+    surplus: u64,
+    /// By how much the last short response was short.
+    shortfall: Option<u64>,
+}
+
+impl Gate {
+    /// Downstream bytes the online server sent between the last burst and this one: `L`.
+    pub(super) fn online_response(&self, mark: &Mark) -> u64 {
+        mark.gate.saturating_sub(self.passed)
+    }
+
+    /// Downstream bytes the target has sent since the last burst: `t`.
+    pub(super) fn target_response(&self, received: u64) -> u64 {
+        received.saturating_sub(self.base)
+    }
+
+    /// Whether, and if not when, the burst at `mark` may leave. All before it has left.
+    pub(super) fn decide(&self, config: &Config, mark: &Mark, view: &View) -> Decision {
+        let wanted = self.online_response(mark);
+        if wanted == 0 || config.gate == GateMode::None {
+            return Decision::Open(Opened::Ungated);
+        }
+        let answered = self.target_response(view.received);
+        let quiet_since = view.last_received.max(view.last_sent);
+        let (due, how) = if answered >= wanted {
+            (view.last_received + view.lag, Opened::Answered)
+        } else if answered > 0 {
+            let expected = self.shortfall == Some(wanted - answered);
+            let quiet = if expected { EXPECTED_QUIET } else { quiet_time(view.target_rtt) };
+            (quiet_since + quiet + view.lag, Opened::Short)
+        } else if self.surplus >= wanted {
+            (quiet_since + quiet_time(view.target_rtt) + view.lag, Opened::Answered)
+        } else {
+            (view.last_sent.max(mark.captured) + config.response_timeout, Opened::TimedOut)
+        };
+        let latest = view.last_sent.max(mark.captured) + config.response_timeout;
+        if view.now >= due {
+            Decision::Open(how)
+        } else if view.now >= latest {
+            Decision::Open(Opened::TimedOut)
+        } else {
+            Decision::Wait(due.min(latest))
+        }
+    }
+
+    /// The burst at `mark` passes.
+    pub(super) fn pass(&mut self, mark: &Mark, received: u64, how: Opened) {
+        let wanted = self.online_response(mark);
+        let answered = self.target_response(received);
+        match how {
+            Opened::Answered if answered == 0 => self.surplus -= wanted.min(self.surplus),
+            Opened::Answered => self.surplus = answered - wanted.min(answered),
+            Opened::Short => {
+                self.shortfall = Some(wanted - wanted.min(answered));
+                self.surplus = 0;
+            }
+            Opened::TimedOut | Opened::Ungated => self.surplus = 0,
+        }
+        self.passed = self.passed.max(mark.gate);
+        self.base = received;
+    }
+
+    /// A new connection: nothing has been received on it, and the burst at `mark` begins it.
+    pub(super) fn restart(&mut self, mark: &Mark) {
+        self.passed = self.passed.max(mark.gate);
+        self.base = 0;
+        self.surplus = 0;
+    }
+}
+
+fn quiet_time(target_rtt: Option<Duration>) -> Duration {
+    target_rtt.map_or(MAX_QUIET, |rtt| (rtt * QUIET_RTTS).clamp(MIN_QUIET, MAX_QUIET))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(gate: u64) -> Mark {
+        Mark { offset: 10, gate, captured: Time::ZERO }
+    }
+
+    fn at(millis: u64, received: u64) -> View {
+        View {
+            now: Time::from_micros(millis * 1000),
+            received,
+            last_received: Time::from_micros(1000),
+            last_sent: Time::ZERO,
+            target_rtt: Some(Duration::from_millis(1)),
+            lag: Duration::ZERO,
+        }
+    }
+
+    fn decide(gate: &Gate, mark_gate: u64, view: &View) -> Decision {
+        gate.decide(&Config::default(), &mark(mark_gate), view)
+    }
+
+    #[test]
+    fn opens_with_the_whole_response() {
+        let gate = Gate::default();
+        assert_eq!(decide(&gate, 100, &at(1, 100)), Decision::Open(Opened::Answered));
+        assert_eq!(decide(&gate, 0, &at(1, 0)), Decision::Open(Opened::Ungated));
+    }
+
+    #[test]
+    fn lags_by_the_clients_round_trip() {
+        let gate = Gate::default();
+        let view = View { lag: Duration::from_millis(30), ..at(1, 100) };
+        assert_eq!(decide(&gate, 100, &view), Decision::Wait(Time::from_micros(31_000)));
+        assert_eq!(
+            decide(&gate, 100, &View { now: Time::from_micros(31_000), ..view }),
+            Decision::Open(Opened::Answered)
+        );
+    }
+
+    #[test]
+    fn a_short_response_costs_its_quiet_time_once() {
+        let mut gate = Gate::default();
+        assert_eq!(decide(&gate, 100, &at(1, 90)), Decision::Wait(Time::from_micros(21_000)));
+        assert_eq!(decide(&gate, 100, &at(21, 90)), Decision::Open(Opened::Short));
+        gate.pass(&mark(100), 90, Opened::Short);
+        assert_eq!(decide(&gate, 200, &at(2, 180)), Decision::Open(Opened::Short));
+    }
+
+    #[test]
+    fn no_response_waits_for_the_timeout() {
+        let gate = Gate::default();
+        assert_eq!(decide(&gate, 100, &at(9_999, 0)), Decision::Wait(Time::from_micros(10_000_000)));
+        assert_eq!(decide(&gate, 100, &at(10_000, 0)), Decision::Open(Opened::TimedOut));
+    }
+
+    #[test]
+    fn responses_to_pipelined_requests_may_come_together() {
+        let mut gate = Gate::default();
+        gate.pass(&mark(100), 300, Opened::Answered);
+        assert_eq!(decide(&gate, 200, &at(21, 300)), Decision::Open(Opened::Answered));
+        gate.pass(&mark(200), 300, Opened::Answered);
+        gate.pass(&mark(300), 300, Opened::Answered);
+        assert_eq!(decide(&gate, 400, &at(21, 300)), Decision::Wait(Time::from_micros(10_000_000)));
+    }
+}

@@ -1,0 +1,478 @@
+//! The session itself: ties the client's bytes, the gate and the connection together.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::client::Client;
+use super::config::{Config, Latency};
+use super::connection::{Connection, State};
+use super::event::{End, Event, Exchange, Taken};
+use super::gate::{Decision, Gate, Opened, View};
+use super::receiver::Receiver;
+use super::sender::Range;
+use super::upstream::{Close, Inserted, Mark, Upstream};
+use crate::wire::{Flags, Seq, TcpHeader, Time};
+
+/// How long the target may keep its side open after it has acknowledged our FIN.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// Where a session stands with its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Captured mid-stream; no request boundary seen yet.
+    Joining,
+    /// Replaying.
+    Live,
+    /// Over.
+    Ended,
+}
+
+/// One replayed connection. See the module for the calling contract.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) config: Arc<Config>,
+    pub(super) client: Client,
+    pub(super) upstream: Upstream,
+    pub(super) gate: Gate,
+    /// `None` while there is none: before [`Session::connect`], and after the target has closed
+    /// while the client may still have something to say.
+    pub(super) connection: Option<Connection>,
+    pub(super) phase: Phase,
+    /// A RST for a connection that is no longer ours.
+    pub(super) farewell: Option<TcpHeader>,
+    pub(super) events: VecDeque<Event>,
+    /// A connection was asked for, to begin with this upstream offset.
+    connecting: Option<u64>,
+    /// Where the last burst that passed begins, and when the target first answered it.
+    burst_start: u64,
+    pub(super) first_answer: Option<Time>,
+    hole_since: Option<Time>,
+    pub(super) last_activity: Time,
+    /// Resets by the target since it last acknowledged something.
+    pub(super) resets: u8,
+    isn: Option<Seq>,
+    syn_seen: bool,
+}
+
+impl Session {
+    /// A session that begins with its client's SYN. Hand that in afterwards as the first segment: it
+    /// may carry data (RFC 7413).
+    pub fn open(now: Time, config: Arc<Config>, syn: &TcpHeader) -> Self {
+        let mut session = Self::new(now, config, Client::from_syn(now, syn), Upstream::new(syn.seq.add(1)));
+        session.isn = Some(syn.seq);
+        session.request_connection(0);
+        session
+    }
+
+    /// A session whose connection was captured from `header` on. It waits for the next request
+    /// boundary; hand `header` in afterwards as the first segment.
+    pub fn join(now: Time, config: Arc<Config>, header: &TcpHeader) -> Self {
+        let client = Client::from_segment(now, header);
+        let mut session = Self::new(now, config, client, Upstream::new(header.seq));
+        session.phase = Phase::Joining;
+        session
+    }
+
+    fn new(now: Time, config: Arc<Config>, client: Client, upstream: Upstream) -> Self {
+        Self {
+            config,
+            client,
+            upstream,
+            gate: Gate::default(),
+            connection: None,
+            phase: Phase::Live,
+            farewell: None,
+            events: VecDeque::new(),
+            connecting: None,
+            burst_start: 0,
+            first_answer: None,
+            hole_since: None,
+            last_activity: now,
+            resets: 0,
+            isn: None,
+            syn_seen: false,
+        }
+    }
+
+    /// Whether a captured SYN opens another connection than this session's.
+    pub fn is_new_connection(&self, syn: &TcpHeader) -> bool {
+        self.isn != Some(syn.seq)
+    }
+
+    /// Upstream bytes held.
+    pub fn buffered(&self) -> usize {
+        self.upstream.buffered()
+    }
+
+    /// Whether the session is over: nothing more will come of it.
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+
+    /// Whether the client has ended its side.
+    pub fn client_is_done(&self) -> bool {
+        self.phase == Phase::Ended || self.upstream.close().is_some()
+    }
+
+    /// Whether [`Session::connect`] is waited for.
+    pub fn wants_connection(&self) -> bool {
+        self.connecting.is_some() && self.phase == Phase::Live
+    }
+
+    /// There is an address and port for the connection that was asked for by [`Event::Connect`].
+    /// `max_segment`: TCP bytes without options that fit a packet to the target.
+    pub fn connect(&mut self, now: Time, max_segment: u16) {
+        let Some(base) = self.connecting.take() else { return };
+        let iss = self.upstream.seq_at(base).sub(1);
+        self.connection = Some(Connection::new(now, iss, base, &self.client, max_segment));
+        self.burst_start = base;
+        self.last_activity = now;
+    }
+
+    /// Takes in a captured segment of the client; `payload` may be shorter than the header says if
+    /// the capture cut it.
+    pub fn handle_client(&mut self, now: Time, header: &TcpHeader, payload: &[u8]) -> Taken {
+        match self.phase {
+            Phase::Ended => return Taken::Late,
+            Phase::Joining if !self.begins_request(header, payload) => {
+                if header.flags.fin() || header.flags.rst() {
+                    self.end(now, End::NotJoined);
+                }
+                return Taken::BeforeJoin;
+            }
+            Phase::Joining => self.upstream = Upstream::new(header.seq),
+            Phase::Live => {}
+        }
+        self.last_activity = now;
+        let gate = self.client.observe(now, header);
+        let again = header.flags.syn() && std::mem::replace(&mut self.syn_seen, true);
+        let taken = if !header.flags.syn() {
+            self.take(now, header, payload, gate)
+        } else if payload.is_empty() {
+            if again { Taken::Duplicate } else { Taken::Control }
+        } else {
+            self.take(now, &TcpHeader { seq: header.seq.add(1), ..*header }, payload, gate)
+        };
+        if self.phase == Phase::Joining {
+            self.phase = Phase::Live;
+            if let Some(mark) = self.upstream.waiting() {
+                self.gate.restart(&mark);
+            }
+            self.request_connection(0);
+        }
+        self.after_client(now);
+        taken
+    }
+
+    fn begins_request(&self, header: &TcpHeader, payload: &[u8]) -> bool {
+        !payload.is_empty() && self.client.acknowledges_more(header)
+    }
+
+    fn take(&mut self, now: Time, header: &TcpHeader, payload: &[u8], gate: u64) -> Taken {
+        let cut = usize::try_from(header.payload_len).is_ok_and(|len| len > payload.len());
+        let taken = if cut {
+            Taken::Cut
+        } else if payload.is_empty() {
+            Taken::Ack
+        } else {
+            match self.upstream.insert(header.seq, payload, gate, now) {
+                Inserted::InOrder => Taken::Data,
+                Inserted::OutOfOrder => Taken::OutOfOrder,
+                Inserted::Duplicate => Taken::Duplicate,
+                Inserted::OutOfWindow => Taken::OutOfWindow,
+            }
+        };
+        let end = header.seq.add(header.payload_len);
+        let reset = header.flags.rst();
+        if (reset || header.flags.fin()) && taken != Taken::OutOfWindow {
+            let news = self.upstream.set_close(end, reset, gate, now);
+            match taken {
+                Taken::Ack if news => return Taken::Control,
+                Taken::Ack => return Taken::Duplicate,
+                Taken::Data
+                | Taken::OutOfOrder
+                | Taken::Control
+                | Taken::Duplicate
+                | Taken::OutOfWindow
+                | Taken::Cut
+                | Taken::BeforeJoin
+                | Taken::Late => {}
+            }
+        }
+        taken
+    }
+
+    fn after_client(&mut self, now: Time) {
+        self.hole_since = self.upstream.has_hole().then(|| self.hole_since.unwrap_or(now));
+        if self.upstream.buffered() > self.config.buffer_limit {
+            self.end(now, End::BufferLimit);
+        } else if self.connection.is_none() && self.connecting.is_none() {
+            self.resume(now, self.upstream.start());
+        }
+    }
+
+    /// The client opened another connection from the same port: this one says what it has to say,
+    /// and ends with a reset.
+    pub fn client_is_gone(&mut self, now: Time) {
+        if self.phase == Phase::Joining {
+            return self.end(now, End::NotJoined);
+        }
+        let end = self.upstream.seq_at(self.upstream.end());
+        self.upstream.set_close(end, true, 0, now);
+        self.after_client(now);
+    }
+
+    /// A timeout is due.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        if let Some((due, why)) = self.expiry()
+            && now >= due
+        {
+            return self.end(now, why);
+        }
+        if self.hole_since.is_some_and(|since| now >= since + self.config.gap_timeout) {
+            self.give_hole_up(now);
+        }
+        let Some(connection) = &mut self.connection else { return };
+        if connection.sender.timer().is_some_and(|timer| now >= timer) {
+            connection.sender.handle_timer(now);
+            connection.syn_due = connection.state == State::SynSent;
+        }
+    }
+
+    /// When, and as what, the session ends if nothing happens.
+    fn expiry(&self) -> Option<(Time, End)> {
+        let idle = (self.last_activity + self.config.idle_timeout, End::Idle);
+        let Some(connection) = &self.connection else { return Some(idle) };
+        if let State::TimeWait(until) = connection.state {
+            return Some((until, End::Completed));
+        }
+        let stalled =
+            connection.sender.stalled_since().map(|since| (since + self.config.give_up, End::Unreachable));
+        let linger = self.fin_acknowledged().then(|| (self.last_activity + LINGER, End::Lingering));
+        [Some(idle), stalled, linger].into_iter().flatten().min_by_key(|(due, _)| *due)
+    }
+
+    /// When [`Session::handle_timeout`] is due, if nothing else happens before.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        if self.phase == Phase::Ended {
+            return None;
+        }
+        let hole = self.hole_since.map(|since| since + self.config.gap_timeout);
+        let connection = self.connection.as_ref();
+        let timer = connection.and_then(|connection| connection.sender.timer());
+        let ack = connection.and_then(|connection| connection.receiver.as_ref()).and_then(Receiver::ack_due);
+        // Whatever `now` was passed on, an open gate has been acted on by `poll_transmit`.
+        let gate = self.waiting_at_gate(Time::ZERO).map(|(_, decision)| match decision {
+            Decision::Wait(until) => until,
+            Decision::Open(_) => Time::ZERO,
+        });
+        let expiry = self.expiry().map(|(due, _)| due);
+        [expiry, hole, timer, ack, gate].into_iter().flatten().min()
+    }
+
+    /// What happened, or is wanted.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The next segment to send: its header, and its payload appended to `payload`.
+    pub fn poll_transmit(&mut self, now: Time, payload: &mut Vec<u8>) -> Option<TcpHeader> {
+        self.pass_bursts(now);
+        if let Some(reset) = self.farewell.take() {
+            return Some(reset);
+        }
+        let connection = self.connection.as_mut()?;
+        match connection.state {
+            State::SynSent => {
+                if !std::mem::take(&mut connection.syn_due) {
+                    return None;
+                }
+                connection.sender.syn_sent(now);
+                Some(connection.syn(now, &self.client))
+            }
+            State::Open => self.transmit_data(now, payload).or_else(|| self.transmit_ack(now)),
+            State::TimeWait(_) => self.transmit_ack(now),
+        }
+    }
+
+    fn transmit_data(&mut self, now: Time, payload: &mut Vec<u8>) -> Option<TcpHeader> {
+        let connection = self.connection.as_mut()?;
+        let (limit, may_close) = self.upstream.limit();
+        let close = self.upstream.close().filter(|_| may_close);
+        let fin = matches!(close, Some(Close::Fin(_)));
+        let highest = connection.sender.max();
+        let Some(Range { from, to, fin }) = connection.sender.next(now, limit, fin) else {
+            if matches!(close, Some(Close::Reset(at)) if connection.sender.nxt() == at) {
+                self.end(now, End::ClientReset);
+                return self.farewell.take();
+            }
+            return None;
+        };
+        if connection.sender.max() > highest {
+            connection.last_sent = now;
+        }
+        self.upstream.copy(from, to, payload);
+        let push = if to == limit && to > from { Flags::PSH } else { Flags::NONE };
+        let flags = push | if fin { Flags::FIN } else { Flags::NONE };
+        let mut header = connection.segment(now, &self.client, flags, connection.sender.seq_at(from));
+        header.payload_len = u32::try_from(to - from).unwrap_or(u32::MAX);
+        if let Some(receiver) = &mut connection.receiver {
+            receiver.ack_sent();
+        }
+        Some(header)
+    }
+
+    fn transmit_ack(&mut self, now: Time) -> Option<TcpHeader> {
+        let connection = self.connection.as_mut()?;
+        let receiver = connection.receiver.as_mut()?;
+        receiver.ack_due().filter(|due| now >= *due)?;
+        receiver.ack_sent();
+        let seq = connection.sender.seq_at(connection.sender.max());
+        Some(connection.segment(now, &self.client, Flags::ACK, seq))
+    }
+
+    /// Lets bursts pass whose gate is open.
+    fn pass_bursts(&mut self, now: Time) {
+        while let Some((mark, decision)) = self.waiting_at_gate(now) {
+            let finished = self.receiver().is_some_and(Receiver::finished);
+            let is_close = self.upstream.close().is_some() && mark.offset == self.upstream.end();
+            if finished && !is_close {
+                // The target has closed; the client goes on.
+                return self.reconnect(now, mark.offset);
+            }
+            match decision {
+                Decision::Open(how) => self.pass(&mark, how),
+                Decision::Wait(_) => return,
+            }
+        }
+    }
+
+    /// The burst at the gate, once everything before it has left, and what the gate says of it.
+    fn waiting_at_gate(&self, now: Time) -> Option<(Mark, Decision)> {
+        let connection = self.connection.as_ref().filter(|connection| connection.state == State::Open)?;
+        let receiver = connection.receiver.as_ref()?;
+        let mark = self.upstream.waiting().filter(|mark| connection.sender.nxt() >= mark.offset)?;
+        let view = View {
+            now,
+            received: receiver.received(),
+            last_received: receiver.last_at(),
+            last_sent: connection.last_sent,
+            target_rtt: connection.sender.rtt(),
+            lag: self.lag(),
+        };
+        Some((mark, self.gate.decide(&self.config, &mark, &view)))
+    }
+
+    fn pass(&mut self, mark: &Mark, how: Opened) {
+        let Some(connection) = &self.connection else { return };
+        let Some(receiver) = &connection.receiver else { return };
+        let sent = connection.last_sent;
+        if mark.offset > self.burst_start {
+            let first_answer = self.first_answer.take();
+            self.events.push_back(Event::Exchange(Exchange {
+                request_bytes: mark.offset - self.burst_start,
+                online_bytes: self.gate.online_response(mark),
+                target_bytes: self.gate.target_response(receiver.received()),
+                first_byte: first_answer.map(|at| at - sent),
+                last_byte: first_answer.map(|_| receiver.last_at() - sent),
+                opened: how,
+            }));
+        }
+        self.gate.pass(mark, receiver.received(), how);
+        self.burst_start = mark.offset;
+        self.upstream.pass();
+    }
+
+    /// How much later than a neighbour of the target the client answers.
+    pub(super) fn lag(&self) -> Duration {
+        match self.config.latency {
+            Latency::Client => self.client.lag(),
+            Latency::None => Duration::ZERO,
+        }
+    }
+
+    pub(super) fn receiver(&self) -> Option<&Receiver> {
+        self.connection.as_ref()?.receiver.as_ref()
+    }
+
+    pub(super) fn fin_acknowledged(&self) -> bool {
+        match (self.upstream.close(), &self.connection) {
+            (Some(Close::Fin(at)), Some(connection)) => connection.sender.una() > at,
+            _ => false,
+        }
+    }
+
+    fn request_connection(&mut self, base: u64) {
+        self.connecting = Some(base);
+        self.events.push_back(Event::Connect);
+    }
+
+    /// Leaves the connection, and goes on with the next request at or after `from` on a new one.
+    pub(super) fn reconnect(&mut self, now: Time, from: u64) {
+        if let Some(connection) = self.connection.take()
+            && connection.state == State::Open
+        {
+            self.farewell = Some(connection.reset(now, &self.client));
+        }
+        self.first_answer = None;
+        self.resume(now, from);
+    }
+
+    /// The address and port of the connection belong to somebody else: begins anew on others, from
+    /// the first request that is not acknowledged.
+    pub fn move_connection(&mut self, now: Time) {
+        if let Some(connection) = &self.connection {
+            let from = connection.sender.una();
+            self.reconnect(now, from);
+        }
+    }
+
+    /// Without a connection: asks for one if a request is there, at or after `from`.
+    pub(super) fn resume(&mut self, now: Time, from: u64) {
+        let closed = self.upstream.close().is_some();
+        let boundary = self.upstream.restart_at_boundary(from);
+        let to = boundary.map_or(self.upstream.end(), |mark| mark.offset);
+        if to > from {
+            self.events.push_back(Event::Skipped(to - from));
+        }
+        match boundary {
+            Some(mark) if closed && mark.offset == self.upstream.end() => self.end(now, End::Completed),
+            Some(mark) => {
+                self.gate.restart(&mark);
+                self.request_connection(mark.offset);
+            }
+            None if closed => self.end(now, End::Completed),
+            None => self.upstream.release(to),
+        }
+    }
+
+    /// What was captured has a hole that will not fill.
+    fn give_hole_up(&mut self, now: Time) {
+        self.hole_since = None;
+        let released = self.upstream.start();
+        let (lost, from) = self.upstream.skip_hole(released);
+        self.events.push_back(Event::Skipped(lost));
+        self.connecting = None;
+        self.reconnect(now, from);
+    }
+
+    /// Ends the session, with a RST if the target does not know yet.
+    pub fn end(&mut self, now: Time, why: End) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.phase = Phase::Ended;
+        if let Some(connection) = self.connection.take() {
+            let closed = matches!(connection.state, State::TimeWait(_)) || why == End::Completed;
+            let silent = connection.state == State::SynSent && connection.syn_due;
+            if !closed && !silent && why != End::TargetReset {
+                self.farewell = Some(connection.reset(now, &self.client));
+            }
+        }
+        self.events.push_back(Event::Ended(why));
+    }
+}

@@ -1,0 +1,166 @@
+//! The target's segments, by the state of the connection (RFC 9293, section 3.10.7).
+
+use std::time::Duration;
+
+use super::Session;
+use super::connection::{Connection, State, TIME_WAIT};
+use super::event::{Answer, End};
+use super::receiver::{Arrived, Segment};
+use super::sender::Acked;
+use crate::wire::{Flags, Seq, TcpHeader, TcpOptions, Time};
+
+/// Resets without progress after which the target is taken at its word.
+const MAX_RESETS: u8 = 3;
+
+impl Session {
+    /// Takes in the header of a segment that the target sent on the current connection.
+    pub fn handle_target(&mut self, now: Time, header: &TcpHeader) -> Answer {
+        let Some(connection) = &self.connection else { return Answer::Stray };
+        self.last_activity = now;
+        match connection.state {
+            State::SynSent => self.answer_in_syn_sent(now, header),
+            State::Open | State::TimeWait(_) => self.answer_when_synchronized(now, header),
+        }
+    }
+
+    /// RFC 9293, 3.10.7.3.
+    fn answer_in_syn_sent(&mut self, now: Time, header: &TcpHeader) -> Answer {
+        let Some(connection) = &mut self.connection else { return Answer::Stray };
+        if !header.flags.ack() {
+            // A bare SYN would be a simultaneous open, which a server does not do; a RST without
+            // ACK could come from anybody.
+            return Answer::Unacceptable;
+        }
+        if header.ack != connection.sender.iss().add(1) {
+            if !header.flags.rst() {
+                // The target still has an older connection on these ports: end it, the SYN's
+                // retransmission then finds it gone.
+                self.farewell = Some(stray_reset(header.ack));
+            }
+            return Answer::Unacceptable;
+        }
+        if header.flags.rst() {
+            // Refused. The target may be restarting: the SYN's timer tries again until the session
+            // gives up.
+            return Answer::Reset;
+        }
+        if !header.flags.syn() {
+            return Answer::Unacceptable;
+        }
+        connection.establish(now, header, &self.client);
+        Answer::Accepted
+    }
+
+    /// RFC 9293, 3.10.7.4.
+    fn answer_when_synchronized(&mut self, now: Time, header: &TcpHeader) -> Answer {
+        let window = self.client.window();
+        let lag = self.lag();
+        let Some(connection) = &mut self.connection else { return Answer::Stray };
+        let Some(receiver) = &mut connection.receiver else { return Answer::Stray };
+        if header.flags.rst() {
+            return self.answer_reset(now, header);
+        }
+        if receiver.is_beyond(header.seq, window) {
+            receiver.ack_after(now, Duration::ZERO);
+            return Answer::Unacceptable;
+        }
+        if header.flags.syn() || !header.flags.ack() {
+            // Our ACK of its SYN was lost, or RFC 5961, 4: a challenge ACK answers both.
+            receiver.ack_after(now, Duration::ZERO);
+            return if header.flags.syn() { Answer::Duplicate } else { Answer::Unacceptable };
+        }
+        let acked = match connection.ack_of(now, header) {
+            Some(ack) => connection.sender.handle_ack(now, &ack),
+            None => Acked::Old,
+        };
+        if acked == Acked::Unsent {
+            if let Some(receiver) = &mut connection.receiver {
+                receiver.ack_after(now, Duration::ZERO);
+            }
+            return Answer::Unacceptable;
+        }
+        connection.note_timestamp(header);
+        let arrived = arrive(connection, now, header, lag);
+        if acked == Acked::Advanced {
+            self.resets = 0;
+            self.upstream.release(connection.sender.una());
+        }
+        if arrived == Arrived::InOrder {
+            self.first_answer.get_or_insert(now);
+        }
+        self.close_if_done(now);
+        match (arrived, acked) {
+            (Arrived::OutOfOrder, _) => Answer::OutOfOrder,
+            (Arrived::InOrder, _) | (_, Acked::Advanced) => Answer::Accepted,
+            (Arrived::Nothing | Arrived::Duplicate, _) => Answer::Duplicate,
+        }
+    }
+
+    /// RFC 5961, 3: only a RST at RCV.NXT is believed at once, one elsewhere in the window is
+    /// challenged.
+    fn answer_reset(&mut self, now: Time, header: &TcpHeader) -> Answer {
+        let window = self.client.window();
+        let Some(connection) = &mut self.connection else { return Answer::Stray };
+        let Some(receiver) = &mut connection.receiver else { return Answer::Stray };
+        let ahead = header.seq.offset_from(receiver.rcv_nxt());
+        if ahead != 0 {
+            if ahead < window {
+                receiver.ack_after(now, Duration::ZERO);
+            }
+            return Answer::Unacceptable;
+        }
+        let unacknowledged = connection.sender.una();
+        self.connection = None;
+        self.first_answer = None;
+        self.resets += 1;
+        let all_acknowledged = self.upstream.close().is_some() && unacknowledged >= self.upstream.end();
+        if all_acknowledged || self.resets > MAX_RESETS {
+            self.end(now, End::TargetReset);
+        } else {
+            self.resume(now, unacknowledged);
+        }
+        Answer::Reset
+    }
+
+    /// Both sides have closed: the last ACK leaves, and the connection is done.
+    fn close_if_done(&mut self, now: Time) {
+        if !self.fin_acknowledged() {
+            return;
+        }
+        let Some(connection) = &mut self.connection else { return };
+        let Some(receiver) = &connection.receiver else { return };
+        if !receiver.finished() {
+            return;
+        }
+        if receiver.ack_due().is_some() || matches!(connection.state, State::TimeWait(_)) {
+            connection.state = State::TimeWait(now + TIME_WAIT);
+        } else {
+            self.end(now, End::Completed);
+        }
+    }
+}
+
+fn arrive(connection: &mut Connection, now: Time, header: &TcpHeader, lag: Duration) -> Arrived {
+    let segment = Segment {
+        seq: header.seq,
+        len: header.payload_len,
+        fin: header.flags.fin(),
+        mss: connection.receive_mss,
+    };
+    match &mut connection.receiver {
+        Some(receiver) => receiver.handle(now, &segment, lag),
+        None => Arrived::Nothing,
+    }
+}
+
+/// The RST for a segment that acknowledges what was never sent (RFC 9293, 3.10.7.3).
+fn stray_reset(seq: Seq) -> TcpHeader {
+    TcpHeader {
+        seq,
+        ack: Seq(0),
+        flags: Flags::RST,
+        window: 0,
+        options: TcpOptions::default(),
+        payload_len: 0,
+    }
+}

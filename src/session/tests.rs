@@ -1,0 +1,457 @@
+//! The session against a scripted client and target, in virtual time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::wire::{Flags, Seq, TcpHeader, TcpOptions, Time, Timestamps};
+
+const CLIENT_ISN: Seq = Seq(u32::MAX - 50);
+const ONLINE_ISN: Seq = Seq(7_000);
+const TARGET_ISN: Seq = Seq(u32::MAX - 20);
+const MS: Duration = Duration::from_millis(1);
+
+fn options(timestamps: bool) -> TcpOptions {
+    TcpOptions {
+        mss: Some(1460),
+        window_scale: Some(7),
+        sack_permitted: true,
+        timestamps: timestamps.then_some(Timestamps { value: 1, echo: 0 }),
+    }
+}
+
+/// A segment the session sent, positions relative to the initial sequence numbers.
+#[derive(Debug, PartialEq, Eq)]
+struct Sent {
+    flags: Flags,
+    /// From the client's ISN.
+    seq: u32,
+    /// From the target's ISN; 0 without ACK.
+    ack: u32,
+    data: Vec<u8>,
+}
+
+fn sent(flags: Flags, seq: u32, ack: u32, data: &[u8]) -> Sent {
+    Sent { flags, seq, ack, data: data.to_vec() }
+}
+
+const A: Flags = Flags::ACK;
+
+fn pa() -> Flags {
+    Flags::PSH | Flags::ACK
+}
+
+struct Bench {
+    session: Session,
+    now: Time,
+    events: Vec<Event>,
+    timestamps: bool,
+}
+
+impl Bench {
+    fn new(config: Config) -> Self {
+        let now = Time::from_micros(5_000_000);
+        let mut bench = Self {
+            session: Session::open(now, Arc::new(config), &client_header(0, 0, Flags::SYN, 0)),
+            now,
+            events: Vec::new(),
+            timestamps: false,
+        };
+        assert_eq!(bench.client(0, 0, Flags::SYN, b""), Taken::Control);
+        bench
+    }
+
+    /// A session whose handshake with the target is done.
+    fn established() -> Self {
+        let mut bench = Self::new(Config::default());
+        assert_eq!(bench.run(), [sent(Flags::SYN, 0, 0, b"")]);
+        assert_eq!(bench.target(0, 1, Flags::SYN | A, 0), Answer::Accepted);
+        bench
+    }
+
+    /// A client's segment: `seq` from its ISN, `ack` from the online server's.
+    fn client(&mut self, seq: u32, ack: u32, flags: Flags, data: &[u8]) -> Taken {
+        let len = u32::try_from(data.len()).expect("short");
+        self.session.handle_client(self.now, &client_header(seq, ack, flags, len), data)
+    }
+
+    /// A target's segment: `seq` from its ISN, `ack` from the client's.
+    fn target(&mut self, seq: u32, ack: u32, flags: Flags, len: u32) -> Answer {
+        let header = TcpHeader {
+            seq: TARGET_ISN.add(seq),
+            ack: CLIENT_ISN.add(ack),
+            flags,
+            window: 64_000,
+            options: if flags.syn() { options(self.timestamps) } else { TcpOptions::default() },
+            payload_len: len,
+        };
+        self.session.handle_target(self.now, &header)
+    }
+
+    /// What the session sends now.
+    fn run(&mut self) -> Vec<Sent> {
+        let mut all = Vec::new();
+        loop {
+            let mut payload = Vec::new();
+            if let Some(header) = self.session.poll_transmit(self.now, &mut payload) {
+                assert_eq!(header.payload_len as usize, payload.len());
+                let ack = if header.flags.ack() { header.ack.offset_from(TARGET_ISN) } else { 0 };
+                all.push(Sent {
+                    flags: header.flags,
+                    seq: header.seq.offset_from(CLIENT_ISN),
+                    ack,
+                    data: payload,
+                });
+            } else if let Some(event) = self.session.poll_event() {
+                if event == Event::Connect {
+                    self.session.connect(self.now, 1460);
+                } else {
+                    self.events.push(event);
+                }
+            } else {
+                return all;
+            }
+        }
+    }
+
+    /// What it sends until `span` has passed, jumping from deadline to deadline.
+    fn wait(&mut self, span: Duration) -> Vec<Sent> {
+        let until = self.now + span;
+        let mut all = self.run();
+        while let Some(due) = self.session.poll_timeout().filter(|due| *due <= until) {
+            assert!(due >= self.now, "a deadline in the past would spin");
+            self.now = due;
+            self.session.handle_timeout(self.now);
+            all.extend(self.run());
+        }
+        self.now = until;
+        all
+    }
+
+    fn ended(&self) -> Option<End> {
+        self.events.iter().find_map(|event| match event {
+            Event::Ended(why) => Some(*why),
+            Event::Connect | Event::Exchange(_) | Event::Skipped(_) => None,
+        })
+    }
+
+    fn skipped(&self) -> u64 {
+        let bytes = |event: &Event| match event {
+            Event::Skipped(bytes) => *bytes,
+            Event::Connect | Event::Exchange(_) | Event::Ended(_) => 0,
+        };
+        self.events.iter().map(bytes).sum()
+    }
+}
+
+fn client_header(seq: u32, ack: u32, flags: Flags, payload_len: u32) -> TcpHeader {
+    TcpHeader {
+        seq: CLIENT_ISN.add(seq),
+        ack: if flags.ack() { ONLINE_ISN.add(ack) } else { Seq(0) },
+        flags,
+        window: 502,
+        options: if flags.syn() { options(false) } else { TcpOptions::default() },
+        payload_len,
+    }
+}
+
+#[test]
+fn one_request_per_connection_from_syn_to_time_wait() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"GET /");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"GET /")], "data carries the handshake's ACK");
+    b.target(1, 6, pa(), 100);
+    assert_eq!(b.run(), []);
+    // The online response was as long, and the client closes.
+    b.client(6, 101, Flags::FIN | A, b"");
+    assert_eq!(b.run(), [sent(Flags::FIN | A, 6, 101, b"")]);
+    b.target(101, 7, Flags::FIN | A, 0);
+    assert_eq!(b.run(), [sent(A, 7, 102, b"")]);
+    assert_eq!(b.target(101, 7, Flags::FIN | A, 0), Answer::Duplicate, "its FIN again: our ACK was lost");
+    assert_eq!(b.run(), [sent(A, 7, 102, b"")]);
+    b.wait(Duration::from_secs(2));
+    assert_eq!(b.ended(), Some(End::Completed));
+}
+
+#[test]
+fn a_request_waits_for_the_response_before_it() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 201, pa(), b"two");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"one")]);
+    b.target(1, 4, A, 150);
+    assert_eq!(b.run(), [], "150 of 200 bytes");
+    b.target(151, 4, pa(), 50);
+    assert_eq!(b.run(), [sent(pa(), 4, 201, b"two")]);
+    let Some(Event::Exchange(exchange)) = b.events.first() else { panic!("{:?}", b.events) };
+    assert_eq!((exchange.request_bytes, exchange.online_bytes, exchange.target_bytes), (3, 200, 200));
+}
+
+#[test]
+fn a_shorter_response_opens_the_gate_after_a_quiet_time() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 201, pa(), b"two");
+    b.run();
+    b.target(1, 4, pa(), 150);
+    let sent_after = b.wait(Duration::from_secs(1));
+    assert_eq!(sent_after.last().map(|s| s.data.clone()), Some(b"two".to_vec()));
+}
+
+#[test]
+fn what_is_captured_before_the_handshake_ends_waits_for_it() {
+    let mut b = Bench::new(Config::default());
+    b.client(1, 1, pa(), b"early");
+    assert_eq!(b.run(), [sent(Flags::SYN, 0, 0, b"")]);
+    b.target(0, 1, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"early")]);
+}
+
+#[test]
+fn a_handshake_without_data_is_acknowledged_soon() {
+    let mut b = Bench::established();
+    assert_eq!(b.wait(20 * MS), [sent(A, 1, 1, b"")]);
+}
+
+#[test]
+fn syn_is_sent_again_with_back_off_until_the_session_gives_up() {
+    let mut b = Bench::new(Config { give_up: Duration::from_secs(20), ..Config::default() });
+    let syns = b.wait(Duration::from_secs(30));
+    assert!((6..=9).contains(&syns.len()), "{syns:?}");
+    assert!(syns[..syns.len() - 1].iter().all(|s| s.flags == Flags::SYN));
+    assert_eq!(b.ended(), Some(End::Unreachable));
+}
+
+#[test]
+fn a_refused_syn_is_tried_again() {
+    let mut b = Bench::new(Config::default());
+    b.run();
+    assert_eq!(b.target(0, 1, Flags::RST | A, 0), Answer::Reset);
+    let again = b.wait(Duration::from_secs(2));
+    assert_eq!(again.first(), Some(&sent(Flags::SYN, 0, 0, b"")));
+}
+
+#[test]
+fn lost_data_is_sent_again() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"lost");
+    b.run();
+    assert_eq!(b.wait(300 * MS), [sent(pa(), 1, 1, b"lost")]);
+    b.target(1, 5, A, 0);
+    assert_eq!(b.wait(Duration::from_secs(3)), []);
+}
+
+#[test]
+fn large_segments_are_cut_to_the_targets_mss() {
+    let mut b = Bench::established();
+    let big = vec![b'x'; 4000];
+    b.client(1, 1, pa(), &big);
+    let lens: Vec<_> = b.run().iter().map(|s| (s.seq, s.data.len(), s.flags)).collect();
+    assert_eq!(lens, [(1, 1460, A), (1461, 1460, A), (2921, 1080, pa())]);
+}
+
+#[test]
+fn duplicates_and_disorder_of_the_capture_leave_no_trace() {
+    let mut b = Bench::established();
+    assert_eq!(b.client(4, 1, pa(), b"two"), Taken::OutOfOrder);
+    assert_eq!(b.run(), []);
+    assert_eq!(b.client(1, 1, pa(), b"one"), Taken::Data);
+    assert_eq!(b.client(1, 1, pa(), b"one"), Taken::Duplicate);
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"onetwo")]);
+}
+
+#[test]
+fn headers_out_of_order_are_acknowledged_as_rfc_9293_says() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"get");
+    b.run();
+    assert_eq!(b.target(101, 4, A, 100), Answer::OutOfOrder);
+    assert_eq!(b.run(), [sent(A, 4, 1, b"")], "the duplicate ACK asks for what is missing");
+    assert_eq!(b.target(1, 4, A, 100), Answer::Accepted);
+    assert_eq!(b.wait(50 * MS), [sent(A, 4, 201, b"")]);
+}
+
+#[test]
+fn a_client_reset_becomes_one() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"get");
+    b.run();
+    b.client(4, 101, Flags::RST | A, b"");
+    assert_eq!(b.run(), [], "after the response, as the client did");
+    b.target(1, 4, pa(), 100);
+    assert_eq!(b.run().first().map(|s| (s.flags, s.seq)), Some((Flags::RST | A, 4)));
+    assert_eq!(b.ended(), Some(End::ClientReset));
+}
+
+#[test]
+fn a_target_that_closes_early_gets_the_next_request_on_a_new_connection() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, Flags::FIN | A, 100);
+    b.client(4, 101, pa(), b"two");
+    let flags: Vec<_> = b.run().iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(flags, [(Flags::RST | A, 4), (Flags::SYN, 3)], "the old one ends, SYN precedes the byte");
+    b.target(0, 4, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 4, 1, b"two")]);
+    assert_eq!(b.skipped(), 0);
+}
+
+#[test]
+fn a_reset_resends_the_request_that_was_not_acknowledged() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    b.client(4, 101, pa(), b"two");
+    b.run();
+    assert_eq!(b.target(101, 4, Flags::RST, 0), Answer::Reset);
+    assert_eq!(b.run(), [sent(Flags::SYN, 3, 0, b"")]);
+    b.target(0, 4, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 4, 1, b"two")]);
+}
+
+#[test]
+fn only_a_reset_at_rcv_nxt_is_believed() {
+    let mut b = Bench::established();
+    b.run();
+    assert_eq!(b.target(50, 1, Flags::RST, 0), Answer::Unacceptable);
+    assert_eq!(b.run(), [sent(A, 1, 1, b"")], "challenge ACK");
+    assert_eq!(b.target(5_000_000, 1, Flags::RST, 0), Answer::Unacceptable);
+    assert_eq!(b.target(1, 1, Flags::RST, 0), Answer::Reset);
+}
+
+#[test]
+fn nonsense_from_the_target_is_refused() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"get");
+    b.run();
+    assert_eq!(b.target(1, 4000, A, 0), Answer::Unacceptable, "acknowledges what was never sent");
+    assert_eq!(b.target(1, 4, Flags::PSH, 5), Answer::Unacceptable, "no ACK");
+    assert_eq!(b.target(1_000_000_000, 4, A, 5), Answer::Unacceptable, "beyond the window");
+    assert_eq!(b.target(0, 1, Flags::SYN | A, 0), Answer::Duplicate);
+    b.run();
+    assert_eq!(b.target(1, 4, A, 0), Answer::Accepted);
+}
+
+#[test]
+fn an_old_half_open_connection_on_the_target_is_reset() {
+    let mut b = Bench::new(Config::default());
+    b.run();
+    assert_eq!(b.target(9, 5000, A, 0), Answer::Unacceptable);
+    assert_eq!(b.run(), [sent(Flags::RST, 5000, 0, b"")]);
+}
+
+#[test]
+fn a_connection_captured_mid_stream_joins_at_a_request_boundary() {
+    let now = Time::from_micros(1);
+    let header = client_header(100, 500, pa(), 3);
+    let session = Session::join(now, Arc::default(), &header);
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
+    assert_eq!(b.client(100, 500, pa(), b"mid"), Taken::BeforeJoin);
+    assert_eq!(b.client(103, 500, pa(), b"dle"), Taken::BeforeJoin);
+    assert_eq!(b.client(106, 900, pa(), b"next"), Taken::Data);
+    assert_eq!(b.run(), [sent(Flags::SYN, 105, 0, b"")]);
+    b.target(0, 106, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 106, 1, b"next")], "the first request waits for nothing");
+}
+
+#[test]
+fn a_hole_in_the_capture_costs_one_request() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    // "two", which follows, was lost by the capture.
+    b.client(7, 201, pa(), b"three");
+    b.wait(Duration::from_secs(2));
+    assert!(b.events.is_empty(), "it may still come");
+    let after = b.wait(Duration::from_secs(2));
+    let flags: Vec<_> = after.iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(flags[..2], [(Flags::RST | A, 4), (Flags::SYN, 6)]);
+    b.target(0, 7, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 7, 1, b"three")]);
+    assert_eq!(b.skipped(), 3);
+}
+
+#[test]
+fn the_clients_distance_delays_acks_and_gated_requests() {
+    let mut b = Bench::established();
+    b.now += 30 * MS;
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.client(4, 201, pa(), b"two");
+    b.target(1, 4, pa(), 200);
+    // The second request came at once, so the estimate is corrected downwards to nothing.
+    assert_eq!(b.run(), [sent(pa(), 4, 201, b"two")]);
+
+    let mut b = Bench::established();
+    b.now += 30 * MS;
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.now += 30 * MS;
+    b.client(4, 201, pa(), b"two");
+    b.target(1, 4, pa(), 200);
+    assert_eq!(b.run(), []);
+    assert_eq!(b.wait(29 * MS), []);
+    assert_eq!(b.wait(MS), [sent(pa(), 4, 201, b"two")]);
+}
+
+#[test]
+fn timestamps_are_echoed_and_cost_room() {
+    let syn = TcpHeader { options: options(true), ..client_header(0, 0, Flags::SYN, 0) };
+    let now = Time::from_micros(5_000_000);
+    let session = Session::open(now, Arc::default(), &syn);
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: true };
+    b.run();
+    b.target(0, 1, Flags::SYN | A, 0);
+    b.client(1, 1, pa(), &[b'x'; 1460]);
+    let mut payload = Vec::new();
+    let header = b.session.poll_transmit(b.now, &mut payload).expect("data");
+    assert_eq!(header.options.timestamps, Some(Timestamps { value: 5000, echo: 1 }));
+    assert_eq!(payload.len(), 1448);
+}
+
+#[test]
+fn a_reused_port_ends_the_old_connection_after_its_data() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"bye");
+    assert!(b.session.is_new_connection(&client_header(9, 0, Flags::SYN, 0)));
+    b.session.client_is_gone(b.now);
+    let flags: Vec<_> = b.run().iter().map(|s| (s.flags, s.seq, s.data.len())).collect();
+    assert_eq!(flags, [(pa(), 1, 3), (Flags::RST | A, 4, 0)]);
+    assert_eq!(b.ended(), Some(End::ClientReset));
+}
+
+#[test]
+fn data_on_a_syn_is_replayed() {
+    let now = Time::from_micros(1);
+    let syn = client_header(0, 0, Flags::SYN, 4);
+    let session = Session::open(now, Arc::default(), &syn);
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
+    assert_eq!(b.client(0, 0, Flags::SYN, b"fast"), Taken::Data);
+    b.run();
+    b.target(0, 1, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"fast")]);
+}
+
+#[test]
+fn limits_end_the_session() {
+    let mut b = Bench::new(Config { buffer_limit: 10, ..Config::default() });
+    b.client(1, 1, pa(), b"more than ten");
+    b.run();
+    assert_eq!(b.ended(), Some(End::BufferLimit));
+    assert_eq!(b.client(14, 1, pa(), b"late"), Taken::Late);
+
+    let mut b = Bench::established();
+    b.wait(Duration::from_secs(700));
+    assert_eq!(b.ended(), Some(End::Idle));
+}
+
+#[test]
+fn a_cut_payload_counts_as_lost() {
+    let mut b = Bench::established();
+    let header = client_header(1, 1, pa(), 1000);
+    assert_eq!(b.session.handle_client(b.now, &header, b"only this"), Taken::Cut);
+    assert_eq!(b.run(), []);
+}

@@ -1,0 +1,451 @@
+//! The client's bytes: reassembled from captured segments, kept until the target has them.
+//!
+//! Positions are offsets in the client's byte stream, 0 being the first byte taken. A *mark* is
+//! where a burst begins: the first byte that the client sent after it had acknowledged more of the
+//! response. Bursts are what the gate lets pass, and their beginnings are request boundaries.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::wire::{Seq, Time};
+
+/// The beginning of a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Offset of the burst's first byte, or of FIN or RST.
+    pub(super) offset: u64,
+    /// Downstream bytes the client had acknowledged when it sent it.
+    pub(super) gate: u64,
+    /// When it was captured.
+    pub(super) captured: Time,
+}
+
+/// How the client ended its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Close {
+    /// FIN at this offset.
+    Fin(u64),
+    /// RST after the bytes before this offset.
+    Reset(u64),
+}
+
+impl Close {
+    fn offset(self) -> u64 {
+        match self {
+            Self::Fin(at) | Self::Reset(at) => at,
+        }
+    }
+}
+
+/// What became of a captured segment's payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inserted {
+    /// It continued the stream.
+    InOrder,
+    /// It is kept until the hole before it is filled.
+    OutOfOrder,
+    /// All of it was there already.
+    Duplicate,
+    /// It lies too far from the stream to belong to it.
+    OutOfWindow,
+}
+
+/// Farthest a segment may lie beyond the contiguous stream: the largest window RFC 7323 allows.
+const MAX_AHEAD: u64 = 1 << 30;
+
+#[derive(Debug)]
+struct Chunk {
+    offset: u64,
+    data: Box<[u8]>,
+    gate: u64,
+    captured: Time,
+}
+
+impl Chunk {
+    fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+
+    /// Leaves out what lies before `offset`; `None` if nothing is left.
+    fn trim_to(mut self, offset: u64) -> Option<Self> {
+        let cut = usize::try_from(offset.saturating_sub(self.offset)).ok()?;
+        if cut >= self.data.len() {
+            return None;
+        }
+        if cut > 0 {
+            self.data = self.data.get(cut..)?.into();
+            self.offset = offset;
+        }
+        Some(self)
+    }
+}
+
+/// Reassembly and retransmission buffer in one.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    /// Offset and sequence number of the end of the contiguous stream.
+    end: u64,
+    end_seq: Seq,
+    chunks: VecDeque<Chunk>,
+    ahead: BTreeMap<u64, Chunk>,
+    marks: VecDeque<Mark>,
+    /// How many of `marks`, from the front, the gate has passed.
+    passed: usize,
+    last_gate: Option<u64>,
+    close: Option<Close>,
+    /// Gate and capture time of `close`.
+    close_mark: (u64, Time),
+    buffered: usize,
+}
+
+impl Upstream {
+    /// A stream whose first byte has sequence number `first`.
+    pub(super) fn new(first: Seq) -> Self {
+        Self {
+            end: 0,
+            end_seq: first,
+            chunks: VecDeque::new(),
+            ahead: BTreeMap::new(),
+            marks: VecDeque::new(),
+            passed: 0,
+            last_gate: None,
+            close: None,
+            close_mark: (0, Time::ZERO),
+            buffered: 0,
+        }
+    }
+
+    /// Offset of the first byte held, or of the next one to come.
+    pub(super) fn start(&self) -> u64 {
+        self.chunks.front().map_or(self.end, |chunk| chunk.offset)
+    }
+
+    /// Offset after the last contiguous byte.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// How the client ended its stream, once everything before that is here.
+    pub(super) fn close(&self) -> Option<Close> {
+        self.close.filter(|close| close.offset() == self.end)
+    }
+
+    /// Bytes held.
+    pub(super) fn buffered(&self) -> usize {
+        self.buffered
+    }
+
+    /// Whether segments wait behind a hole.
+    pub(super) fn has_hole(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// The sequence number the client gave the byte at `offset`.
+    #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are offsets modulo 2^32")]
+    pub(super) fn seq_at(&self, offset: u64) -> Seq {
+        self.end_seq.sub(self.end.wrapping_sub(offset) as u32)
+    }
+
+    /// The offset of the byte with sequence number `seq`; `None` before the stream's start.
+    pub(super) fn offset_of(&self, seq: Seq) -> Option<u64> {
+        seq.unwrap_near(self.end, self.end_seq)
+    }
+
+    /// Takes in a segment that begins with `seq`, sent after `gate` downstream bytes were
+    /// acknowledged.
+    pub(super) fn insert(&mut self, seq: Seq, data: &[u8], gate: u64, captured: Time) -> Inserted {
+        let (data, offset) = match self.offset_of(seq) {
+            Some(offset) => (data, offset),
+            None => match self.cut_before_start(seq, data) {
+                Some(rest) => (rest, 0),
+                None => return Inserted::Duplicate,
+            },
+        };
+        if offset > self.end + MAX_AHEAD || self.beyond_close(offset + data.len() as u64) {
+            return Inserted::OutOfWindow;
+        }
+        let chunk = Chunk { offset, data: data.into(), gate, captured };
+        let Some(chunk) = chunk.trim_to(self.end) else { return Inserted::Duplicate };
+        if chunk.offset > self.end {
+            return self.keep_ahead(chunk);
+        }
+        self.buffered += chunk.data.len();
+        self.append(chunk);
+        self.join_ahead();
+        Inserted::InOrder
+    }
+
+    /// What of a segment that begins before offset 0 lies behind it.
+    fn cut_before_start<'a>(&self, seq: Seq, data: &'a [u8]) -> Option<&'a [u8]> {
+        let start = self.seq_at(0);
+        let before = usize::try_from(start.offset_from(seq)).ok()?;
+        data.get(before..).filter(|rest| !rest.is_empty())
+    }
+
+    fn beyond_close(&self, end: u64) -> bool {
+        self.close.is_some_and(|close| end > close.offset())
+    }
+
+    fn keep_ahead(&mut self, chunk: Chunk) -> Inserted {
+        let longer_is_here =
+            self.ahead.get(&chunk.offset).is_some_and(|other| other.data.len() >= chunk.data.len());
+        if longer_is_here {
+            return Inserted::Duplicate;
+        }
+        self.buffered += chunk.data.len();
+        if let Some(shorter) = self.ahead.insert(chunk.offset, chunk) {
+            self.buffered -= shorter.data.len();
+        }
+        Inserted::OutOfOrder
+    }
+
+    /// Moves what has become contiguous over to the stream.
+    fn join_ahead(&mut self) {
+        while let Some(entry) = self.ahead.first_entry() {
+            if *entry.key() > self.end {
+                break;
+            }
+            let chunk = entry.remove();
+            let held = chunk.data.len();
+            let Some(chunk) = chunk.trim_to(self.end) else {
+                self.buffered -= held;
+                continue;
+            };
+            self.buffered -= held - chunk.data.len();
+            self.append(chunk);
+        }
+        if self.close().is_some() {
+            let (gate, captured) = self.close_mark;
+            self.mark(self.end, gate, captured);
+        }
+    }
+
+    fn append(&mut self, chunk: Chunk) {
+        self.mark(chunk.offset, chunk.gate, chunk.captured);
+        self.end_seq = self.end_seq.add(u32::try_from(chunk.data.len()).unwrap_or(u32::MAX));
+        self.end = chunk.end();
+        self.chunks.push_back(chunk);
+    }
+
+    fn mark(&mut self, offset: u64, gate: u64, captured: Time) {
+        if self.last_gate.is_none_or(|last| gate > last) {
+            self.last_gate = Some(gate);
+            self.marks.push_back(Mark { offset, gate, captured });
+        }
+    }
+
+    /// Takes in the client's FIN or RST, which comes after the byte before `seq`.
+    ///
+    /// Returns whether it was news.
+    pub(super) fn set_close(&mut self, seq: Seq, reset: bool, gate: u64, captured: Time) -> bool {
+        let Some(offset) = self.offset_of(seq) else { return false };
+        let close = if reset { Close::Reset(offset) } else { Close::Fin(offset) };
+        let news = match self.close {
+            None => true,
+            Some(Close::Fin(_)) => reset,
+            Some(Close::Reset(_)) => false,
+        };
+        if !news || offset > self.end + MAX_AHEAD {
+            return false;
+        }
+        self.close = Some(close);
+        self.close_mark = (gate, captured);
+        self.join_ahead();
+        true
+    }
+
+    /// The burst the gate has not passed yet.
+    pub(super) fn waiting(&self) -> Option<Mark> {
+        self.marks.get(self.passed).copied()
+    }
+
+    /// Lets the waiting burst pass.
+    pub(super) fn pass(&mut self) {
+        if self.passed < self.marks.len() {
+            self.passed += 1;
+        }
+    }
+
+    /// Offset up to which bytes may leave, and whether the close may follow them.
+    pub(super) fn limit(&self) -> (u64, bool) {
+        match self.waiting() {
+            Some(mark) => (mark.offset, false),
+            None => (self.end, self.close().is_some()),
+        }
+    }
+
+    /// Appends the bytes `from..to` to `out`. They must be held.
+    pub(super) fn copy(&self, from: u64, to: u64, out: &mut Vec<u8>) {
+        let first = self.chunks.partition_point(|chunk| chunk.end() <= from);
+        for chunk in self.chunks.range(first..) {
+            if chunk.offset >= to {
+                break;
+            }
+            let start = usize::try_from(from.saturating_sub(chunk.offset)).unwrap_or(usize::MAX);
+            let end = usize::try_from(to - chunk.offset).unwrap_or(usize::MAX).min(chunk.data.len());
+            out.extend_from_slice(chunk.data.get(start..end).unwrap_or_default());
+        }
+    }
+
+    /// Forgets what lies before `offset`: the target has it.
+    pub(super) fn release(&mut self, offset: u64) {
+        while let Some(chunk) = self.chunks.front() {
+            if chunk.end() > offset {
+                break;
+            }
+            self.buffered -= chunk.data.len();
+            self.chunks.pop_front();
+        }
+        while self.passed > 0 && self.marks.front().is_some_and(|mark| mark.offset < offset) {
+            self.marks.pop_front();
+            self.passed -= 1;
+        }
+    }
+
+    /// The first request boundary at or after `offset`; all bytes before it are released, and the
+    /// gate has passed nothing from there on. `None` if there is no boundary yet.
+    pub(super) fn restart_at_boundary(&mut self, offset: u64) -> Option<Mark> {
+        let index = self.marks.iter().position(|mark| mark.offset >= offset)?;
+        let mark = self.marks.get(index).copied()?;
+        self.marks.drain(..index);
+        self.passed = 0;
+        self.release(mark.offset);
+        Some(mark)
+    }
+
+    /// Gives the hole up: the stream goes on with the first segment behind it. Everything
+    /// contiguous that was not released is dropped with it, because the request it belongs to is
+    /// torn. Returns how many bytes were lost, and where the stream goes on.
+    pub(super) fn skip_hole(&mut self, released: u64) -> (u64, u64) {
+        let Some((&offset, first)) = self.ahead.first_key_value() else { return (0, self.end) };
+        let gate = first.gate;
+        let lost = offset - released.min(offset);
+        self.buffered -= self.chunks.iter().map(|chunk| chunk.data.len()).sum::<usize>();
+        self.chunks.clear();
+        self.marks.clear();
+        self.passed = 0;
+        self.end_seq = self.seq_at(offset);
+        self.end = offset;
+        // Only what the client sent after a further response is a boundary.
+        self.last_gate = Some(self.last_gate.unwrap_or(0).min(gate));
+        self.join_ahead();
+        (lost, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::ZERO;
+
+    fn stream() -> Upstream {
+        Upstream::new(Seq(u32::MAX - 1))
+    }
+
+    fn seq(offset: u32) -> Seq {
+        Seq(u32::MAX - 1).add(offset)
+    }
+
+    fn bytes(up: &Upstream, from: u64, to: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        up.copy(from, to, &mut out);
+        out
+    }
+
+    #[test]
+    fn segments_join_across_the_wrap_in_any_order() {
+        let mut up = stream();
+        assert_eq!(up.insert(seq(4), b"efgh", 0, NOW), Inserted::OutOfOrder);
+        assert!(up.has_hole());
+        assert_eq!(up.insert(seq(0), b"abcde", 0, NOW), Inserted::InOrder);
+        assert_eq!(up.insert(seq(2), b"cd", 0, NOW), Inserted::Duplicate);
+        assert_eq!((up.end(), up.buffered(), up.has_hole()), (8, 8, false));
+        assert_eq!(bytes(&up, 1, 7), b"bcdefg");
+        assert_eq!(up.seq_at(8), seq(8));
+    }
+
+    #[test]
+    fn marks_begin_where_the_gate_advances() {
+        let mut up = stream();
+        up.insert(seq(0), b"one", 0, NOW);
+        up.insert(seq(3), b"more", 0, NOW);
+        up.insert(seq(7), b"two", 100, NOW);
+        assert_eq!(up.waiting().map(|m| (m.offset, m.gate)), Some((0, 0)));
+        assert_eq!(up.limit(), (0, false));
+        up.pass();
+        assert_eq!(up.limit(), (7, false));
+        up.pass();
+        assert_eq!(up.limit(), (10, false));
+        assert!(up.set_close(seq(10), false, 200, NOW));
+        assert_eq!(up.limit(), (10, false));
+        up.pass();
+        assert_eq!(up.limit(), (10, true));
+    }
+
+    #[test]
+    fn released_bytes_are_gone_and_counted() {
+        let mut up = stream();
+        up.insert(seq(0), b"abc", 0, NOW);
+        up.insert(seq(3), b"def", 9, NOW);
+        up.pass();
+        up.release(3);
+        assert_eq!(up.buffered(), 3);
+        assert_eq!(up.waiting().map(|m| m.offset), Some(3));
+        assert_eq!(up.insert(seq(0), b"abc", 9, NOW), Inserted::Duplicate);
+    }
+
+    #[test]
+    fn restart_goes_on_at_the_next_boundary() {
+        let mut up = stream();
+        up.insert(seq(0), b"abc", 0, NOW);
+        up.insert(seq(3), b"def", 9, NOW);
+        up.pass();
+        up.pass();
+        assert_eq!(up.restart_at_boundary(1).map(|m| m.offset), Some(3));
+        assert_eq!((up.limit(), up.buffered()), ((3, false), 3));
+        assert_eq!(up.restart_at_boundary(4), None);
+    }
+
+    #[test]
+    fn a_hole_given_up_loses_the_torn_request_only() {
+        let mut up = stream();
+        up.insert(seq(0), b"abc", 0, NOW);
+        up.pass();
+        up.insert(seq(6), b"ghi", 9, NOW);
+        assert_eq!(up.skip_hole(3), (3, 6));
+        assert_eq!((up.end(), up.buffered()), (9, 3));
+        assert_eq!(up.waiting().map(|m| m.offset), Some(6));
+        assert_eq!(bytes(&up, 6, 9), b"ghi");
+    }
+
+    #[test]
+    fn a_close_waits_for_what_comes_before_it() {
+        let mut up = stream();
+        assert!(up.set_close(seq(3), false, 0, NOW));
+        assert_eq!(up.close(), None);
+        up.insert(seq(0), b"abc", 0, NOW);
+        assert_eq!(up.close(), Some(Close::Fin(3)));
+        assert_eq!(up.insert(seq(3), b"late", 0, NOW), Inserted::OutOfWindow);
+        assert!(!up.set_close(seq(3), false, 0, NOW));
+        assert!(up.set_close(seq(3), true, 0, NOW));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_order_gives_the_stream(
+            pieces in proptest::collection::vec((0u32..200, 1usize..40), 1..60),
+        ) {
+            let stream: Vec<u8> = (0..=255u8).collect();
+            let mut up = Upstream::new(Seq(u32::MAX - 100));
+            let whole = (0..240u32).step_by(20).map(|at| (at, 20));
+            for (at, len) in pieces.into_iter().chain(whole) {
+                let from = at as usize;
+                up.insert(Seq(u32::MAX - 100).add(at), &stream[from..from + len], 0, NOW);
+            }
+            let end = usize::try_from(up.end()).expect("short");
+            proptest::prop_assert!(end >= 240 && !up.has_hole());
+            proptest::prop_assert_eq!(bytes(&up, 0, up.end()), &stream[..end]);
+            proptest::prop_assert_eq!(up.buffered(), end);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! tcpcopy's end of a tunnel connection.
+
+use super::codec::{Decoder, FrameError, Output};
+use super::frame::{AnyWelcome, Claim, ClaimRefusal, Hello, Kind, Refuse, Refused, Response, Stats, Token};
+use super::{Closed, Endpoint, Limits};
+use crate::wire::flow::SPLIT_SEED;
+use crate::wire::{FlowId, FlowKey, Time};
+
+/// What happened on a [`Client`]'s connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientEvent {
+    /// The intercept took the connection. It knows none of our claims: all live ones are to be
+    /// made again.
+    Connected {
+        /// How many workers the intercept has. Each takes the claims of the flows that
+        /// [`crate::wire::flow::split`] gives to it.
+        workers: u16,
+    },
+    /// A response to one of our flows.
+    Response(Response),
+    /// A claim was not taken, or is no longer held.
+    Refused {
+        /// The claim.
+        flow: FlowId,
+        /// Why.
+        why: ClaimRefusal,
+    },
+    /// The intercept's counters.
+    Stats(Stats),
+    /// The connection is over. The last event.
+    Closed(Closed),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The hello is on its way.
+    Greeting {
+        until: Time,
+    },
+    Connected,
+    /// Over, and not yet said so.
+    Failed(Closed),
+    Over,
+}
+
+/// tcpcopy's end of one connection to an intercept worker. See the module for the order of calls.
+#[derive(Debug)]
+pub struct Client {
+    state: State,
+    hello: Hello,
+    decoder: Decoder,
+    output: Output,
+    limits: Limits,
+    heard: Time,
+    next_ping: Time,
+    pings: u64,
+}
+
+impl Client {
+    /// A connection just made: its hello is pending.
+    pub fn new(now: Time, hello: Hello, limits: Limits) -> Self {
+        let mut client = Self {
+            state: State::Greeting { until: now + limits.handshake },
+            hello,
+            decoder: Decoder::new(),
+            output: Output::new(limits.output),
+            limits,
+            heard: now,
+            next_ping: now + limits.ping,
+            pings: 0,
+        };
+        client.send(Kind::Hello, &hello.bytes());
+        client
+    }
+
+    /// Whether the intercept has taken the connection.
+    pub fn is_connected(&self) -> bool {
+        self.state == State::Connected
+    }
+
+    /// Claims a flow. Nothing happens unless connected, since every live claim is made on
+    /// [`ClientEvent::Connected`].
+    pub fn claim(&mut self, flow: FlowId, key: FlowKey) {
+        if !self.is_connected() {
+            return;
+        }
+        // A flow between two families does not exist: there is nothing to claim.
+        if let Some((bytes, len)) = (Claim { flow, key }).bytes() {
+            self.send(Kind::Claims, bytes.get(..len).unwrap_or_default());
+        }
+    }
+
+    /// Gives a claim up.
+    pub fn release(&mut self, flow: FlowId) {
+        if self.is_connected() {
+            self.send(Kind::Releases, &flow.0.to_be_bytes());
+        }
+    }
+
+    /// Frames of unknown kinds that were passed over.
+    pub fn unknown_frames(&self) -> u64 {
+        self.decoder.unknown()
+    }
+
+    /// When [`Client::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        match self.state {
+            State::Greeting { until } => Some(until),
+            State::Connected => Some(self.next_ping.min(self.heard + self.limits.silence)),
+            State::Failed(_) | State::Over => None,
+        }
+    }
+
+    /// Ends what has lasted too long, and pings.
+    pub fn handle_timeout(&mut self, now: Time) {
+        match self.state {
+            State::Greeting { until } if now >= until => self.fail(Closed::HandshakeTimeout),
+            State::Connected if now >= self.heard + self.limits.silence => self.fail(Closed::Silent),
+            State::Connected if now >= self.next_ping => {
+                self.next_ping = now + self.limits.ping;
+                self.pings += 1;
+                self.send(Kind::Ping, &self.pings.to_be_bytes());
+            }
+            State::Greeting { .. } | State::Connected | State::Failed(_) | State::Over => {}
+        }
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        loop {
+            if let State::Failed(why) = self.state {
+                self.state = State::Over;
+                return Some(ClientEvent::Closed(why));
+            }
+            if self.state == State::Over {
+                return None;
+            }
+            match self.decode() {
+                Ok(Step::Event(event)) => return Some(event),
+                Ok(Step::Again) => {}
+                Ok(Step::Starved) => return None,
+                Err(why) => self.fail(why),
+            }
+        }
+    }
+
+    fn decode(&mut self) -> Result<Step, Closed> {
+        let Some(kind) = self.decoder.frame()? else { return Ok(Step::Starved) };
+        match self.state {
+            State::Greeting { .. } => self.decode_answer(kind),
+            State::Connected => {
+                self.decode_frame(kind).map_err(Closed::Frame)?.ok_or(Closed::Unexpected(kind))
+            }
+            State::Failed(_) | State::Over => Ok(Step::Starved),
+        }
+    }
+
+    fn decode_answer(&mut self, kind: Kind) -> Result<Step, Closed> {
+        match kind {
+            Kind::Welcome => {
+                let welcome = match self.decoder.record::<AnyWelcome>()? {
+                    AnyWelcome::Ours(welcome) => welcome,
+                    AnyWelcome::Version(version) => return Err(Closed::Version(version)),
+                };
+                if welcome.split_seed != SPLIT_SEED {
+                    return Err(Closed::SplitSeed(welcome.split_seed));
+                }
+                if welcome.worker != self.hello.worker || welcome.worker >= welcome.workers {
+                    return Err(Closed::Worker(welcome.worker));
+                }
+                self.decoder.open_up();
+                self.state = State::Connected;
+                Ok(Step::Event(ClientEvent::Connected { workers: welcome.workers }))
+            }
+            Kind::Refuse => Err(Closed::Refused(self.decoder.record::<Refuse>()?)),
+            Kind::Hello
+            | Kind::Claims
+            | Kind::Refused
+            | Kind::Releases
+            | Kind::Headers
+            | Kind::Ping
+            | Kind::Pong
+            | Kind::Stats => Err(Closed::Unexpected(kind)),
+        }
+    }
+
+    /// `None` for a frame that is not for this end.
+    fn decode_frame(&mut self, kind: Kind) -> Result<Option<Step>, FrameError> {
+        let event = match kind {
+            Kind::Headers => ClientEvent::Response(self.decoder.record()?),
+            Kind::Refused => {
+                let Refused { flow, why } = self.decoder.record()?;
+                ClientEvent::Refused { flow, why }
+            }
+            Kind::Stats => ClientEvent::Stats(self.decoder.record()?),
+            Kind::Pong => {
+                let Token(_) = self.decoder.record()?;
+                return Ok(Some(Step::Again));
+            }
+            Kind::Hello | Kind::Welcome | Kind::Refuse | Kind::Claims | Kind::Releases | Kind::Ping => {
+                return Ok(None);
+            }
+        };
+        Ok(Some(Step::Event(event)))
+    }
+
+    fn send(&mut self, kind: Kind, bytes: &[u8]) {
+        if !self.output.record(kind, bytes) {
+            self.fail(Closed::Overflow);
+        }
+    }
+
+    fn fail(&mut self, why: Closed) {
+        match self.state {
+            State::Greeting { .. } | State::Connected => self.state = State::Failed(why),
+            State::Failed(_) | State::Over => {}
+        }
+    }
+}
+
+enum Step {
+    Event(ClientEvent),
+    Again,
+    Starved,
+}
+
+impl Endpoint for Client {
+    fn space(&mut self) -> &mut [u8] {
+        self.decoder.space()
+    }
+
+    fn filled(&mut self, now: Time, n: usize) {
+        self.heard = now;
+        self.decoder.filled(n);
+    }
+
+    fn pending(&self) -> &[u8] {
+        self.output.pending()
+    }
+
+    fn sent(&mut self, n: usize) {
+        self.output.sent(n);
+    }
+}

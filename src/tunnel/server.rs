@@ -1,0 +1,269 @@
+//! intercept's end of a tunnel connection.
+
+use std::time::Duration;
+
+use super::codec::{Decoder, Output};
+use super::frame::{
+    AnyHello, Claim, ClaimRefusal, Hello, Kind, Refuse, Refused, Release, Response, Stats, Token, VERSION,
+    Welcome,
+};
+use super::{Closed, Endpoint, Limits};
+use crate::wire::{FlowId, FlowKey, TcpHeader, Time};
+
+/// What happened on a [`Server`]'s connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerEvent {
+    /// A tcpcopy wants in: to be answered by [`Server::welcome`] or [`Server::refuse`]. No other
+    /// event comes before that.
+    Hello(Hello),
+    /// A claim.
+    Claim {
+        /// The claimer's name for the flow.
+        flow: FlowId,
+        /// The replayed client and the target.
+        key: FlowKey,
+    },
+    /// A claim is given up.
+    Release(FlowId),
+    /// The connection is over. The last event.
+    Closed(Closed),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nobody has said hello.
+    Expecting {
+        until: Time,
+    },
+    /// Somebody has, and waits for the answer.
+    Greeted {
+        until: Time,
+    },
+    Connected,
+    /// Over, and not yet said so.
+    Failed(Closed),
+    Over,
+}
+
+/// intercept's end of one connection of a tcpcopy worker. See the module for the order of calls.
+///
+/// It can be handed from the thread that accepts to the worker wanted, between the hello and its
+/// answer: what was read behind the hello goes with it.
+#[derive(Debug)]
+pub struct Server {
+    state: State,
+    decoder: Decoder,
+    output: Output,
+    limits: Limits,
+    heard: Time,
+    stats: Stats,
+}
+
+impl Server {
+    /// A connection just accepted.
+    pub fn new(now: Time, limits: Limits) -> Self {
+        Self {
+            state: State::Expecting { until: now + limits.handshake },
+            decoder: Decoder::new(),
+            output: Output::new(limits.output),
+            limits,
+            heard: now,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Takes the connection.
+    pub fn welcome(&mut self, now: Time, welcome: Welcome) {
+        if let State::Greeted { .. } = self.state {
+            self.state = State::Connected;
+            self.heard = now;
+            self.decoder.open_up();
+            self.send(Kind::Welcome, &welcome.bytes());
+        }
+    }
+
+    /// Does not take the connection: it ends with [`Closed::Refused`] once what is pending was
+    /// written.
+    pub fn refuse(&mut self, why: Refuse) {
+        self.send(Kind::Refuse, &why.bytes());
+        self.fail(Closed::Refused(why));
+    }
+
+    /// Sends a response's header. `false` if the outgoing buffer is full or nobody is connected:
+    /// the header is dropped and counted, and the target will send the segment again.
+    #[must_use]
+    pub fn response(&mut self, flow: FlowId, header: &TcpHeader, waited: Duration) -> bool {
+        let record = Response { flow, header: *header, waited };
+        let sent = self.is_connected() && self.output.record(Kind::Headers, record.bytes().as_flattened());
+        if sent {
+            self.stats.headers += 1;
+        } else {
+            self.stats.headers_dropped += 1;
+        }
+        sent
+    }
+
+    /// Tells that a claim is not, or no longer, held.
+    pub fn refused(&mut self, flow: FlowId, why: ClaimRefusal) {
+        self.send(Kind::Refused, &Refused { flow, why }.bytes());
+    }
+
+    /// Sends the counters of this connection, with those of the worker.
+    pub fn report(&mut self, responses: u64, queue_dropped: u64) {
+        if self.is_connected() {
+            let stats = Stats { responses, queue_dropped, ..self.stats };
+            self.send(Kind::Stats, stats.bytes().as_flattened());
+        }
+    }
+
+    /// Whether the connection was taken and is not over.
+    pub fn is_connected(&self) -> bool {
+        self.state == State::Connected
+    }
+
+    /// Headers sent, and those dropped because the outgoing buffer was full.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Frames of unknown kinds that were passed over.
+    pub fn unknown_frames(&self) -> u64 {
+        self.decoder.unknown()
+    }
+
+    /// When [`Server::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        match self.state {
+            State::Expecting { until } | State::Greeted { until } => Some(until),
+            State::Connected => Some(self.heard + self.limits.silence),
+            State::Failed(_) | State::Over => None,
+        }
+    }
+
+    /// Ends what has lasted too long.
+    pub fn handle_timeout(&mut self, now: Time) {
+        match self.state {
+            State::Expecting { until } | State::Greeted { until } if now >= until => {
+                self.fail(Closed::HandshakeTimeout);
+            }
+            State::Connected if now >= self.heard + self.limits.silence => self.fail(Closed::Silent),
+            State::Expecting { .. }
+            | State::Greeted { .. }
+            | State::Connected
+            | State::Failed(_)
+            | State::Over => {}
+        }
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<ServerEvent> {
+        loop {
+            let step = match self.state {
+                State::Failed(why) => {
+                    self.state = State::Over;
+                    return Some(ServerEvent::Closed(why));
+                }
+                State::Over | State::Greeted { .. } => return None,
+                State::Expecting { until } => self.decode_hello(until),
+                State::Connected => self.decode_frame(),
+            };
+            match step {
+                Ok(Step::Event(event)) => return Some(event),
+                Ok(Step::Again) => {}
+                Ok(Step::Starved) => return None,
+                Err(why) => self.fail(why),
+            }
+        }
+    }
+
+    fn decode_hello(&mut self, until: Time) -> Result<Step, Closed> {
+        match self.decoder.frame()? {
+            None => return Ok(Step::Starved),
+            Some(Kind::Hello) => {}
+            Some(other) => return Err(Closed::Unexpected(other)),
+        }
+        match self.decoder.record()? {
+            AnyHello::Ours(hello) => {
+                self.state = State::Greeted { until };
+                Ok(Step::Event(ServerEvent::Hello(hello)))
+            }
+            AnyHello::Version(version) => {
+                self.send(Kind::Refuse, &Refuse::Version(VERSION).bytes());
+                Err(Closed::Version(version))
+            }
+            AnyHello::Foreign => Err(Closed::Magic),
+        }
+    }
+
+    fn decode_frame(&mut self) -> Result<Step, Closed> {
+        let Some(kind) = self.decoder.frame()? else { return Ok(Step::Starved) };
+        match kind {
+            Kind::Claims => {
+                let Claim { flow, key } = self.decoder.record()?;
+                Ok(Step::Event(ServerEvent::Claim { flow, key }))
+            }
+            Kind::Releases => {
+                let Release(flow) = self.decoder.record()?;
+                Ok(Step::Event(ServerEvent::Release(flow)))
+            }
+            Kind::Ping => {
+                let Token(token) = self.decoder.record()?;
+                self.send(Kind::Pong, &token.to_be_bytes());
+                Ok(Step::Again)
+            }
+            Kind::Hello
+            | Kind::Welcome
+            | Kind::Refuse
+            | Kind::Refused
+            | Kind::Headers
+            | Kind::Pong
+            | Kind::Stats => Err(Closed::Unexpected(kind)),
+        }
+    }
+
+    fn send(&mut self, kind: Kind, bytes: &[u8]) {
+        if !self.output.record(kind, bytes) {
+            self.fail(Closed::Overflow);
+        }
+    }
+
+    fn fail(&mut self, why: Closed) {
+        match self.state {
+            State::Expecting { .. } | State::Greeted { .. } | State::Connected => {
+                self.state = State::Failed(why);
+            }
+            State::Failed(_) | State::Over => {}
+        }
+    }
+}
+
+enum Step {
+    Event(ServerEvent),
+    Again,
+    Starved,
+}
+
+impl Endpoint for Server {
+    fn space(&mut self) -> &mut [u8] {
+        self.decoder.space()
+    }
+
+    fn filled(&mut self, now: Time, n: usize) {
+        self.heard = now;
+        self.decoder.filled(n);
+        if let State::Greeted { .. } = self.state
+            && self.decoder.buffered() > super::codec::MAX_HELLO
+        {
+            // A client waits for the answer before it says more.
+            self.fail(Closed::Unexpected(Kind::Hello));
+        }
+    }
+
+    fn pending(&self) -> &[u8] {
+        self.output.pending()
+    }
+
+    fn sent(&mut self, n: usize) {
+        self.output.sent(n);
+    }
+}

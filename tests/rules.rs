@@ -1,0 +1,508 @@
+//! The nft rules: templates against the printer, and the printer and the batch against a real kernel.
+//!
+//! Tests that need the kernel run again in a network namespace of their own (`unshare -n`), which ends with them.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+use tcpcopy::netfilter::{
+    AssistantSpec, Capture, Chain, Change, Device, End, Families, Family, Hook, InstallError, Installed,
+    Match, OnlineSpec, Place, Prefix, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement,
+    Table, TableName, Unclaimed, assistant, online, present, remove_table,
+};
+use tcpcopy::wire;
+
+/// The example that `nftables/online.nft` documents.
+fn online_example() -> OnlineSpec {
+    OnlineSpec {
+        table: TableName::tcpcopy(),
+        captures: vec![
+            Capture { online: None, port: 80 },
+            Capture { online: Some([198, 51, 100, 10].into()), port: 443 },
+        ],
+        clients: Vec::new(),
+        families: Families::BOTH,
+        sink: Device { name: "tcpcopy0".to_owned(), index: 7 },
+        queues: Queues::new(36520, 2).unwrap(),
+        mark: 0x7463_7079,
+        pure_acks: false,
+    }
+}
+
+/// The example that `nftables/assistant.nft` documents.
+fn assistant_example() -> AssistantSpec {
+    AssistantSpec {
+        table: TableName::intercept(),
+        targets: vec!["203.0.113.20:80".parse().unwrap(), "[2001:db8::20]:80".parse().unwrap()],
+        queues: Queues::new(36540, 2).unwrap(),
+        unclaimed: Unclaimed::Drop,
+        accept_mark: 0x7463_7079,
+        place: Place::Assistant,
+    }
+}
+
+#[test]
+fn templates_say_what_the_code_installs() {
+    let without_comments = |text: &str| -> String {
+        let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        lines.flat_map(|line| [line, "\n"]).collect()
+    };
+    for (template, ruleset) in [
+        (include_str!("../nftables/online.nft"), online(&online_example())),
+        (include_str!("../nftables/assistant.nft"), assistant(&assistant_example())),
+    ] {
+        assert_eq!(without_comments(template).trim(), ruleset.to_string().trim());
+    }
+}
+
+#[test]
+fn families_without_anything_to_match_get_no_table() {
+    let families =
+        |spec: &OnlineSpec| -> Vec<Family> { online(spec).tables.iter().map(|table| table.family).collect() };
+    let mut spec = online_example();
+    assert_eq!(families(&spec), Family::ALL);
+    spec.clients = vec![Prefix::new([10, 0, 0, 0].into(), 8).unwrap()];
+    assert_eq!(families(&spec), [Family::Ip]);
+    spec.clients.clear();
+    spec.captures.remove(0);
+    assert_eq!(families(&spec), [Family::Ip]);
+    spec.families.v4 = false;
+    assert_eq!(families(&spec), []);
+}
+
+#[test]
+fn the_batch_installs_what_the_text_says() {
+    in_namespace("the_batch_installs_what_the_text_says", &[], || {
+        let sink = make_sink();
+        let mut rulesets = Vec::new();
+        for workers in [1, 4] {
+            for pure_acks in [false, true] {
+                for clients in [vec![], client_prefixes()] {
+                    let queues = Queues::new(36520, workers).unwrap();
+                    let mut spec = online_example();
+                    spec.captures.push(Capture { online: Some("2001:db8::10".parse().unwrap()), port: 443 });
+                    rulesets.push(online(&OnlineSpec {
+                        sink: sink.clone(),
+                        queues,
+                        pure_acks,
+                        clients,
+                        ..spec
+                    }));
+                }
+            }
+            for unclaimed in [Unclaimed::Drop, Unclaimed::Accept] {
+                for place in [Place::Assistant, Place::Target] {
+                    let queues = Queues::new(36540, workers).unwrap();
+                    rulesets.push(assistant(&AssistantSpec {
+                        queues,
+                        unclaimed,
+                        place,
+                        ..assistant_example()
+                    }));
+                }
+            }
+        }
+        for ruleset in rulesets {
+            let installed = Installed::install(&ruleset).unwrap();
+            let kind = installed.queue_kind();
+            let by_batch = listing(kind);
+            assert_eq!(by_batch.contains("flags owner"), ruleset.owner, "{by_batch}");
+            installed.remove().unwrap();
+            assert_eq!(listing(kind), "");
+            // nft resolves the text by itself; where the kernel has no queue expression, a verdict takes its place.
+            let text = ruleset.to_string();
+            nft_load(&match kind {
+                QueueKind::Native => text,
+                QueueKind::Compat => replace_queues(&text),
+            });
+            let by_text = listing(kind);
+            assert_eq!(by_batch.replace("\tflags owner\n", ""), by_text, "\n{ruleset}");
+            nft_load("flush ruleset");
+        }
+    });
+}
+
+fn client_prefixes() -> Vec<Prefix> {
+    let prefixes =
+        [("10.0.0.0", 8), ("10.1.0.0", 20), ("192.0.2.7", 32), ("2001:db8::", 45), ("2001:db8:1::", 48)];
+    prefixes.map(|(address, length)| Prefix::new(address.parse().unwrap(), length).unwrap()).to_vec()
+}
+
+/// The ruleset as nft lists it, without counters and the owner's name. A compat queue is listed as a target without
+/// its number (or as nft's translation of it): both become the verdict that `replace_queues` puts in the text.
+fn listing(kind: QueueKind) -> String {
+    let listed = run("nft", &["-s", "list", "ruleset"]);
+    let line = |line: &str| match (line.split_once(" # "), kind) {
+        (Some((line, _comment)), _) => format!("{line}\n"),
+        (None, QueueKind::Native) => format!("{line}\n"),
+        (None, QueueKind::Compat) => {
+            let queue = line.find(" xt target \"NFQUEUE\"").or_else(|| line.find(" queue "));
+            queue.map_or(format!("{line}\n"), |at| format!("{} continue\n", &line[..at]))
+        }
+    };
+    listed.lines().filter(|line| !line.is_empty()).map(line).collect()
+}
+
+fn replace_queues(text: &str) -> String {
+    let line = |line: &str| match line.find(" queue num ") {
+        Some(at) => format!("{} continue\n", &line[..at]),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn owned_rules_are_replaced_and_go_with_their_owner() {
+    in_namespace("owned_rules_are_replaced_and_go_with_their_owner", &[], || {
+        let spec = OnlineSpec { sink: make_sink(), ..online_example() };
+        let ruleset = online(&spec);
+        nft_load("table ip tcpcopy { chain leftover { }; }");
+        let mut installed = Installed::install(&ruleset).unwrap();
+        assert_eq!(installed.check().unwrap(), Presence::Complete);
+        assert_eq!(present(&ruleset).unwrap(), Presence::Complete);
+
+        // Nobody else can install, remove or flush them.
+        let second = Installed::install(&ruleset).err().unwrap();
+        assert!(matches!(second, InstallError::Owned { family: Family::Ip, .. }), "{second}");
+        let removed = remove_table(&ruleset.name).err().unwrap();
+        assert!(matches!(removed, InstallError::Owned { .. }), "{removed}");
+        run("nft", &["flush", "ruleset"]);
+        assert_eq!(installed.check().unwrap(), Presence::Complete);
+
+        // The next ruleset has no IPv6, and so no IPv6 table any more.
+        installed
+            .replace(&online(&OnlineSpec { families: Families { v4: true, v6: false }, ..spec }))
+            .unwrap();
+        assert_eq!(run("nft", &["list", "tables"]), "table ip tcpcopy\n");
+        assert_ne!(present(&ruleset).unwrap(), Presence::Complete);
+
+        // A child that is still running does not keep the socket.
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        drop(installed);
+        let left = run("nft", &["list", "tables"]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(left, "");
+    });
+}
+
+#[test]
+fn changes_are_noticed_and_put_right() {
+    in_namespace("changes_are_noticed_and_put_right", &[], || {
+        let ruleset = assistant(&assistant_example());
+        let mut watch = RulesWatch::open(ruleset.name.clone()).unwrap();
+        let mut installed = Installed::install(&ruleset).unwrap();
+        assert_eq!(watch.drain().unwrap(), Change::Touched);
+
+        run("nft", &["add", "table", "ip", "other"]);
+        assert_eq!(watch.drain().unwrap(), Change::None);
+
+        for change in [
+            &["flush", "ruleset"][..],
+            &["flush", "table", "ip", "intercept"],
+            &["delete", "table", "ip6", "intercept"],
+            &["insert", "rule", "ip", "intercept", "blackhole", "accept"],
+            &["add", "chain", "ip", "intercept", "more"],
+            &["add", "table", "ip", "intercept", "{ flags dormant; }"],
+        ] {
+            run("nft", change);
+            assert_eq!(watch.drain().unwrap(), Change::Touched, "{change:?}");
+            assert_ne!(installed.check().unwrap(), Presence::Complete, "{change:?}");
+            installed.restore().unwrap();
+            assert_eq!(installed.check().unwrap(), Presence::Complete, "{change:?}");
+            assert_eq!(watch.drain().unwrap(), Change::Touched);
+            assert_eq!(watch.drain().unwrap(), Change::None);
+        }
+
+        // They outlive the process, and the next one takes their place.
+        drop(installed);
+        assert_eq!(present(&ruleset).unwrap(), Presence::Complete);
+        drop(Installed::install(&ruleset).unwrap());
+        assert_eq!(present(&ruleset).unwrap(), Presence::Complete);
+        assert_eq!(remove_table(&ruleset.name).unwrap(), Family::ALL);
+        assert_eq!(remove_table(&ruleset.name).unwrap(), []);
+    });
+}
+
+#[test]
+fn a_lack_of_permission_is_told() {
+    let unprivileged = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin"];
+    in_namespace("a_lack_of_permission_is_told", &unprivileged, || {
+        let ruleset = assistant(&assistant_example());
+        let error = Installed::install(&ruleset).err().unwrap();
+        assert!(matches!(error, InstallError::Permission), "{error:?}");
+        let error = remove_table(&ruleset.name).err().unwrap();
+        assert!(matches!(error, InstallError::Permission), "{error:?}");
+    });
+}
+
+/// For many flows, one at a time, the rule that counts a flow's SYN is the one of the worker that `split` says.
+#[test]
+fn the_kernel_splits_flows_as_we_do() {
+    in_namespace("the_kernel_splits_flows_as_we_do", &[], || {
+        const MODULI: [u16; 5] = [2, 3, 4, 7, 64];
+        run("ip", &["link", "set", "lo", "up"]);
+        run("ip", &["address", "add", "2001:db8::77:1", "dev", "lo", "nodad"]);
+        let closed = 9;
+        let by_worker = |(workers, index)| Rule {
+            matches: vec![Match::TcpDport(closed), Match::Worker { client: End::Source, index, workers }],
+            statements: vec![Statement::Counter],
+        };
+        let pairs = MODULI.into_iter().flat_map(|workers| (0..workers).map(move |index| (workers, index)));
+        let rules: Vec<Rule> = pairs.clone().map(by_worker).collect();
+        let tables = Family::ALL.map(|family| {
+            let chain = Chain { name: "split", hook: Hook::Output, priority: 0, rules: rules.clone() };
+            Table { family, chains: vec![chain] }
+        });
+        let ruleset =
+            Ruleset { name: TableName::new("split").unwrap(), owner: false, tables: tables.to_vec() };
+        let _installed = Installed::install(&ruleset).unwrap();
+
+        let mut expected = vec![0; rules.len()];
+        let addresses = ["127.0.0.1", "127.9.200.33", "::1", "2001:db8::77:1"];
+        for address in addresses.map(|text| text.parse::<IpAddr>().unwrap()) {
+            let family = Family::of(address);
+            expected.fill(0);
+            let before = rule_packets(family);
+            for port in (0..40).map(|step| 20_001 + 977 * step) {
+                let client = SocketAddr::new(address, port);
+                let socket = Socket::new(Domain::for_address(client), Type::STREAM, None).unwrap();
+                socket.bind(&client.into()).unwrap();
+                // Refused; the SYN is all that matters.
+                socket.connect(&SocketAddr::new(address, closed).into()).unwrap_err();
+                for (count, (workers, index)) in expected.iter_mut().zip(pairs.clone()) {
+                    *count += u64::from(wire::flow::split(client, workers) == index);
+                }
+                if port % 5 == 0 {
+                    let counted = rule_packets(family);
+                    let since: Vec<u64> = counted.iter().zip(&before).map(|(now, then)| now - then).collect();
+                    assert_eq!(since, expected, "{client}");
+                }
+            }
+            let used = expected[..6 + 3].iter().filter(|count| **count > 0).count();
+            assert_eq!(used, 9, "40 flows reach every one of 2, 3 and 4 workers: {expected:?}");
+        }
+    });
+}
+
+fn rule_packets(family: Family) -> Vec<u64> {
+    let listed = run("nft", &["list", "chain", family.name(), "split", "split"]);
+    let packets = |line: &str| line.split_once("counter packets ")?.1.split(' ').next()?.parse().ok();
+    listed.lines().filter_map(packets).collect()
+}
+
+/// Clients on `lo`: production goes on, each of their packets is copied once, pure ACKs and marked ones not at all, and
+/// every copy is in the queue of its flow's worker.
+#[test]
+fn copies_reach_the_queue_of_their_worker() {
+    in_namespace("copies_reach_the_queue_of_their_worker", &[], || {
+        const WORKERS: u16 = 4;
+        const FLOWS: usize = 24;
+        run("ip", &["link", "set", "lo", "up"]);
+        let mut queue = nfq::Queue::open().unwrap();
+        for number in 0..WORKERS {
+            queue.bind(36520 + number).unwrap();
+        }
+        queue.set_nonblocking(true);
+        let server = TcpListener::bind("[::]:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        let spec = OnlineSpec {
+            // Both match all clients on 127.0.0.1; their packets are copied once all the same.
+            captures: vec![
+                Capture { online: None, port },
+                Capture { online: Some(Ipv4Addr::LOCALHOST.into()), port },
+            ],
+            sink: make_sink(),
+            queues: Queues::new(36520, WORKERS).unwrap(),
+            ..online_example()
+        };
+        let mut installed = Installed::install(&online(&spec)).unwrap();
+
+        let mut clients = Vec::new();
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            for _ in 0..FLOWS {
+                clients.push(exchange(&server, SocketAddr::new(address, port), None));
+            }
+            exchange(&server, SocketAddr::new(address, port), Some(spec.mark));
+        }
+
+        let copies = receive_copies(&mut queue, |copies| copies.len() >= clients.len() * 3);
+        for (number, client, flags, payload) in &copies {
+            assert_eq!(*number, 36520 + wire::flow::split(*client, WORKERS), "{client}");
+            assert!(clients.contains(client), "{client} carried our mark");
+            let pure_ack = *flags == wire::Flags::ACK && *payload == 0;
+            assert!(!pure_ack, "a pure ACK of {client}");
+        }
+        let of_flow = |client| copies.iter().filter(|(_, of, ..)| of == client).count();
+        let odd: Vec<_> =
+            clients.iter().map(|client| (client, of_flow(client))).filter(|(_, n)| *n != 3).collect();
+        assert_eq!(odd, [], "SYN, request and FIN of each flow");
+        let captured = installed.captured().unwrap();
+        assert_eq!(captured.packets, copies.len() as u64);
+        assert!(captured.bytes > captured.packets * 40);
+        installed.remove().unwrap();
+    });
+}
+
+/// One connection: the client sends a request, gets it back and closes. Returns the client's address.
+fn exchange(server: &TcpListener, to: SocketAddr, mark: Option<u32>) -> SocketAddr {
+    let client = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+    if let Some(mark) = mark {
+        client.set_mark(mark).unwrap();
+    }
+    client.connect(&to.into()).unwrap();
+    let mut client = std::net::TcpStream::from(client);
+    let (mut accepted, _) = server.accept().unwrap();
+    let mut buffer = [0; 100];
+    client.write_all(&buffer).unwrap();
+    accepted.read_exact(&mut buffer).unwrap();
+    accepted.write_all(&buffer).unwrap();
+    client.read_exact(&mut buffer).unwrap();
+    let address = client.local_addr().unwrap();
+    drop(client);
+    assert_eq!(accepted.read(&mut buffer).unwrap(), 0);
+    address
+}
+
+type Copy = (u16, SocketAddr, wire::Flags, u32);
+
+/// Receives and drops copies until there are `enough` and no more come.
+fn receive_copies(queue: &mut nfq::Queue, enough: impl Fn(&[Copy]) -> bool) -> Vec<Copy> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut copies = Vec::new();
+    loop {
+        match queue.recv() {
+            Ok(mut message) => {
+                let packet = wire::parse(message.get_payload(), message.get_original_len()).unwrap();
+                let header = packet.header;
+                copies.push((message.get_queue_num(), packet.src, header.flags, header.payload_len));
+                message.set_verdict(nfq::Verdict::Drop);
+                queue.verdict(message).unwrap();
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && enough(&copies) => return copies,
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                assert!(Instant::now() < deadline, "only {} copies came", copies.len());
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// The black hole: without a listener nothing passes; with one, only what it accepts with the mark.
+#[test]
+fn only_marked_responses_pass_the_black_hole() {
+    in_namespace("only_marked_responses_pass_the_black_hole", &[], || {
+        run("ip", &["link", "set", "lo", "up"]);
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = server.local_addr().unwrap();
+        let mut spec = AssistantSpec { targets: vec![target], ..assistant_example() };
+        spec.unclaimed = Unclaimed::Accept;
+        spec.queues = Queues::new(36540, 1).unwrap();
+        for place in [Place::Assistant, Place::Target] {
+            let _installed =
+                Installed::install(&assistant(&AssistantSpec { place, ..spec.clone() })).unwrap();
+            assert!(!answers(target, None), "without a listener");
+            let mut queue = nfq::Queue::open().unwrap();
+            queue.bind(36540).unwrap();
+            queue.set_nonblocking(true);
+            assert!(!answers(target, Some((&mut queue, 0))), "accepted without the mark");
+            assert!(answers(target, Some((&mut queue, spec.accept_mark))), "accepted with the mark");
+        }
+    });
+}
+
+/// Whether a SYN is answered, while a listener, if any, accepts all responses with a mark.
+fn answers(target: SocketAddr, mut listener: Option<(&mut nfq::Queue, u32)>) -> bool {
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client.connect(&target.into()).unwrap_err();
+    let mut seen = 0;
+    // A response passes within the system call of the verdict. Two of them, the second one a retransmission, leave no
+    // doubt that the first did not pass.
+    let deadline = Instant::now() + Duration::from_secs(if listener.is_some() { 5 } else { 1 });
+    while Instant::now() < deadline && seen < 2 {
+        if let Some((queue, mark)) = &mut listener
+            && let Ok(mut message) = queue.recv()
+        {
+            seen += 1;
+            message.set_nfmark(*mark);
+            message.set_verdict(nfq::Verdict::Accept);
+            queue.verdict(message).unwrap();
+        }
+        if client.peer_addr().is_ok() {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+/// More than libnftnl puts in a page, and more acknowledgements than a default receive buffer holds.
+#[test]
+fn a_large_ruleset_is_one_transaction() {
+    in_namespace("a_large_ruleset_is_one_transaction", &[], || {
+        let captures = (1..=40).map(|port| Capture { online: None, port }).collect();
+        let clients = (0..40).map(|net| Prefix::new([10, net, 0, 0].into(), 16).unwrap()).collect();
+        let ruleset = online(&OnlineSpec { captures, clients, sink: make_sink(), ..online_example() });
+        let mut installed = Installed::install(&ruleset).unwrap();
+        installed.replace(&ruleset).unwrap();
+        assert_eq!(installed.check().unwrap(), Presence::Complete);
+    });
+}
+
+/// Runs `body` in a network namespace of its own: runs this very test again, alone, there.
+/// `wrap` is a command in front, for less privilege.
+fn in_namespace(test: &str, wrap: &[&str], body: impl FnOnce()) {
+    const INSIDE: &str = "TCPCOPY_TEST_IN_NAMESPACE";
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    let possible =
+        Command::new("unshare").args(["-n", "nft", "list", "ruleset"]).stderr(Stdio::null()).status();
+    if !possible.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: {test} needs root, network namespaces (unshare) and nft");
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.arg("-n").args(wrap).arg(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "in the namespace:\n{said}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("1 passed"),
+        "{test} is not the name of this test"
+    );
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn nft_load(text: &str) {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    nft.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(nft.wait().unwrap().success(), "nft refuses:\n{text}");
+}
+
+/// A sink for copies, as good as the daemon's.
+fn make_sink() -> Device {
+    let name = "tcpcopy0";
+    let made = ["dummy", "ifb"].iter().any(|kind| {
+        let arguments = ["link", "add", name, "type", kind];
+        Command::new("ip").args(arguments).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    });
+    assert!(made, "the kernel has neither dummy nor ifb interfaces");
+    run("ip", &["link", "set", name, "up"]);
+    let listed = run("ip", &["-o", "link", "show", name]);
+    let index = listed.split(':').next().unwrap().trim().parse().unwrap();
+    Device { name: name.to_owned(), index }
+}
