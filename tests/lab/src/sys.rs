@@ -4,6 +4,8 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 /// A signal the laboratory sends to a process.
@@ -39,6 +41,16 @@ pub(crate) fn signal(pid: u32, signal: Signal) -> io::Result<()> {
 pub(crate) fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the descriptor is open for the length of the call; setns() touches no memory of ours.
     check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Has the kernel kill the program that `command` will start when the calling thread ends, however it ends.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    let set = || {
+        // SAFETY: prctl() with these arguments takes integers only.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }).map(drop)
+    };
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(set) };
 }
 
 /// Ends the process on SIGINT, SIGTERM and SIGHUP. Init of a PID namespace ignores them otherwise, and its end is what
