@@ -1,1 +1,63 @@
-//! To be written.
+//! Where packets come from: netfilter queues, behind the small trait [`Source`].
+//!
+//! A worker owns one source and is woken by its descriptor. [`Source::receive`] hands out one batch and has the kernel
+//! drop it: what tcpcopy captures are duplicates, and what intercept captures must never reach a real client. Only
+//! intercept's `unclaimed = "accept"` decides packet by packet, with [`NfQueue::receive_deferred`].
+//!
+//! Order at start: open the queue, then install the rules that feed it. Order at stop: take the rules out, receive
+//! until nothing comes, drop the queue; what the kernel still holds at that moment is dropped by the kernel.
+//!
+//! Imports `sys` only.
+
+mod counters;
+mod error;
+mod message;
+mod nfqueue;
+mod verdicts;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+pub use counters::{QueueCounters, kernel_counters};
+pub use error::CaptureError;
+pub use nfqueue::{NfQueue, QueueOptions};
+pub use verdicts::Verdict;
+
+/// One captured packet, valid during the callback that gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Captured<'a> {
+    /// The source's number for this packet; names it in [`NfQueue::verdict`].
+    pub id: u32,
+    /// The packet from its IP header on, cut by the copy range.
+    pub bytes: &'a [u8],
+    /// The packet's length before it was cut.
+    pub original_len: usize,
+}
+
+/// What one call of [`Source::receive`] did. Counts are of this call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "lost packets are to be counted, and a full batch means that more may wait"]
+pub struct Received {
+    /// Packets handed out.
+    pub packets: u32,
+    /// Packets lost before they reached us, because the socket's receive buffer was full.
+    pub overruns: u32,
+    /// Messages that could not be understood. Their packets, where there were any, are dropped.
+    pub malformed: u32,
+    /// Requests of ours (verdicts) that the kernel refused. `ENOENT` among them is a packet that was already gone.
+    pub refused: u32,
+    /// The batch was full: call again before waiting for the descriptor, which may not be reported a second time.
+    pub full: bool,
+}
+
+/// A place packets come from.
+pub trait Source {
+    /// The descriptor that becomes readable when packets wait.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Hands out one batch without blocking, then drops its packets.
+    ///
+    /// Nothing waiting is no error: all counts are 0. Errors are of the descriptor itself; a single packet or
+    /// verdict that goes wrong is counted, never an error.
+    fn receive(&mut self, each: &mut dyn FnMut(Captured<'_>)) -> io::Result<Received>;
+}

@@ -5,6 +5,7 @@ use std::error::Error;
 use super::exit::{Code, Failure};
 use crate::capture::CaptureError;
 use crate::netfilter::InstallError;
+use crate::sys::sink::SinkError;
 
 impl From<CaptureError> for Failure {
     fn from(error: CaptureError) -> Self {
@@ -16,6 +17,18 @@ impl From<CaptureError> for Failure {
             | CaptureError::Bind { .. }
             | CaptureError::Configure { .. }
             | CaptureError::Adopt { .. } => Code::System,
+        };
+        Self::new(code, with_causes(&error))
+    }
+}
+
+impl From<SinkError> for Failure {
+    fn from(error: SinkError) -> Self {
+        let code = match &error {
+            SinkError::Permission { .. } => Code::Permission,
+            SinkError::InUse { .. } | SinkError::Foreign { .. } => Code::Unavailable,
+            SinkError::Name { .. } => Code::Config,
+            SinkError::Unsupported { .. } | SinkError::Request { .. } => Code::System,
         };
         Self::new(code, with_causes(&error))
     }

@@ -1,6 +1,8 @@
 //! The running programs: what surrounds and drives the modules that do no I/O.
 
+pub mod clock;
 pub mod exit;
+pub mod failures;
 pub mod intercept;
 pub mod link;
 pub mod logging;
@@ -8,3 +10,4 @@ pub mod notify;
 pub mod pipe;
 pub mod signals;
 pub mod tcpcopy;
+pub mod threads;

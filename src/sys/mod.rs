@@ -1,5 +1,20 @@
 //! The system calls the crates in use do not offer, and the only `unsafe` code of the project.
+//!
+//! Each submodule wraps one thing of the kernel's in a type that owns its descriptor and cleans up when dropped.
+//! Nothing here knows packets, sessions or settings; nothing of this crate is imported.
 #![expect(unsafe_code, reason = "system calls and libnftnl expressions; each block states its invariants")]
 
+pub mod capabilities;
 pub mod expr;
+pub mod links;
+pub mod mmsg;
+pub mod netlink;
 pub mod nfnl;
+pub mod nfqueue;
+pub mod raw;
+mod rtnetlink;
+pub mod sink;
+mod socket;
+mod tun;
+
+pub use socket::BufferSize;

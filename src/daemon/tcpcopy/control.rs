@@ -72,7 +72,9 @@ impl Control {
         let outcome = self.watch_over(notifier);
         notifier.stopping();
         self.parts.rules.take_out();
-        self.order_reports();
+        // Reports under way are older than those the workers end with.
+        while self.parts.inbox.try_recv().is_ok() {}
+        self.totals = Snapshot::default();
         for worker in &self.parts.workers {
             worker.orders.send(Order::Stop);
         }
@@ -183,7 +185,8 @@ impl Control {
             .sum()
     }
 
-    fn log_stats(&self) {
+    fn log_stats(&mut self) {
+        let duplicated = self.parts.rules.duplicated();
         let Snapshot { replay, .. } = &self.totals;
         let micros = |permille| replay.response_time.quantile(permille).map(|time| time.as_micros());
         let list = |names: &mut dyn Iterator<Item = (&'static str, u64)>| {
@@ -214,7 +217,7 @@ impl Control {
             overruns = self.totals.overruns,
             malformed = self.totals.malformed,
             verdicts_refused = self.totals.verdicts_refused,
-            duplicated = self.parts.rules.duplicated(),
+            duplicated,
             "stats"
         );
     }

@@ -67,9 +67,13 @@ impl Rules {
         let index = self.spec.sink.index;
         let mut gone = false;
         let mut unsure = false;
+        // The last word counts: a device that is made is down first.
         let drained = links.drain(|event| match event {
-            LinkEvent::Deleted { index: which, .. } | LinkEvent::Down { index: which, .. } => gone |= which == index,
-            LinkEvent::Up { .. } => {}
+            LinkEvent::Deleted { index: which, .. } | LinkEvent::Down { index: which, .. } if which == index => {
+                gone = true;
+            }
+            LinkEvent::Up { index: which, .. } if which == index => gone = false,
+            LinkEvent::Deleted { .. } | LinkEvent::Down { .. } | LinkEvent::Up { .. } => {}
             LinkEvent::Unknown => unsure = true,
         });
         if unsure || drained.is_err() {

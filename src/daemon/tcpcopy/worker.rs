@@ -188,7 +188,9 @@ impl Worker {
             }
             self.turn(now, reports)?;
             if !self.take_orders(reports) {
-                return self.stop();
+                self.stop()?;
+                reports.send(Report::Counters(Box::new(self.snapshot())));
+                return Ok(());
             }
         }
     }
@@ -276,9 +278,7 @@ impl Worker {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
                 Order::Report => reports.send(Report::Counters(Box::new(self.snapshot()))),
-                Order::Stop => {
-                    return false;
-                }
+                Order::Stop => return false,
             }
         }
         true

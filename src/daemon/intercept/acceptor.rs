@@ -1,0 +1,256 @@
+//! The thread that accepts connections and reads their hello.
+//!
+//! What a stranger can cost is bounded: [`MAX_STRANGERS`] connections, a few hundred bytes and
+//! five seconds each, and one line of log in ten seconds.
+
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token, Waker};
+use slab::Slab;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::WAKER;
+use super::worker::{Newcomer, Order, Orders};
+use crate::daemon::clock::{self, Clock};
+use crate::daemon::pipe::Pipe;
+use crate::tunnel::{Closed, Hello, Limits, Refuse, Server, ServerEvent};
+use crate::wire::Time;
+
+/// Connections that have not said hello; more are closed at once.
+const MAX_STRANGERS: usize = 256;
+/// How long to accept nothing when the process has no descriptor left.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The shortest time between two log lines about strangers.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+const LISTENER: Token = Token(1);
+const FIRST_STRANGER: usize = 2;
+
+/// Limits of a tunnel connection of intercept's. A tcpcopy that is stopped for a while (SIGSTOP, a
+/// snapshot of its machine) is not a lost one.
+pub(super) fn limits() -> Limits {
+    Limits { silence: Duration::from_secs(30), ..Limits::default() }
+}
+
+#[derive(Debug)]
+struct Stranger {
+    pipe: Pipe,
+    server: Server,
+}
+
+/// The listener and those who have not said hello.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    poll: Poll,
+    stop: Arc<Stop>,
+    clock: Clock,
+    listener: TcpListener,
+    /// The listener has connections, or may have.
+    accepting: bool,
+    resume: Option<Time>,
+    strangers: Slab<Stranger>,
+    workers: Vec<Orders>,
+    next_log: Time,
+    unlogged: u64,
+}
+
+#[derive(Debug)]
+struct Stop {
+    asked: AtomicBool,
+    waker: Waker,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub(super) struct Handle {
+    stop: Arc<Stop>,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Stops accepting and waits for the thread's end.
+    pub(super) fn stop(self) {
+        self.stop.asked.store(true, Ordering::Release);
+        let woken = self.stop.waker.wake();
+        if woken.is_ok() && self.thread.join().is_err() {
+            tracing::error!("the acceptor had panicked");
+        }
+    }
+}
+
+/// Starts the thread.
+pub(super) fn spawn(mut acceptor: Acceptor) -> io::Result<Handle> {
+    let stop = Arc::clone(&acceptor.stop);
+    let thread = thread::Builder::new().name("acceptor".to_owned()).spawn(move || acceptor.run())?;
+    Ok(Handle { stop, thread })
+}
+
+impl Acceptor {
+    pub(super) fn new(mut listener: TcpListener, workers: Vec<Orders>, clock: Clock) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        Ok(Self {
+            poll,
+            stop: Arc::new(Stop { asked: AtomicBool::new(false), waker }),
+            clock,
+            listener,
+            accepting: true,
+            resume: None,
+            strangers: Slab::new(),
+            workers,
+            next_log: Time::ZERO,
+            unlogged: 0,
+        })
+    }
+
+    fn run(&mut self) {
+        let mut events = Events::with_capacity(256);
+        while !self.stop.asked.load(Ordering::Acquire) {
+            let now = self.clock.now();
+            if let Err(error) = self.poll.poll(&mut events, clock::wait(now, self.deadline()))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "the acceptor cannot wait for connections: no new tcpcopy can connect");
+                return;
+            }
+            let now = self.clock.now();
+            for event in &events {
+                match event.token() {
+                    WAKER => {}
+                    LISTENER => self.accepting = true,
+                    Token(token) => {
+                        let key = token.wrapping_sub(FIRST_STRANGER);
+                        if let Some(stranger) = self.strangers.get_mut(key) {
+                            stranger.pipe.ready(event);
+                            self.hear(now, key);
+                        }
+                    }
+                }
+            }
+            self.expire(now);
+            if self.resume.is_some_and(|at| at <= now) {
+                self.resume = None;
+                self.accepting = true;
+            }
+            self.accept(now);
+        }
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let strangers = self.strangers.iter().filter_map(|(_, stranger)| stranger.server.poll_timeout());
+        strangers.chain(self.resume).min()
+    }
+
+    fn accept(&mut self, now: Time) {
+        while self.accepting {
+            match self.listener.accept() {
+                Ok((stream, peer)) => {
+                    if self.strangers.len() >= MAX_STRANGERS {
+                        self.complain(now, &format_args!("{peer}: too many connections that say nothing"));
+                        continue;
+                    }
+                    let entry = self.strangers.vacant_entry();
+                    let mut pipe = Pipe::new(stream);
+                    match pipe.register(self.poll.registry(), Token(entry.key() + FIRST_STRANGER)) {
+                        Ok(()) => {
+                            entry.insert(Stranger { pipe, server: Server::new(now, limits()) });
+                        }
+                        Err(error) => self.complain(now, &format_args!("{peer}: {error}")),
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.accepting = false,
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    // Out of descriptors or memory: no event will tell when that is over.
+                    self.accepting = false;
+                    self.resume = Some(now + PAUSE);
+                    self.complain(now, &format_args!("cannot accept: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Reads what a stranger says, and does what follows from it.
+    fn hear(&mut self, now: Time, key: usize) {
+        let Some(stranger) = self.strangers.get_mut(key) else { return };
+        // The hello is one small read.
+        if let Err(error) = stranger.pipe.receive(now, &mut stranger.server) {
+            self.strangers.remove(key);
+            tracing::debug!(%error, "a connection ended before its hello");
+            return;
+        }
+        match stranger.server.poll_event() {
+            Some(ServerEvent::Hello(hello)) => self.introduce(now, key, hello),
+            Some(ServerEvent::Closed(why)) => self.turn_away(now, key, why),
+            // Nothing else comes before a welcome.
+            None | Some(ServerEvent::Claim { .. } | ServerEvent::Release(_)) => {}
+        }
+    }
+
+    /// Hands a connection to the worker wanted.
+    fn introduce(&mut self, now: Time, key: usize, hello: Hello) {
+        let Some(mut stranger) = self.strangers.try_remove(key) else { return };
+        let Some(worker) = self.workers.get(usize::from(hello.worker)) else {
+            let refuse = Refuse::Worker(u16::try_from(self.workers.len()).unwrap_or(u16::MAX));
+            stranger.server.refuse(refuse);
+            // What does not fit into an empty socket buffer at once is not worth waiting for.
+            let _ = stranger.pipe.flush(&mut stranger.server);
+            self.complain(
+                now,
+                &format_args!("{}: {refuse}, {} is wanted", peer(&stranger.pipe), hello.worker),
+            );
+            return;
+        };
+        match stranger.pipe.deregister(self.poll.registry()) {
+            Ok(()) => {
+                let newcomer = Newcomer { pipe: stranger.pipe, server: stranger.server, hello };
+                worker.send(Order::Connection(Box::new(newcomer)));
+            }
+            Err(error) => self.complain(now, &format_args!("{}: {error}", peer(&stranger.pipe))),
+        }
+    }
+
+    fn turn_away(&mut self, now: Time, key: usize, why: Closed) {
+        let Some(mut stranger) = self.strangers.try_remove(key) else { return };
+        // As above: the reason, if there is one to tell, goes out now or never.
+        let _ = stranger.pipe.flush(&mut stranger.server);
+        self.complain(now, &format_args!("{}: {why}", peer(&stranger.pipe)));
+    }
+
+    fn expire(&mut self, now: Time) {
+        let late: Vec<_> = self
+            .strangers
+            .iter()
+            .filter(|(_, stranger)| stranger.server.poll_timeout().is_some_and(|at| at <= now))
+            .map(|(key, _)| key)
+            .collect();
+        for key in late {
+            self.turn_away(now, key, Closed::HandshakeTimeout);
+        }
+    }
+
+    /// Logs why somebody was turned away, unless that was done a moment ago.
+    fn complain(&mut self, now: Time, why: &std::fmt::Arguments<'_>) {
+        if now < self.next_log {
+            self.unlogged += 1;
+            return;
+        }
+        self.next_log = now + LOG_INTERVAL;
+        let more = std::mem::take(&mut self.unlogged);
+        tracing::warn!(%why, more, "a connection was turned away");
+    }
+}
+
+fn peer(pipe: &Pipe) -> String {
+    pipe.peer().map_or_else(|_| "somebody gone".to_owned(), |peer| peer.to_string())
+}
+
+/// Whether the next connection can be accepted all the same (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) | None)
+}

@@ -1,0 +1,343 @@
+//! One worker: a queue, the router of its flows, and the tunnels of those who claim them.
+//!
+//! A turn of its loop: read the tunnels, as a claim may be about a response that waits; receive
+//! from the queue, up to a budget; end what took too long; give late verdicts; write the tunnels.
+//! Headers gather during a turn, so that batches grow with the load and nothing waits for a timer.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::WAKER;
+use super::connections::Connections;
+use crate::capture::{self, Captured, NfQueue, Received, Source};
+use crate::config::intercept::{Settings, Unclaimed};
+use crate::daemon::clock::{self, Clock};
+use crate::daemon::pipe::Pipe;
+use crate::router::{self, Counters, Disposition, Outcome, Router};
+use crate::tunnel::{Hello, Server};
+use crate::wire::{self, Time};
+
+const QUEUE: Token = Token(1);
+const FIRST_CONNECTION: usize = 2;
+/// Batches received from the queue in one turn.
+const BATCHES: usize = 16;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// A tcpcopy wants this worker.
+    Connection(Box<Newcomer>),
+    /// To report, to `control` and to the claimers. With what the kernel dropped of its queue.
+    Report { queue_dropped: u64 },
+    /// To end.
+    Stop,
+}
+
+/// A connection whose hello was read.
+#[derive(Debug)]
+pub(super) struct Newcomer {
+    pub(super) pipe: Pipe,
+    pub(super) server: Server,
+    pub(super) hello: Hello,
+}
+
+/// How a worker is told something.
+#[derive(Clone, Debug)]
+pub(super) struct Orders {
+    sender: Sender<Order>,
+    waker: Arc<Waker>,
+}
+
+impl Orders {
+    /// Tells the worker. One that has ended hears nothing, which `control` knows from its report.
+    pub(super) fn send(&self, order: Order) {
+        if self.sender.send(order).is_ok()
+            && let Err(error) = self.waker.wake()
+        {
+            tracing::error!(%error, "a worker cannot be woken");
+        }
+    }
+}
+
+/// What workers tell `control`.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// Counters, as ordered.
+    Counters(Box<Snapshot>),
+    /// The worker has ended: by order, or for a reason.
+    Ended { worker: u16, why: Option<String> },
+}
+
+/// A worker's counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Snapshot {
+    pub(super) packets: u64,
+    pub(super) overruns: u64,
+    pub(super) malformed: u64,
+    pub(super) refused: u64,
+    pub(super) router: Counters,
+    pub(super) connections: usize,
+    pub(super) flows: usize,
+    pub(super) held: usize,
+}
+
+/// How workers tell `control` something.
+#[derive(Clone, Debug)]
+pub(super) struct Reports {
+    sender: Sender<Report>,
+    waker: Arc<Waker>,
+}
+
+impl Reports {
+    pub(super) fn new(sender: Sender<Report>, waker: Waker) -> Self {
+        Self { sender, waker: Arc::new(waker) }
+    }
+
+    fn send(&self, report: Report) {
+        // Without a receiver the process is at its end.
+        if self.sender.send(report).is_ok()
+            && let Err(error) = self.waker.wake()
+        {
+            tracing::error!(%error, "control cannot be woken");
+        }
+    }
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) orders: Orders,
+    pub(super) thread: JoinHandle<()>,
+}
+
+/// Starts a worker's thread.
+pub(super) fn spawn(mut worker: Worker, reports: Reports) -> io::Result<Handle> {
+    let orders = worker.orders.clone();
+    let index = worker.index;
+    let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let why = match catch_unwind(AssertUnwindSafe(|| worker.run(&reports))) {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(panic_text(panic.as_ref())),
+        };
+        drop(worker);
+        reports.send(Report::Ended { worker: index, why });
+    })?;
+    Ok(Handle { orders, thread })
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("without a message"))
+}
+
+/// A worker, before and while it runs.
+#[derive(Debug)]
+pub(super) struct Worker {
+    index: u16,
+    poll: Poll,
+    orders: Orders,
+    inbox: Receiver<Order>,
+    clock: Clock,
+    queue: NfQueue,
+    /// The queue has packets, or may have.
+    queue_ready: bool,
+    unclaimed: Unclaimed,
+    accept_mark: u32,
+    router: Router,
+    connections: Connections,
+    /// Verdicts of one batch.
+    verdicts: Vec<(u32, capture::Verdict)>,
+    totals: Snapshot,
+}
+
+impl Worker {
+    pub(super) fn new(index: u16, queue: NfQueue, settings: &Settings, clock: Clock) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let fd = queue.fd().as_raw_fd();
+        poll.registry().register(&mut SourceFd(&fd), QUEUE, Interest::READABLE)?;
+        let (sender, inbox) = mpsc::channel();
+        let unclaimed = match settings.unclaimed {
+            Unclaimed::Drop => router::Unclaimed::Drop,
+            Unclaimed::Accept => router::Unclaimed::Accept,
+        };
+        let flows = settings.max_flows.div_ceil(u32::from(settings.workers.max(1)));
+        let router = router::Settings {
+            hold: settings.receive_hold,
+            max_flows: usize::try_from(flows).unwrap_or(usize::MAX),
+            ..router::Settings::new(settings.targets.clone(), unclaimed)
+        };
+        Ok(Self {
+            index,
+            poll,
+            orders: Orders { sender, waker },
+            inbox,
+            clock,
+            queue,
+            queue_ready: true,
+            unclaimed: settings.unclaimed,
+            accept_mark: settings.accept_mark,
+            router: Router::new(clock.now(), router),
+            connections: Connections::new(FIRST_CONNECTION, index, settings.workers),
+            verdicts: Vec::new(),
+            totals: Snapshot::default(),
+        })
+    }
+
+    /// Runs until told to stop. An error is of the queue or the poll itself: nothing works without
+    /// them.
+    fn run(&mut self, reports: &Reports) -> io::Result<()> {
+        let mut events = Events::with_capacity(256);
+        loop {
+            let now = self.clock.now();
+            let busy = self.queue_ready || self.connections.wants_turn();
+            let deadline = if busy {
+                Some(now)
+            } else {
+                [self.router.poll_timeout(), self.connections.poll_timeout()].into_iter().flatten().min()
+            };
+            match self.poll.poll(&mut events, clock::wait(now, deadline)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            let now = self.clock.now();
+            for event in &events {
+                match event.token() {
+                    WAKER => {}
+                    QUEUE => self.queue_ready = true,
+                    Token(_) => self.connections.ready(event),
+                }
+            }
+            if !self.take_orders(now, reports) {
+                return Ok(());
+            }
+            self.connections.receive(now, &mut self.router);
+            self.receive()?;
+            let now = self.clock.now();
+            self.router.handle_timeout(now);
+            self.connections.handle_timeout(now, &mut self.router);
+            self.give_late_verdicts();
+            while let Some((conn, flow)) = self.router.poll_evicted() {
+                self.connections.evicted(conn, flow);
+            }
+            self.connections.flush(&mut self.router);
+        }
+    }
+
+    /// `false` when told to stop.
+    fn take_orders(&mut self, now: Time, reports: &Reports) -> bool {
+        while let Ok(order) = self.inbox.try_recv() {
+            match order {
+                Order::Connection(newcomer) => {
+                    self.connections.add(now, *newcomer, self.poll.registry(), &mut self.router);
+                }
+                Order::Report { queue_dropped } => {
+                    let responses = self.router.counters().responses();
+                    self.connections.report(responses, queue_dropped);
+                    reports.send(Report::Counters(Box::new(Snapshot {
+                        router: *self.router.counters(),
+                        connections: self.connections.len(),
+                        flows: self.router.flows(),
+                        held: self.router.held(),
+                        ..self.totals
+                    })));
+                }
+                Order::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        for _ in 0..BATCHES {
+            if !self.queue_ready {
+                break;
+            }
+            let now = self.clock.now();
+            let received = self.receive_batch(now)?;
+            self.queue_ready = received.full;
+            self.totals.packets += u64::from(received.packets);
+            self.totals.overruns += u64::from(received.overruns);
+            self.totals.malformed += u64::from(received.malformed);
+            self.totals.refused += u64::from(received.refused);
+        }
+        Ok(())
+    }
+
+    fn receive_batch(&mut self, now: Time) -> io::Result<Received> {
+        let Self { queue, router, connections, verdicts, accept_mark, unclaimed, .. } = self;
+        match unclaimed {
+            Unclaimed::Drop => queue.receive(&mut |captured| {
+                route(now, &captured, router, connections);
+            }),
+            Unclaimed::Accept => {
+                let received = queue.receive_deferred(&mut |captured| {
+                    let verdict = match route(now, &captured, router, connections) {
+                        Disposition::Forward(..) | Disposition::Drop => capture::Verdict::Drop,
+                        Disposition::Accept => capture::Verdict::Accept { mark: *accept_mark },
+                        Disposition::Held => return,
+                    };
+                    verdicts.push((captured.id, verdict));
+                })?;
+                for (id, verdict) in verdicts.drain(..) {
+                    give(queue, &mut self.totals, id, verdict);
+                }
+                Ok(received)
+            }
+        }
+    }
+
+    fn give_late_verdicts(&mut self) {
+        while let Some((id, verdict)) = self.router.poll_verdict() {
+            let verdict = match verdict {
+                router::Verdict::Drop => capture::Verdict::Drop,
+                router::Verdict::Accept => capture::Verdict::Accept { mark: self.accept_mark },
+            };
+            give(&mut self.queue, &mut self.totals, id, verdict);
+        }
+        if self.unclaimed == Unclaimed::Accept && self.queue.flush().is_err() {
+            self.totals.refused += 1;
+        }
+    }
+}
+
+/// A verdict that the kernel does not take leaves the packet with it, to be dropped later.
+fn give(queue: &mut NfQueue, totals: &mut Snapshot, id: u32, verdict: capture::Verdict) {
+    if queue.verdict(id, verdict).is_err() {
+        totals.refused += 1;
+    }
+}
+
+/// Does with one packet what the router says, and counts it.
+fn route(
+    now: Time,
+    captured: &Captured<'_>,
+    router: &mut Router,
+    connections: &mut Connections,
+) -> Disposition {
+    let packet = match wire::parse(captured.bytes, captured.original_len) {
+        Ok(packet) => packet,
+        Err(reject) => {
+            tracing::trace!(%reject, "unreadable packet");
+            router.count(Outcome::Unreadable);
+            return Disposition::Drop;
+        }
+    };
+    let disposition = router.handle_response(now, captured.id, &packet);
+    if let Disposition::Forward(conn, flow) = disposition {
+        let sent = connections.forward(conn, flow, &packet.header, std::time::Duration::ZERO);
+        router.count(if sent { Outcome::Forwarded } else { Outcome::TunnelFull });
+    }
+    tracing::trace!(?disposition, header = ?packet.header, "response");
+    disposition
+}
