@@ -42,14 +42,17 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
+/// What becomes of responses that nobody claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Unclaimed {
+    /// They end here.
+    Drop,
+    /// They go on: this host routes other traffic of the target too.
+    Accept,
+}
+
 choice! {
-    /// What becomes of responses that nobody claimed.
-    pub enum Unclaimed {
-        /// They end here.
-        Drop = "drop",
-        /// They go on: this host routes other traffic of the target too.
-        Accept = "accept",
-    }
+    Unclaimed { Drop = "drop", Accept = "accept", }
     expected "\"drop\" or \"accept\""
 }
 

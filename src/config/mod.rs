@@ -10,7 +10,8 @@
 //!
 //! The raw values are private; what comes out of here is checked, singly and together, and needs no
 //! later look. This module does no network I/O: whether addresses exist is the business of
-//! [`doctor`](crate::doctor). It imports [`wire`](crate::wire) only.
+//! [`doctor`](crate::doctor). It imports [`wire`](crate::wire), and [`session`](crate::session) for the
+//! choices that are a session's.
 
 mod command_line;
 mod endpoint;
@@ -102,20 +103,23 @@ impl ConfigError {
     }
 }
 
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// What stops the program.
+    Error,
+    /// What an operator should act on.
+    Warn,
+    /// The life of the program.
+    Info,
+    /// The life of each session.
+    Debug,
+    /// Each packet.
+    Trace,
+}
+
 choice! {
-    /// How much is logged.
-    pub enum LogLevel {
-        /// What stops the program.
-        Error = "error",
-        /// What an operator should act on.
-        Warn = "warn",
-        /// The life of the program.
-        Info = "info",
-        /// The life of each session.
-        Debug = "debug",
-        /// Each packet.
-        Trace = "trace",
-    }
+    LogLevel { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace", }
     expected "\"error\", \"warn\", \"info\", \"debug\" or \"trace\""
 }
 

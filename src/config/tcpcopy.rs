@@ -12,6 +12,7 @@ use super::layers::Layers;
 use super::units::{Size, Span};
 use super::value::{AutoOr, List, Number, Text, choice};
 use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
+use crate::session::{GateMode, Latency, MidStream};
 use crate::wire::prefix::Prefix;
 
 /// What `tcpcopy` is to do. Valid as it is.
@@ -43,7 +44,7 @@ pub struct Settings {
     /// Whether acknowledgements without data are captured as well.
     pub pure_acks: bool,
     /// What upstream bytes wait for.
-    pub gate: Gate,
+    pub gate: GateMode,
     /// Whose network latency the target feels.
     pub latency: Latency,
     /// How long upstream bytes wait for a response before they go without.
@@ -70,35 +71,17 @@ pub struct Settings {
 }
 
 choice! {
-    /// What upstream bytes wait for.
-    pub enum Gate {
-        /// The response that the client had seen when it sent them.
-        Response = "response",
-        /// Nothing.
-        None = "none",
-    }
+    GateMode { Response = "response", None = "none", }
     expected "\"response\" or \"none\""
 }
 
 choice! {
-    /// Whose network latency the target feels.
-    pub enum Latency {
-        /// The client's: acknowledgements and gated sends lag by its round-trip time.
-        Client = "client",
-        /// None: all goes as fast as the gates open.
-        None = "none",
-    }
+    Latency { Client = "client", None = "none", }
     expected "\"client\" or \"none\""
 }
 
 choice! {
-    /// What becomes of connections that are older than the capture.
-    pub enum MidStream {
-        /// They are replayed from their next request on.
-        Join = "join",
-        /// They are left out.
-        Skip = "skip",
-    }
+    MidStream { Join = "join", Skip = "skip", }
     expected "\"join\" or \"skip\""
 }
 
@@ -349,7 +332,7 @@ struct Raw {
     percent: Number<1, 100>,
     workers: AutoOr<1, MAX_WORKERS>,
     insecure: bool,
-    gate: Text<Gate>,
+    gate: Text<GateMode>,
     response_timeout: Text<Span>,
     latency: Text<Latency>,
     mid_stream: Text<MidStream>,

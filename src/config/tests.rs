@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::key::Kind;
-use crate::config::tcpcopy::{Gate, Latency, MidStream};
+use crate::session::{GateMode, Latency, MidStream};
 
 /// A command line, an environment and perhaps a file.
 #[derive(Default)]
@@ -94,7 +94,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!((settings.queue, settings.mark, settings.mtu), (36520, 0x7463_7079, 1500));
     assert_eq!(
         (settings.gate, settings.latency, settings.mid_stream),
-        (Gate::Response, Latency::Client, MidStream::Join)
+        (GateMode::Response, Latency::Client, MidStream::Join)
     );
     assert_eq!(settings.sink, "tcpcopy0");
     assert_eq!(settings.response_timeout, Duration::from_secs(30));

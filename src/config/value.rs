@@ -157,26 +157,9 @@ impl<const LEAST: u64, const MOST: u64> AutoOr<LEAST, MOST> {
     }
 }
 
-/// Declares an enum whose variants are words of the configuration.
+/// Says which words of the configuration stand for the variants of an enum.
 macro_rules! choice {
-    ($(#[$doc:meta])* pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ } expected $expected:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
-
-        impl $name {
-            /// The word that stands for it in the configuration.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
+    ($name:ident { $($variant:ident = $word:literal,)+ } expected $expected:literal) => {
         impl $crate::config::value::FromText for $name {
             const EXPECTED: &'static str = $expected;
 

@@ -30,7 +30,7 @@ use super::signals::Signals;
 use super::threads;
 use crate::capture::{NfQueue, QueueOptions};
 use crate::config::Action;
-use crate::config::tcpcopy::{Gate, Latency, MidStream, PROGRAM, Settings};
+use crate::config::tcpcopy::{PROGRAM, Settings};
 use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
 use crate::replayer::{self, Route};
 use crate::sys::links::LinkWatch;
@@ -141,18 +141,9 @@ fn online_spec(settings: &Settings) -> Result<OnlineSpec, Failure> {
 
 fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
     let session = session::Config {
-        gate: match settings.gate {
-            Gate::Response => session::GateMode::Response,
-            Gate::None => session::GateMode::None,
-        },
-        latency: match settings.latency {
-            Latency::Client => session::Latency::Client,
-            Latency::None => session::Latency::None,
-        },
-        mid_stream: match settings.mid_stream {
-            MidStream::Join => session::MidStream::Join,
-            MidStream::Skip => session::MidStream::Skip,
-        },
+        gate: settings.gate,
+        latency: settings.latency,
+        mid_stream: settings.mid_stream,
         response_timeout: settings.response_timeout,
         idle_timeout: settings.idle_timeout,
         ..session::Config::default()
