@@ -28,9 +28,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use command_line::command;
-pub use endpoint::{Mapping, TUNNEL_PORT};
-pub use units::{Size, Span};
-pub use value::Invalid;
 
 use serde::de::DeserializeOwned;
 

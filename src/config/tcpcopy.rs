@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::endpoint::{InterfaceName, Mapping, Peer};
+use super::endpoint::{InterfaceName, Peer};
 use super::key::{Key, Kind, Program};
 use super::layers::Layers;
 use super::units::{Size, Span};
 use super::value::{AutoOr, List, Number, Text, choice};
 use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
 use crate::session::{GateMode, Latency, MidStream};
-use crate::wire::prefix::Prefix;
+use crate::wire::{Mapping, Prefix};
 
 /// What `tcpcopy` is to do. Valid as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

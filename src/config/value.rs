@@ -11,7 +11,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 /// Why a text is not a valid value: one sentence that says what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Invalid(pub String);
+pub(super) struct Invalid(pub String);
 
 /// A value that is written as text.
 pub(super) trait FromText: Sized {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::session::{self, Answer, End, Taken};
-use crate::wire::{Flags, FlowId, FlowKey, Outgoing, Seq, TcpHeader, TcpOptions, Time, parse};
+use crate::wire::{Flags, FlowId, FlowKey, Mapping, Outgoing, Seq, TcpHeader, TcpOptions, Time, parse};
 
 const ONLINE: &str = "10.1.0.1:80";
 const TARGET: &str = "10.2.0.2:8080";
@@ -19,7 +19,7 @@ fn addr(text: &str) -> SocketAddr {
 fn config() -> Config {
     Config {
         session: Arc::default(),
-        routes: vec![Route { online: None, port: 80, target: addr(TARGET) }],
+        mappings: vec![Mapping { online: None, port: 80, target: addr(TARGET) }],
         pools: Vec::new(),
         copies: 1,
         percent: 100,

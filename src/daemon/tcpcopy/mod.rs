@@ -32,7 +32,7 @@ use crate::capture::{NfQueue, QueueOptions};
 use crate::config::Action;
 use crate::config::tcpcopy::{PROGRAM, Settings};
 use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
-use crate::replayer::{self, Route};
+use crate::replayer;
 use crate::sys::links::LinkWatch;
 use crate::sys::raw::RawSender;
 use crate::{doctor, session};
@@ -152,11 +152,7 @@ fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
     let size = |total: u64| usize::try_from(share(total)).unwrap_or(usize::MAX);
     replayer::Config {
         session: Arc::new(session),
-        routes: settings
-            .mappings
-            .iter()
-            .map(|mapping| Route { online: mapping.online, port: mapping.port, target: mapping.target })
-            .collect(),
+        mappings: settings.mappings.clone(),
         pools: settings.pools.clone(),
         copies: settings.copies,
         percent: settings.percent,
