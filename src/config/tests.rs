@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::*;
+use crate::config::common::processors;
 use crate::config::key::Kind;
 use crate::config::units::{Size, Span};
 use crate::config::value::FromText;
@@ -34,15 +35,20 @@ impl Setting<'_> {
     }
 
     fn tcpcopy(&self) -> Result<Action<tcpcopy::Settings>, ConfigError> {
-        let path = temporary();
-        let action = tcpcopy::Settings::load_in(self.arguments("tcpcopy"), self.surroundings(&path));
-        let _ = std::fs::remove_file(&path);
-        action
+        self.load(&tcpcopy::PROGRAM, tcpcopy::Settings::settle)
     }
 
     fn intercept(&self) -> Result<Action<intercept::Settings>, ConfigError> {
+        self.load(&intercept::PROGRAM, intercept::Settings::settle)
+    }
+
+    fn load<R: DeserializeOwned, S>(
+        &self,
+        program: &'static Program,
+        settle: impl FnOnce(&Layers, R) -> Result<S, ConfigError>,
+    ) -> Result<Action<S>, ConfigError> {
         let path = temporary();
-        let action = intercept::Settings::load_in(self.arguments("intercept"), self.surroundings(&path));
+        let action = load(program, self.arguments(program.name), self.surroundings(&path), settle);
         let _ = std::fs::remove_file(&path);
         action
     }
@@ -102,7 +108,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(settings.sink, "tcpcopy0");
     assert_eq!(settings.response_timeout, Duration::from_secs(30));
     assert_eq!(settings.memory_limit, 512 << 20);
-    assert!(settings.workers >= 1 && settings.workers <= processors());
+    assert!(settings.workers >= 1 && u64::from(settings.workers) <= processors());
     assert_eq!(settings.log, LogSettings { program: "tcpcopy", level: LogLevel::Info });
     assert_eq!(settings.warnings, Vec::<String>::new());
 }

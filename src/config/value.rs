@@ -151,9 +151,9 @@ impl<const LEAST: u64, const MOST: u64> Number<LEAST, MOST> {
 }
 
 impl<const LEAST: u64, const MOST: u64> AutoOr<LEAST, MOST> {
-    /// The number in the type it is used in, which the bounds fit; `None` for `"auto"`.
-    pub(super) fn to<T: TryFrom<u64>>(self) -> Option<T> {
-        self.0.map(|number| Number::<LEAST, MOST>(number).to())
+    /// The number, or what the program chooses for `"auto"`, brought within the bounds.
+    pub(super) fn or<T: TryFrom<u64>>(self, chosen: u64) -> T {
+        Number::<LEAST, MOST>(self.0.unwrap_or_else(|| chosen.clamp(LEAST, MOST))).to()
     }
 }
 
