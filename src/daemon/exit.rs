@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::logging;
 use crate::config::ConfigError;
-use crate::doctor::{Check, Finding, Severity};
+use crate::doctor::{Check, Finding};
 
 /// The exit codes in use, with the numbers of `sysexits.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,19 +109,6 @@ pub fn print(text: &str) -> Result<(), Failure> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-/// Logs the warnings among the findings; the first error is why the program cannot start.
-pub fn heed(findings: Vec<Finding>) -> Result<(), Failure> {
-    for finding in findings {
-        match finding.severity {
-            Severity::Error => return Err(finding.into()),
-            Severity::Warning => {
-                tracing::warn!(check = ?finding.check, remedy = %finding.remedy, "{}", finding.what);
-            }
-        }
-    }
-    Ok(())
 }
 
 fn report(program: &str, failure: &Failure) {

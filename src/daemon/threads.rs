@@ -10,6 +10,8 @@ use std::thread::{self, JoinHandle};
 
 use mio::{Registry, Token, Waker};
 
+use super::exit::{Code, Failure};
+
 /// The sending end of a thread's inbox. Clones send to the same thread.
 #[derive(Debug)]
 pub struct Outbox<M> {
@@ -49,27 +51,49 @@ pub struct Handle<M> {
     thread: JoinHandle<()>,
 }
 
-impl<M> Handle<M> {
-    /// Waits until the worker has ended.
-    pub fn join(self) {
+/// Gives all workers their last order, and waits until they have ended.
+pub fn end<M>(workers: Vec<Handle<M>>, last: impl Fn() -> M) {
+    for worker in &workers {
+        worker.orders.send(last());
+    }
+    for worker in workers {
         // A panic of the worker was caught in the thread and told.
-        let _ = self.thread.join();
+        let _ = worker.thread.join();
     }
 }
 
-/// Starts the thread `worker-<index>`, which runs `body` and then tells what ended it: nothing if
-/// it was told to, else an error or a panic.
-pub fn spawn<M, B, T>(index: u16, orders: Outbox<M>, body: B, tell: T) -> io::Result<Handle<M>>
-where
-    B: FnOnce() -> io::Result<()> + Send + 'static,
-    T: FnOnce(Option<String>) + Send + 'static,
-{
+/// What a worker's last report says: it has ended, by order or for a reason.
+#[derive(Debug)]
+pub struct Ended {
+    worker: u16,
+    why: Option<String>,
+}
+
+impl Ended {
+    /// The failure that it is if no order was given, with what to do.
+    pub fn failure(self, remedy: &str) -> Failure {
+        let Self { worker, why } = self;
+        let why = why.unwrap_or_else(|| "without a reason".to_owned());
+        Failure::new(Code::Software, format_args!("worker {worker} has ended: {why}; {remedy}"))
+    }
+}
+
+/// Starts the thread `worker-<index>`, which runs `body`. What ended it, if not an order, is an error or
+/// a panic: its last report says so.
+pub fn spawn<M, R: Send + 'static>(
+    index: u16,
+    orders: Outbox<M>,
+    reports: Outbox<R>,
+    last: fn(Ended) -> R,
+    body: impl FnOnce(&Outbox<R>) -> io::Result<()> + Send + 'static,
+) -> io::Result<Handle<M>> {
     let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        tell(match catch_unwind(AssertUnwindSafe(body)) {
+        let why = match catch_unwind(AssertUnwindSafe(|| body(&reports))) {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(panic) => Some(panic_text(panic.as_ref())),
-        });
+        };
+        reports.send(last(Ended { worker: index, why }));
     })?;
     Ok(Handle { orders, thread })
 }

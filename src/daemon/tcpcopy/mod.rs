@@ -24,11 +24,12 @@ use self::control::{Control, INBOX, Parts};
 use self::rules::Rules;
 use super::clock::Clock;
 use super::exit::{self, Code, Failure};
-use super::logging;
 use super::notify::Notifier;
+use super::queues;
 use super::signals::Signals;
+use super::start::{self, cannot};
 use super::threads;
-use crate::capture::{NfQueue, QueueOptions};
+use crate::capture::QueueOptions;
 use crate::config::Action;
 use crate::config::tcpcopy::{PROGRAM, Settings};
 use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
@@ -43,11 +44,7 @@ pub fn main() -> ExitCode {
         Action::Print(text) => exit::print(&text),
         Action::RemoveRules => Err(Failure::new(Code::Usage, "the rules go away when tcpcopy ends")),
         Action::Run(settings) => {
-            logging::init(&settings.log).map_err(|error| Failure::new(Code::Software, error))?;
-            for warning in &settings.warnings {
-                tracing::warn!("{warning}");
-            }
-            exit::heed(doctor::online(&settings))?;
+            start::begin(&settings.log, &settings.warnings, || doctor::online(&settings))?;
             run(&settings)
         }
     })
@@ -55,18 +52,17 @@ pub fn main() -> ExitCode {
 
 fn run(settings: &Settings) -> Result<(), Failure> {
     let clock = Clock::start();
-    let signals = Signals::install().map_err(|error| startup("take over signals", &error))?;
-    let links = LinkWatch::open().map_err(|error| startup("watch network links", &error))?;
-    // Queues are opened before there are threads: see `sys::nfqueue`.
-    let queues = open_queues(settings)?;
+    let signals = Signals::install().map_err(cannot("take over signals"))?;
+    let links = LinkWatch::open().map_err(cannot("watch network links"))?;
+    let numbers = queues::number(settings.queue, settings.workers)?;
+    let queues = queues::open(numbers, QueueOptions::packets())?;
     let senders = (0..settings.workers)
         .map(|_| RawSender::open(settings.mark))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| startup("open a raw socket", &error))?;
+        .map_err(cannot("open a raw socket"))?;
 
-    let poll = Poll::new().map_err(|error| startup("make a poll", &error))?;
-    let (reports, inbox) =
-        threads::inbox(poll.registry(), INBOX).map_err(|error| startup("make a waker", &error))?;
+    let poll = Poll::new().map_err(cannot("make a poll"))?;
+    let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
     // Names this process to the intercepts; std's hasher keys are the randomness it takes.
     let instance = RandomState::new().hash_one(std::process::id());
     let mut workers = Vec::new();
@@ -80,47 +76,19 @@ fn run(settings: &Settings) -> Result<(), Failure> {
             intercepts: settings.intercepts.clone(),
             instance,
         };
-        let handle =
-            worker::spawn(parts, reports.clone()).map_err(|error| startup("start a worker", &error))?;
+        let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
         workers.push(handle);
     }
-    let rules = Rules::install(online_spec(settings)?)?;
-    let first_queue = settings.queue;
+    let rules = Rules::install(online_spec(settings, numbers))?;
     let notifier = Notifier::new();
-    Control::new(Parts { poll, clock, signals, links, rules, inbox, workers, first_queue })
-        .map_err(|error| startup("poll", &error))?
+    Control::new(Parts { poll, clock, signals, links, rules, inbox, workers, queues: numbers })
+        .map_err(cannot("poll"))?
         .run(&notifier)
 }
 
-fn startup(what: &str, error: &std::io::Error) -> Failure {
-    Failure::system(format_args!("cannot {what}"), error, "look at the limits of this process (ulimit -a)")
-}
-
-fn open_queues(settings: &Settings) -> Result<Vec<NfQueue>, Failure> {
-    let mut queues = Vec::new();
-    for index in 0..settings.workers {
-        let number = settings.queue.saturating_add(index);
-        let queue = NfQueue::open(number, QueueOptions::packets())?;
-        let buffer = queue.receive_buffer();
-        if buffer.is_short() {
-            tracing::warn!(
-                queue = number,
-                ?buffer,
-                "the queue's receive buffer is smaller than wanted, bursts may be lost: raise net.core.rmem_max \
-                 or run with CAP_NET_ADMIN"
-            );
-        }
-        queues.push(queue);
-    }
-    Ok(queues)
-}
-
-fn online_spec(settings: &Settings) -> Result<OnlineSpec, Failure> {
-    let queues = Queues::new(settings.queue, settings.workers).ok_or_else(|| {
-        Failure::new(Code::Config, "queue: the workers' queues end beyond 65535; choose a lower one")
-    })?;
+fn online_spec(settings: &Settings, queues: Queues) -> OnlineSpec {
     let targets = || settings.mappings.iter().map(|mapping| mapping.target);
-    Ok(OnlineSpec {
+    OnlineSpec {
         table: TableName::tcpcopy(),
         captures: settings
             .mappings
@@ -136,7 +104,7 @@ fn online_spec(settings: &Settings) -> Result<OnlineSpec, Failure> {
         queues,
         mark: settings.mark,
         pure_acks: settings.pure_acks,
-    })
+    }
 }
 
 fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
