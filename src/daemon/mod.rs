@@ -1,18 +1,18 @@
 //! The running programs: what surrounds and drives the modules that do no I/O.
 
 pub mod clock;
-pub mod exit;
-pub mod failures;
+mod exit;
+mod failures;
 pub mod intercept;
 pub mod link;
-pub mod logging;
-pub mod notify;
-pub mod pipe;
+mod logging;
+mod notify;
+mod pipe;
 mod queues;
-pub mod quiet;
-pub mod signals;
+mod quiet;
+mod signals;
 mod start;
 mod statistics;
 pub mod tcpcopy;
-pub mod threads;
+mod threads;
 mod wait;

@@ -14,7 +14,7 @@ use super::exit::{Code, Failure};
 
 /// The sending end of a thread's inbox. Clones send to the same thread.
 #[derive(Debug)]
-pub struct Outbox<M> {
+pub(super) struct Outbox<M> {
     sender: Sender<M>,
     waker: Arc<Waker>,
 }
@@ -27,7 +27,7 @@ impl<M> Clone for Outbox<M> {
 
 impl<M> Outbox<M> {
     /// Sends a message and wakes its reader. A thread that has ended hears nothing.
-    pub fn send(&self, message: M) {
+    pub(super) fn send(&self, message: M) {
         if self.sender.send(message).is_ok()
             && let Err(error) = self.waker.wake()
         {
@@ -37,7 +37,7 @@ impl<M> Outbox<M> {
 }
 
 /// An inbox for the loop that polls `registry`, which wakes with `token` when a message is there.
-pub fn inbox<M>(registry: &Registry, token: Token) -> io::Result<(Outbox<M>, Receiver<M>)> {
+pub(super) fn inbox<M>(registry: &Registry, token: Token) -> io::Result<(Outbox<M>, Receiver<M>)> {
     let waker = Arc::new(Waker::new(registry, token)?);
     let (sender, receiver) = mpsc::channel();
     Ok((Outbox { sender, waker }, receiver))
@@ -45,14 +45,14 @@ pub fn inbox<M>(registry: &Registry, token: Token) -> io::Result<(Outbox<M>, Rec
 
 /// A running worker.
 #[derive(Debug)]
-pub struct Handle<M> {
+pub(super) struct Handle<M> {
     /// How it is told something.
-    pub orders: Outbox<M>,
+    pub(super) orders: Outbox<M>,
     thread: JoinHandle<()>,
 }
 
 /// Gives all workers their last order, and waits until they have ended.
-pub fn end<M>(workers: Vec<Handle<M>>, last: impl Fn() -> M) {
+pub(super) fn end<M>(workers: Vec<Handle<M>>, last: impl Fn() -> M) {
     for worker in &workers {
         worker.orders.send(last());
     }
@@ -64,14 +64,14 @@ pub fn end<M>(workers: Vec<Handle<M>>, last: impl Fn() -> M) {
 
 /// What a worker's last report says: it has ended, by order or for a reason.
 #[derive(Debug)]
-pub struct Ended {
+pub(super) struct Ended {
     worker: u16,
     why: Option<String>,
 }
 
 impl Ended {
     /// The failure that it is if no order was given, with what to do.
-    pub fn failure(self, remedy: &str) -> Failure {
+    pub(super) fn failure(self, remedy: &str) -> Failure {
         let Self { worker, why } = self;
         let why = why.unwrap_or_else(|| "without a reason".to_owned());
         Failure::new(Code::Software, format_args!("worker {worker} has ended: {why}; {remedy}"))
@@ -80,7 +80,7 @@ impl Ended {
 
 /// Starts the thread `worker-<index>`, which runs `body`. What ended it, if not an order, is an error or
 /// a panic: its last report says so.
-pub fn spawn<M, R: Send + 'static>(
+pub(super) fn spawn<M, R: Send + 'static>(
     index: u16,
     orders: Outbox<M>,
     reports: Outbox<R>,

@@ -12,7 +12,7 @@ use crate::config::intercept::PROGRAM;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
 use crate::daemon::failures::with_causes;
-use crate::daemon::notify::Notifier;
+use crate::daemon::notify;
 use crate::daemon::queues;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::signals::Signals;
@@ -73,9 +73,9 @@ impl Control {
     }
 
     /// Runs until a signal, or until a worker ends for another reason; then stops the workers.
-    pub(super) fn run(mut self, notifier: &Notifier) -> Result<(), Failure> {
+    pub(super) fn run(mut self) -> Result<(), Failure> {
         let outcome = self.watch_over();
-        notifier.stopping();
+        notify::stopping();
         self.ask_for_reports();
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
         while let Ok(report) = self.parts.inbox.try_recv() {

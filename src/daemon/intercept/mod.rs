@@ -25,7 +25,7 @@ use mio::{Poll, Token};
 
 use super::clock::Clock;
 use super::exit::{self, Failure};
-use super::notify::Notifier;
+use super::notify;
 use super::queues;
 use super::signals::Signals;
 use super::start::{self, cannot};
@@ -91,12 +91,11 @@ fn run(settings: &Settings) -> Result<(), Failure> {
         .and_then(acceptor::spawn)
         .map_err(cannot("start accepting"))?;
 
-    let notifier = Notifier::new();
     tracing::info!(workers = settings.workers, queue = settings.queue, listen = %address, rules = %kind, "ready");
-    notifier.ready();
+    notify::ready();
     let control = Control::new(Parts { poll, clock, signals, watch, rules, inbox, workers, queues: numbers })
         .map_err(cannot("poll"))?;
-    let outcome = control.run(&notifier);
+    let outcome = control.run();
     acceptor.stop();
     outcome
 }

@@ -11,7 +11,7 @@ use super::worker::{Order, Report, Snapshot};
 use crate::config::tcpcopy::PROGRAM;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
-use crate::daemon::notify::Notifier;
+use crate::daemon::notify;
 use crate::daemon::queues;
 use crate::daemon::signals::Signals;
 use crate::daemon::statistics::Rounds;
@@ -63,9 +63,9 @@ impl Control {
 
     /// Runs until a signal, or until a worker ends for another reason; then stops in order: rules
     /// out, queues drained, sessions reset.
-    pub(super) fn run(mut self, notifier: &Notifier) -> Result<(), Failure> {
-        let outcome = self.watch_over(notifier);
-        notifier.stopping();
+    pub(super) fn run(mut self) -> Result<(), Failure> {
+        let outcome = self.watch_over();
+        notify::stopping();
         self.parts.rules.take_out();
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
@@ -81,7 +81,7 @@ impl Control {
         outcome
     }
 
-    fn watch_over(&mut self, notifier: &Notifier) -> Result<(), Failure> {
+    fn watch_over(&mut self) -> Result<(), Failure> {
         let mut events = Events::with_capacity(16);
         loop {
             let now = self.parts.clock.now();
@@ -93,7 +93,7 @@ impl Control {
                 return Ok(());
             }
             let now = self.parts.clock.now();
-            self.read_reports(notifier)?;
+            self.read_reports()?;
             self.parts.rules.watch(now, &mut self.parts.links);
             if self.rounds.is_due(now) {
                 self.parts.rules.check(now);
@@ -102,14 +102,14 @@ impl Control {
         }
     }
 
-    fn read_reports(&mut self, notifier: &Notifier) -> Result<(), Failure> {
+    fn read_reports(&mut self) -> Result<(), Failure> {
         while let Ok(report) = self.parts.inbox.try_recv() {
             match report {
                 Report::Reachable { worker, reachable } => {
                     if let Some(known) = self.reachable.get_mut(usize::from(worker)) {
                         *known = reachable;
                     }
-                    self.say_ready(notifier);
+                    self.say_ready();
                 }
                 Report::Counters(snapshot) => {
                     self.totals.merge(&snapshot);
@@ -124,7 +124,7 @@ impl Control {
     }
 
     /// Traffic flows once every worker's responses would be taken.
-    fn say_ready(&mut self, notifier: &Notifier) {
+    fn say_ready(&mut self) {
         if self.ready || !self.reachable.iter().all(|reachable| *reachable) {
             return;
         }
@@ -136,7 +136,7 @@ impl Control {
             rules = self.parts.rules.kind(),
             "ready"
         );
-        notifier.ready();
+        notify::ready();
     }
 
     fn order_reports(&mut self) {

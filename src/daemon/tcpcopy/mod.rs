@@ -24,7 +24,6 @@ use self::control::{Control, INBOX, Parts};
 use self::rules::Rules;
 use super::clock::Clock;
 use super::exit::{self, Code, Failure};
-use super::notify::Notifier;
 use super::queues;
 use super::signals::Signals;
 use super::start::{self, cannot};
@@ -80,10 +79,9 @@ fn run(settings: &Settings) -> Result<(), Failure> {
         workers.push(handle);
     }
     let rules = Rules::install(online_spec(settings, numbers))?;
-    let notifier = Notifier::new();
     Control::new(Parts { poll, clock, signals, links, rules, inbox, workers, queues: numbers })
         .map_err(cannot("poll"))?
-        .run(&notifier)
+        .run()
 }
 
 fn online_spec(settings: &Settings, queues: Queues) -> OnlineSpec {
