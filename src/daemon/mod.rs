@@ -1,4 +1,14 @@
 //! The running programs: what surrounds and drives the modules that do no I/O.
+//!
+//! [`tcpcopy`] and [`intercept`] are the programs; what both do alike is here:
+//!
+//! | file | subject |
+//! |---|---|
+//! | `start`, `exit`, `failures` | how a program begins and ends, and what errors mean for it |
+//! | `logging`, `quiet`, `notify` | what it tells: the journal, without being flooded; the service manager |
+//! | `threads`, `wait`, `signals`, [`clock`] | threads and their loops |
+//! | `queues`, `statistics` | the workers' queues; the rhythm of their counters |
+//! | `pipe`, [`link`] | a tunnel's socket; tcpcopy's connection that is kept up |
 
 pub mod clock;
 mod exit;

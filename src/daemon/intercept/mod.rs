@@ -1,10 +1,10 @@
 //! The program `intercept`: takes the target's responses and tells their claimers.
 //!
-//! | thread | owns |
-//! |---|---|
-//! | main, as `control` | signals, the rules and their watch, the statistics ([`control`]) |
-//! | `acceptor` | the listener, and connections until their hello ([`acceptor`]) |
-//! | `worker-0`… | a queue, its router, and the tunnels of those who claim its flows ([`worker`]) |
+//! | thread | file | owns |
+//! |---|---|---|
+//! | main, as `control` | `control` | signals, the rules and their watch, the statistics |
+//! | `acceptor` | `acceptor` | the listener, and connections until their hello |
+//! | `worker-0`… | `worker`, `connections` | a queue, its router, and the tunnels of those who claim its flows |
 //!
 //! Workers share nothing. The others speak to them through a channel and a waker, and they answer
 //! the same way.

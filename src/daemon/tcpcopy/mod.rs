@@ -1,9 +1,9 @@
 //! The program `tcpcopy`: replays what clients send to this host.
 //!
-//! | thread | owns |
-//! |---|---|
-//! | main, as `control` | signals, the sink and the rules, readiness, statistics ([`control`], [`rules`]) |
-//! | `worker-0`… | a queue, its sessions, a raw socket, tunnels to all intercepts ([`worker`], [`tunnels`]) |
+//! | thread | file | owns |
+//! |---|---|---|
+//! | main, as `control` | `control`, `rules` | signals, the sink and the rules, readiness, statistics |
+//! | `worker-0`… | `worker`, `tunnels` | a queue, its sessions, a raw socket, tunnels to all intercepts |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
 //! and rules; and `ready` once every intercept has taken the tunnels, because only then a response
