@@ -140,6 +140,8 @@ fn online_spec(settings: &Settings) -> Result<OnlineSpec, Failure> {
 }
 
 fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
+    let share = |total: u64| total.div_ceil(u64::from(settings.workers.max(1)));
+    let size = |total: u64| usize::try_from(share(total)).unwrap_or(usize::MAX);
     let session = session::Config {
         gate: match settings.gate {
             Gate::Response => session::GateMode::Response,
@@ -155,10 +157,10 @@ fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
         },
         response_timeout: settings.response_timeout,
         idle_timeout: settings.idle_timeout,
+        // One session may have it all: the limit of all sessions ends the one that holds most.
+        buffer_limit: size(settings.memory_limit),
         ..session::Config::default()
     };
-    let share = |total: u64| total.div_ceil(u64::from(settings.workers.max(1)));
-    let size = |total: u64| usize::try_from(share(total)).unwrap_or(usize::MAX);
     replayer::Config {
         session: Arc::new(session),
         routes: settings
