@@ -31,6 +31,7 @@ fn online_example() -> OnlineSpec {
         queues: Queues::new(36520, 2).unwrap(),
         mark: 0x7463_7079,
         pure_acks: false,
+        handshake_acks: true,
     }
 }
 
@@ -81,7 +82,7 @@ fn the_batch_installs_what_the_text_says() {
         let sink = make_sink();
         let mut rulesets = Vec::new();
         for workers in [1, 4] {
-            for pure_acks in [false, true] {
+            for (pure_acks, handshake_acks) in [(false, true), (false, false), (true, true)] {
                 for clients in [vec![], client_prefixes()] {
                     let queues = Queues::new(36520, workers).unwrap();
                     let mut spec = online_example();
@@ -90,6 +91,7 @@ fn the_batch_installs_what_the_text_says() {
                         sink: sink.clone(),
                         queues,
                         pure_acks,
+                        handshake_acks,
                         clients,
                         ..spec
                     }));
@@ -208,6 +210,7 @@ fn changes_are_noticed_and_put_right() {
             &["delete", "table", "ip6", "intercept"],
             &["insert", "rule", "ip", "intercept", "blackhole", "accept"],
             &["add", "chain", "ip", "intercept", "more"],
+            &["add", "set", "ip", "intercept", "more", "{ type inet_service; }"],
             &["add", "table", "ip", "intercept", "{ flags dormant; }"],
         ] {
             run("nft", change);
@@ -257,7 +260,7 @@ fn the_kernel_splits_flows_as_we_do() {
         let rules: Vec<Rule> = pairs.clone().map(by_worker).collect();
         let tables = Family::ALL.map(|family| {
             let chain = Chain { name: "split", hook: Hook::Output, priority: 0, rules: rules.clone() };
-            Table { family, chains: vec![chain] }
+            Table { family, sets: Vec::new(), chains: vec![chain] }
         });
         let ruleset =
             Ruleset { name: TableName::new("split").unwrap(), owner: false, tables: tables.to_vec() };
