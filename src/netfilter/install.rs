@@ -283,7 +283,8 @@ fn explain(failure: Failure, transaction: &Transaction, table: &TableName) -> In
             InstallError::Owned { family, table }
         }
         (Object::Table, Some(libc::EOPNOTSUPP | libc::EINVAL)) => InstallError::NoOwnerFlag,
-        (Object::Rule { text, options, .. }, Some(libc::ENOENT)) if !options.is_empty() => {
+        // Of a rule with a set, that may be what is missing; the rest shows without it.
+        (Object::Rule { text, options, uses_set: false }, Some(libc::ENOENT)) => {
             InstallError::MissingExpression { family, table, rule: text.clone(), options: options.clone() }
         }
         (Object::Reserve | Object::Table, _) => refused(table, format!("the {family} table"), source),
