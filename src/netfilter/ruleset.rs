@@ -414,6 +414,7 @@ impl Ruleset {
     }
 
     /// The rules that do the same as these would if nothing could ever be added to a set.
+    #[must_use]
     pub fn without_sets(&self) -> Self {
         let mut ruleset = self.clone();
         for table in &mut ruleset.tables {

@@ -23,6 +23,7 @@ impl Register {
 
     /// The register that begins `bytes` behind the beginning of this one; a multiple of 4. Together they hold what
     /// several loads put side by side.
+    #[must_use]
     pub fn behind(self, bytes: u32) -> Self {
         let words = bytes / 4;
         if words.is_multiple_of(4) {

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 use tcpcopy::netfilter::{
-    AssistantSpec, Capture, Chain, Change, Device, End, Families, Family, Hook, InstallError, Installed,
-    Match, OnlineSpec, Place, Prefix, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement,
-    Table, TableName, Unclaimed, assistant, online, present, remove_table,
+    AssistantSpec, Capture, Chain, Change, End, Families, Family, Hook, InstallError, Installed, Match,
+    OnlineSpec, Place, Prefix, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement, Table,
+    TableName, Unclaimed, assistant, online, present, remove_table,
 };
 use tcpcopy::wire;
 

@@ -254,18 +254,17 @@ impl Stage {
         client.bind(&SocketAddr::new(from, 0).into()).unwrap();
         client.connect(&SocketAddr::new(to, self.port).into()).unwrap();
         let (mut accepted, _) = self.server.accept().unwrap();
-        let mut buffer = [0; 100];
         for length in REQUESTS {
-            let text = &mut buffer[..length];
-            (&client).write_all(text).unwrap();
-            accepted.read_exact(text).unwrap();
+            let mut text = vec![b'x'; length];
+            (&client).write_all(&text).unwrap();
+            accepted.read_exact(&mut text).unwrap();
             client.set_tcp_quickack(true).unwrap();
-            accepted.write_all(text).unwrap();
-            (&client).read_exact(text).unwrap();
+            accepted.write_all(&text).unwrap();
+            (&client).read_exact(&mut text).unwrap();
         }
         let address = client.local_addr().unwrap().as_socket().unwrap();
         drop(client);
-        assert_eq!(accepted.read(&mut buffer).unwrap(), 0);
+        assert_eq!(accepted.read(&mut [0]).unwrap(), 0);
         address
     }
 
