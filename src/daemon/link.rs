@@ -66,6 +66,8 @@ pub struct Link {
     limits: Limits,
     state: State,
     delay: Duration,
+    /// Since when it is up.
+    up: Option<Time>,
     random: u64,
     event: Option<LinkEvent>,
     /// What was last logged of this link: why it is down, or `None` if it is up.
@@ -90,6 +92,7 @@ impl Link {
             limits,
             state: State::Waiting { until: now },
             delay: FIRST_DELAY,
+            up: None,
             random: seed,
             event: None,
             logged: None,
@@ -167,7 +170,7 @@ impl Link {
         let State::Open { client, .. } = &mut self.state else { return None };
         match client.poll_event()? {
             ClientEvent::Connected { workers } => {
-                self.connected(workers);
+                self.connected(now, workers);
                 Some(LinkEvent::Up { workers })
             }
             ClientEvent::Response(response) => Some(LinkEvent::Response(response)),
@@ -189,8 +192,11 @@ impl Link {
         }
     }
 
-    /// When [`Link::handle_timeout`] is due.
+    /// When [`Link::handle_timeout`] is due; long ago if [`Link::poll_event`] is.
     pub fn poll_timeout(&self) -> Option<Time> {
+        if self.event.is_some() {
+            return Some(Time::ZERO);
+        }
         match &self.state {
             State::Waiting { until } | State::Connecting { until, .. } => Some(*until),
             State::Open { client, .. } => client.poll_timeout(),
@@ -227,8 +233,8 @@ impl Link {
         }
     }
 
-    fn connected(&mut self, workers: u16) {
-        self.delay = FIRST_DELAY;
+    fn connected(&mut self, now: Time, workers: u16) {
+        self.up = Some(now);
         self.logged = None;
         tracing::info!(intercept = %self.address, worker = self.hello.worker, workers, "tunnel up");
     }
@@ -242,6 +248,10 @@ impl Link {
         let was_open = matches!(self.state, State::Open { .. });
         if was_open || refused.is_some() {
             self.event = Some(LinkEvent::Down { refused });
+        }
+        // A connection that is lost as soon as it is made is to be tried ever more seldom too.
+        if self.up.take().is_some_and(|up| now >= up + LAST_DELAY) {
+            self.delay = FIRST_DELAY;
         }
         let delay = self.jittered();
         self.delay = (self.delay * 2).min(LAST_DELAY);

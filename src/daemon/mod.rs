@@ -8,6 +8,7 @@ pub mod link;
 pub mod logging;
 pub mod notify;
 pub mod pipe;
+pub mod quiet;
 pub mod signals;
 pub mod tcpcopy;
 pub mod threads;

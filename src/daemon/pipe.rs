@@ -63,9 +63,10 @@ impl Pipe {
         self.readable
     }
 
-    /// The address of the other end.
+    /// The address of the other end; an IPv4 one as such, also if the listener is for both.
     pub fn peer(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr()
+        let address = self.stream.peer_addr()?;
+        Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
     /// Whether a connecting socket is connected by now.

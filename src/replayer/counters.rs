@@ -47,6 +47,8 @@ pub struct Counters {
     pub started: u64,
     /// Sessions that found no free address and port.
     pub no_address: u64,
+    /// Claims that an intercept refused, because another tcpcopy has the flow.
+    pub claims_refused: u64,
     /// Connections opened to the target.
     pub connections: u64,
     /// Segments and payload bytes handed out for sending, retransmissions included.
@@ -69,6 +71,7 @@ impl Counters {
         self.exchanges.merge(&other.exchanges);
         self.started += other.started;
         self.no_address += other.no_address;
+        self.claims_refused += other.claims_refused;
         self.connections += other.connections;
         self.segments += other.segments;
         self.bytes += other.bytes;

@@ -26,6 +26,8 @@ mod counters;
 mod histogram;
 mod replay;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Config, Route};
 pub use counters::{Counters, Unused};

@@ -11,6 +11,9 @@ use super::table::Table;
 use crate::session::{Answer, End, Event, MidStream, Session};
 use crate::wire::{FlowId, FlowKey, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Packet, TcpHeader, Time};
 
+/// Flows of one session that may be refused before it ends.
+const MAX_REFUSED: usize = 16;
+
 /// What to tell the intercepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
@@ -85,6 +88,7 @@ impl Replayer {
                     let Some(entry) = self.table.entry(slot) else { continue };
                     let what = entry.session.handle_client(now, &packet.header, packet.payload);
                     taken.get_or_insert(what);
+                    self.connect_if_new(now, slot);
                     self.table.wake(slot);
                 }
                 if let Some(taken) = taken {
@@ -92,6 +96,17 @@ impl Replayer {
                 }
             }
             Err(unused) => self.counters.unused.count(unused),
+        }
+    }
+
+    /// A session that begins is connected at once, so that its claim can leave before its SYN.
+    fn connect_if_new(&mut self, now: Time, slot: usize) {
+        while let Some(entry) = self.table.entry(slot)
+            && entry.flow.is_none()
+            && entry.session.wants_connection()
+            && let Some(event) = entry.session.poll_event()
+        {
+            self.handle_event(now, slot, event);
         }
     }
 
@@ -183,7 +198,14 @@ impl Replayer {
     /// another address or port.
     pub fn handle_refusal(&mut self, now: Time, id: FlowId) {
         let Some((slot, entry)) = self.table.of_flow(id) else { return };
-        entry.session.move_connection(now);
+        self.counters.claims_refused += 1;
+        entry.refused += 1;
+        if entry.refused > MAX_REFUSED {
+            self.counters.no_address += 1;
+            entry.session.end(now, End::Shed);
+        } else {
+            entry.session.move_connection(now);
+        }
         self.table.wake(slot);
     }
 
@@ -291,8 +313,9 @@ impl Replayer {
         }
         let Some(entry) = self.table.entry(slot) else { return };
         let (client, target, copy) = (entry.connection.client, entry.target, entry.copy);
+        let refused = entry.refused;
         let free = |local: &SocketAddr| self.table.is_free(&FlowKey { client: *local, server: target });
-        let Some(local) = candidates(&self.config, client, target, copy).find(free) else {
+        let Some(local) = candidates(&self.config, client, target, copy).skip(refused).find(free) else {
             self.counters.no_address += 1;
             if let Some(entry) = self.table.entry(slot) {
                 entry.session.end(now, End::Shed);

@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub(super) target: SocketAddr,
     /// The replayed flow, while it has one.
     pub(super) flow: Option<(FlowId, SocketAddr)>,
+    /// How many of the flows it could have were refused: somebody else has them.
+    pub(super) refused: usize,
     /// Bytes of the session that are in [`Table::buffered`].
     accounted: usize,
     /// The deadline that stands in the heap.
@@ -101,6 +103,7 @@ impl Table {
             sibling: None,
             target,
             flow: None,
+            refused: 0,
             accounted: 0,
             armed: None,
             queued: false,

@@ -33,7 +33,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::wire::{FlowId, FlowKey, Packet, TcpHeader, Time};
+use crate::wire::{FlowId, FlowKey, Packet, Tally, TcpHeader, Time};
 use hold::{Hold, Waiting};
 use owners::{OwnerId, Owners};
 use table::{Slot, Table};
@@ -168,25 +168,23 @@ pub enum Outcome {
     Unreadable,
 }
 
-impl Outcome {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
-        Self::Forwarded,
-        Self::ForwardedLate,
-        Self::TunnelFull,
-        Self::Orphaned,
-        Self::Released,
-        Self::UnclaimedDropped,
-        Self::UnclaimedAccepted,
-        Self::HoldFull,
-        Self::Unreadable,
-    ];
-}
+crate::counted!(Outcome {
+    Forwarded => "forwarded",
+    ForwardedLate => "forwarded_late",
+    TunnelFull => "tunnel_full",
+    Orphaned => "orphaned",
+    Released => "released",
+    UnclaimedDropped => "unclaimed_dropped",
+    UnclaimedAccepted => "unclaimed_accepted",
+    HoldFull => "hold_full",
+    Unreadable => "unreadable",
+});
 
 /// Counters since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Counters {
-    outcomes: [u64; Outcome::ALL.len()],
+    /// Responses by what became of them, apart from those that wait.
+    pub outcomes: Tally<Outcome>,
     /// Claims taken, those made again included.
     pub claims: u64,
     /// Claims refused as another's.
@@ -199,24 +197,6 @@ pub struct Counters {
     pub evicted: u64,
     /// Claimed flows given up after a long idle time.
     pub expired: u64,
-}
-
-impl Counters {
-    /// How many responses ended so.
-    #[expect(clippy::indexing_slicing, reason = "the array has an element for each variant")]
-    pub fn outcome(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome as usize]
-    }
-
-    /// How many responses there were, apart from those that wait.
-    pub fn responses(&self) -> u64 {
-        self.outcomes.iter().sum()
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "the array has an element for each variant")]
-    fn count(&mut self, outcome: Outcome) {
-        self.outcomes[outcome as usize] += 1;
-    }
 }
 
 /// A claimed flow.
@@ -394,7 +374,7 @@ impl Router {
 
     /// Counts what the caller made of a response: of one to forward, or of bytes that are none.
     pub fn count(&mut self, outcome: Outcome) {
-        self.counters.count(outcome);
+        self.counters.outcomes.count(outcome);
     }
 
     /// When [`Router::handle_timeout`] is due.
@@ -453,7 +433,7 @@ impl Router {
     }
 
     fn end(&mut self, outcome: Outcome) -> Disposition {
-        self.counters.count(outcome);
+        self.counters.outcomes.count(outcome);
         if outcome == Outcome::UnclaimedAccepted { Disposition::Accept } else { Disposition::Drop }
     }
 
@@ -478,17 +458,17 @@ impl Router {
     /// Nobody claimed a response in time.
     fn give_up(&mut self, now: Time, waiting: &Waiting) {
         if self.settings.unclaimed == Unclaimed::Drop {
-            self.counters.count(Outcome::UnclaimedDropped);
+            self.counters.outcomes.count(Outcome::UnclaimedDropped);
             return;
         }
         let replayed = self.flows.find(&waiting.key).is_some()
             || self.ownerless.find(&waiting.key).and_then(|slot| self.ownerless.value(slot))
                 == Some(&Ownerless::Released);
         if replayed || now < self.settled {
-            self.counters.count(Outcome::UnclaimedDropped);
+            self.counters.outcomes.count(Outcome::UnclaimedDropped);
             self.verdicts.push_back((waiting.packet, Verdict::Drop));
         } else {
-            self.counters.count(Outcome::UnclaimedAccepted);
+            self.counters.outcomes.count(Outcome::UnclaimedAccepted);
             self.verdicts.push_back((waiting.packet, Verdict::Accept));
             self.remember(now, waiting.key, Ownerless::Foreign);
         }

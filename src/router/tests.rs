@@ -60,7 +60,7 @@ fn a_claimed_flow_is_forwarded_until_it_is_released() {
     assert_eq!(ack(&mut router, at(2), 1), Disposition::Forward(A, FlowId(7)), "not Bob's to release");
     router.release(at(3), A, FlowId(7));
     assert_eq!(ack(&mut router, at(3), 1), Disposition::Drop);
-    assert_eq!(router.counters().outcome(Outcome::Released), 1);
+    assert_eq!(router.counters().outcomes.of(Outcome::Released), 1);
     assert_eq!(router.flows(), 0);
     assert!(router.by_id.is_empty());
 }
@@ -126,7 +126,7 @@ fn nothing_else_is_held_when_too_many_are() {
         assert_eq!(syn(&mut router, at(0), port), Disposition::Held);
     }
     assert_eq!(syn(&mut router, at(0), 5), Disposition::Drop, "never let through unasked");
-    assert_eq!(router.counters().outcome(Outcome::HoldFull), 1);
+    assert_eq!(router.counters().outcomes.of(Outcome::HoldFull), 1);
     assert_eq!(router.claim(at(1), A, FlowId(1), key(1)).map(|held| held.len()), Ok(1));
     assert_eq!(syn(&mut router, at(1), 5), Disposition::Held);
 }
@@ -141,7 +141,7 @@ fn accept_lets_others_through_and_remembers_them() {
     assert_eq!(syn(&mut router, at(202), 1), Disposition::Held, "a new connection may be a replayed one");
     assert_eq!(router.claim(at(203), A, FlowId(1), key(1)).map(|held| held.len()), Ok(1));
     assert_eq!(ack(&mut router, at(204), 1), Disposition::Forward(A, FlowId(1)));
-    assert_eq!(router.counters().outcome(Outcome::UnclaimedAccepted), 2);
+    assert_eq!(router.counters().outcomes.of(Outcome::UnclaimedAccepted), 2);
 }
 
 #[test]
@@ -164,8 +164,8 @@ fn accept_never_lets_a_once_claimed_flow_through() {
         router.handle_timeout(now + Duration::from_millis(200));
         assert_eq!(verdicts(&mut router), [(1, Verdict::Drop), (2, Verdict::Drop)]);
     }
-    assert_eq!(router.counters().outcome(Outcome::Orphaned), 5);
-    assert_eq!(router.counters().outcome(Outcome::Released), 5);
+    assert_eq!(router.counters().outcomes.of(Outcome::Orphaned), 5);
+    assert_eq!(router.counters().outcomes.of(Outcome::Released), 5);
     router.handle_timeout(now + linger);
     assert_eq!((router.flows(), router.poll_evicted()), (0, None));
     assert_eq!(ack(&mut router, now + linger, 1), Disposition::Held, "forgotten");
@@ -195,7 +195,7 @@ fn a_reconnect_makes_its_claims_again() {
     assert_eq!(router.claim(at(3), C, FlowId(1), key(1)), Ok(vec![]));
     assert_eq!(ack(&mut router, at(4), 1), Disposition::Forward(C, FlowId(1)));
     assert_eq!(ack(&mut router, at(4), 2), Disposition::Drop);
-    assert_eq!(router.counters().outcome(Outcome::Orphaned), 3);
+    assert_eq!(router.counters().outcomes.of(Outcome::Orphaned), 3);
     assert_eq!(router.claim(at(5), B, FlowId(1), key(2)), Ok(vec![]), "an orphan is anybody's");
     assert_eq!(router.claim(at(5), C, FlowId(2), key(2)), Err(Refusal::Taken));
 }
@@ -311,7 +311,7 @@ proptest::proptest! {
                 proptest::prop_assert_eq!(owner.len() + 1, before);
             }
             let waiting = u64::try_from(router.held()).expect("bounded");
-            proptest::prop_assert_eq!(router.counters().responses() + waiting, responses);
+            proptest::prop_assert_eq!(router.counters().outcomes.total() + waiting, responses);
             proptest::prop_assert_eq!(late + waiting, held);
             proptest::prop_assert!(router.flows() <= 4 && router.held() <= 4);
             proptest::prop_assert_eq!(router.by_id.len(), router.flows());

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use crate::wire::{Flags, Seq, TcpHeader, Time};
 
-/// Longest client round-trip time that is emulated. An estimate is an upper bound, because the
-/// handshake's ACK is normally not captured; a client that connects and waits must not stretch it.
-const MAX_RTT: Duration = Duration::from_millis(300);
+/// Longest client round-trip time that is emulated.
+const MAX_RTT: Duration = Duration::from_secs(1);
 /// Shorter ones are not worth a timer.
 const MIN_RTT: Duration = Duration::from_millis(1);
 /// What a client captured mid-stream is taken to have offered.
@@ -26,6 +25,8 @@ pub(super) struct Client {
     /// The last acknowledgment number, and the downstream bytes it stands for.
     acked: Option<(Seq, u64)>,
     last_at: Time,
+    /// From SYN to the handshake's ACK. Unknown if that was not captured: the time to the first data
+    /// is no measure of it, because a client may connect and wait.
     rtt: Option<Duration>,
 }
 
@@ -70,22 +71,16 @@ impl Client {
         }
         let Some((last, offset)) = self.acked else {
             self.acked = Some((header.ack, 0));
-            self.sample_rtt(gap);
+            if header.segment_len() == 0 {
+                self.rtt = Some(gap.min(MAX_RTT));
+            }
             return 0;
         };
         let seen = header.ack.unwrap_near(offset, last).unwrap_or(0);
         if seen > offset {
             self.acked = Some((header.ack, seen));
-            self.sample_rtt(gap);
         }
         seen
-    }
-
-    /// The time between two of the client's segments, the second of which acknowledges what the
-    /// first one caused, is its round-trip time and more.
-    fn sample_rtt(&mut self, gap: Duration) {
-        let gap = gap.min(MAX_RTT);
-        self.rtt = Some(self.rtt.map_or(gap, |rtt| rtt.min(gap)));
     }
 
     /// How much later than a neighbour of the target this client answers.

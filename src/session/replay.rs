@@ -423,11 +423,15 @@ impl Session {
     }
 
     /// The address and port of the connection belong to somebody else: begins anew on others, from
-    /// the first request that is not acknowledged.
+    /// the first request that is not acknowledged. No reset, which would hit their connection.
     pub fn move_connection(&mut self, now: Time) {
-        if let Some(connection) = &self.connection {
-            let from = connection.sender.una();
-            self.reconnect(now, from);
+        let Some(connection) = self.connection.take() else { return };
+        let from = connection.sender.una();
+        self.first_answer = None;
+        if self.upstream.end() > from {
+            self.resume(now, from);
+        } else {
+            self.request_connection(from);
         }
     }
 

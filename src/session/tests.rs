@@ -378,23 +378,26 @@ fn a_hole_in_the_capture_costs_one_request() {
 fn the_clients_distance_delays_acks_and_gated_requests() {
     let mut b = Bench::established();
     b.now += 30 * MS;
+    b.client(1, 1, A, b"");
+    b.run();
     b.client(1, 1, pa(), b"one");
     b.run();
-    b.client(4, 201, pa(), b"two");
-    b.target(1, 4, pa(), 200);
-    // The second request came at once, so the estimate is corrected downwards to nothing.
-    assert_eq!(b.run(), [sent(pa(), 4, 201, b"two")]);
-
-    let mut b = Bench::established();
-    b.now += 30 * MS;
-    b.client(1, 1, pa(), b"one");
-    b.run();
-    b.now += 30 * MS;
     b.client(4, 201, pa(), b"two");
     b.target(1, 4, pa(), 200);
     assert_eq!(b.run(), []);
     assert_eq!(b.wait(29 * MS), []);
     assert_eq!(b.wait(MS), [sent(pa(), 4, 201, b"two")]);
+}
+
+#[test]
+fn a_client_that_connects_and_waits_is_not_taken_for_distant() {
+    let mut b = Bench::established();
+    b.wait(200 * MS);
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.client(4, 201, pa(), b"two");
+    b.target(1, 4, pa(), 200);
+    assert_eq!(b.run(), [sent(pa(), 4, 201, b"two")]);
 }
 
 #[test]

@@ -102,12 +102,13 @@ impl Client {
         self.decoder.unknown()
     }
 
-    /// When [`Client::handle_timeout`] is due.
+    /// When [`Client::handle_timeout`] is due; long ago if [`Client::poll_event`] is.
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.state {
             State::Greeting { until } => Some(until),
             State::Connected => Some(self.next_ping.min(self.heard + self.limits.silence)),
-            State::Failed(_) | State::Over => None,
+            State::Failed(_) => Some(Time::ZERO),
+            State::Over => None,
         }
     }
 

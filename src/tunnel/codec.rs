@@ -16,6 +16,10 @@ const READ: usize = 16 << 10;
 /// Room offered to one read before the handshake is over.
 const READ_HELLO: usize = 512;
 const LENGTH_BYTES: usize = 4;
+/// Room that an empty output keeps.
+const KEPT: usize = 1 << 20;
+/// Room that headers leave to other frames.
+const RESERVE: usize = 64 << 10;
 
 /// A frame that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -161,10 +165,12 @@ impl Output {
     }
 
     /// Appends a record: to the last frame if it is of the same batch kind, has room and none of it
-    /// has been sent, else as a new frame. `false` if the limit forbids it.
+    /// has been sent, else as a new frame. `false` if the limit forbids it. Headers, which can be
+    /// lost, leave a quarter of the room (at most [`RESERVE`]) to what cannot.
     #[must_use]
     pub(super) fn record(&mut self, kind: Kind, bytes: &[u8]) -> bool {
-        if self.pending().len() + bytes.len() + LENGTH_BYTES + 1 > self.limit {
+        let reserve = if kind == Kind::Headers { RESERVE.min(self.limit / 4) } else { 0 };
+        if self.pending().len() + bytes.len() + LENGTH_BYTES + 1 > self.limit - reserve {
             return false;
         }
         let at = match self.open {
@@ -195,6 +201,10 @@ impl Output {
             self.buffer.clear();
             self.start = 0;
             self.open = None;
+            // What a peer's slowness, or many claims at once, took is given back.
+            if self.buffer.capacity() > KEPT {
+                self.buffer = Vec::new();
+            }
             return;
         }
         if self.open.is_some_and(|(_, at)| self.start > at) {

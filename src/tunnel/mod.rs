@@ -40,7 +40,8 @@ use crate::wire::Time;
 /// Bounds of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes that may wait to be written.
+    /// Bytes that may wait to be written. The claims of all live flows (45 bytes each at most) must
+    /// fit in at once: they are made again after a reconnect.
     pub output: usize,
     /// How long the hello or its answer may take.
     pub handshake: Duration,
@@ -53,7 +54,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            output: 4 << 20,
+            output: 64 << 20,
             handshake: Duration::from_secs(5),
             ping: Duration::from_secs(5),
             silence: Duration::from_secs(15),

@@ -108,12 +108,11 @@ impl Server {
         self.send(Kind::Refused, &Refused { flow, why }.bytes());
     }
 
-    /// Sends the counters of this connection, with those of the worker.
-    pub fn report(&mut self, responses: u64, queue_dropped: u64) {
-        if self.is_connected() {
-            let stats = Stats { responses, queue_dropped, ..self.stats };
-            self.send(Kind::Stats, stats.bytes().as_flattened());
-        }
+    /// Sends the counters of this connection, with those of the worker. `false` if they do not fit:
+    /// the next ones will say the same and more.
+    pub fn report(&mut self, responses: u64, queue_dropped: u64) -> bool {
+        let stats = Stats { responses, queue_dropped, ..self.stats };
+        self.is_connected() && self.output.record(Kind::Stats, stats.bytes().as_flattened())
     }
 
     /// Whether the connection was taken and is not over.
@@ -131,12 +130,13 @@ impl Server {
         self.decoder.unknown()
     }
 
-    /// When [`Server::handle_timeout`] is due.
+    /// When [`Server::handle_timeout`] is due; long ago if [`Server::poll_event`] is.
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.state {
             State::Expecting { until } | State::Greeted { until } => Some(until),
             State::Connected => Some(self.heard + self.limits.silence),
-            State::Failed(_) | State::Over => None,
+            State::Failed(_) => Some(Time::ZERO),
+            State::Over => None,
         }
     }
 

@@ -86,7 +86,7 @@ fn claims_responses_and_refusals_cross() {
     let waited = Duration::from_micros(1234);
     assert!(server.response(FlowId(9), &header(), waited));
     server.refused(FlowId(3), ClaimRefusal::Taken);
-    server.report(10, 2);
+    assert!(server.report(10, 2));
     carry(Time::ZERO, &mut server, &mut client);
     let events: Vec<_> = std::iter::from_fn(|| client.poll_event()).collect();
     assert_eq!(
@@ -119,11 +119,16 @@ fn headers_gather_in_one_frame_until_it_is_being_sent() {
 fn a_full_buffer_costs_the_server_headers_and_the_client_its_connection() {
     let (mut client, mut server) = pair(1000);
     let taken = (0..100).filter(|flow| server.response(FlowId(*flow), &header(), Duration::ZERO)).count();
-    assert!(taken > 20 && server.pending().len() <= 1000);
+    assert!(taken > 15 && server.pending().len() <= 1000);
     assert_eq!(server.stats().headers_dropped, 100 - server.stats().headers);
-    assert!(server.is_connected());
+    // There is room left for the answer to a ping, and for counters.
+    let now = client.poll_timeout().expect("pings");
+    client.handle_timeout(now);
+    carry(now, &mut client, &mut server);
+    assert_eq!(server.poll_event(), None);
+    assert!(server.report(1, 1) && server.is_connected());
     carry(Time::ZERO, &mut server, &mut client);
-    assert_eq!(std::iter::from_fn(|| client.poll_event()).count(), taken);
+    assert_eq!(std::iter::from_fn(|| client.poll_event()).count(), taken + 1);
     assert!(server.response(FlowId(0), &header(), Duration::ZERO), "there is room again");
 
     for flow in 0..100 {
@@ -241,7 +246,9 @@ fn deadlines() {
     client.handle_timeout(Time::ZERO + 34 * second);
     assert_eq!(client.poll_event(), None, "it pings again");
     client.handle_timeout(Time::ZERO + 35 * second);
+    assert_eq!(client.poll_timeout(), Some(Time::ZERO), "there is an event");
     assert_eq!(client.poll_event(), Some(ClientEvent::Closed(Closed::Silent)));
+    assert_eq!((client.poll_event(), client.poll_timeout()), (None, None));
     server.handle_timeout(Time::ZERO + 35 * second);
     assert_eq!(server.poll_event(), Some(ServerEvent::Closed(Closed::Silent)));
 }

@@ -1,7 +1,8 @@
 //! The thread that accepts connections and reads their hello.
 //!
-//! What a stranger can cost is bounded: [`MAX_STRANGERS`] connections, a few hundred bytes and
-//! five seconds each, and one line of log in ten seconds.
+//! What strangers can cost is bounded: [`MAX_STRANGERS`] connections, a few hundred bytes and five
+//! seconds each, and one line of log in ten seconds. When there are too many, the one that has been
+//! silent for longest goes: a tcpcopy says hello at once.
 
 use std::io;
 use std::thread::{self, JoinHandle};
@@ -14,26 +15,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::WAKER;
-use super::worker::{Newcomer, Order, Orders};
+use super::worker::{Newcomer, Order};
 use crate::daemon::clock::{self, Clock};
 use crate::daemon::pipe::Pipe;
+use crate::daemon::quiet::Quiet;
+use crate::daemon::threads::Outbox;
 use crate::tunnel::{Closed, Hello, Limits, Refuse, Server, ServerEvent};
 use crate::wire::Time;
 
-/// Connections that have not said hello; more are closed at once.
+/// Connections that have not said hello.
 const MAX_STRANGERS: usize = 256;
 /// How long to accept nothing when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The shortest time between two log lines about strangers.
+/// Connections accepted in one turn, so that those that are there are heard.
+const ACCEPTS: usize = 64;
+/// The time between two log lines about strangers, after the first few.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 const LISTENER: Token = Token(1);
 const FIRST_STRANGER: usize = 2;
 
-/// Limits of a tunnel connection of intercept's. A tcpcopy that is stopped for a while (SIGSTOP, a
+/// Limits of a tunnel connection of intercept's. What waits to be written is 100,000 headers, which
+/// are old by the time a slow peer gets them: more would help nobody. A tcpcopy that is stopped for a while (SIGSTOP, a
 /// snapshot of its machine) is not a lost one.
 pub(super) fn limits() -> Limits {
-    Limits { silence: Duration::from_secs(30), ..Limits::default() }
+    Limits { output: 4 << 20, silence: Duration::from_secs(30), ..Limits::default() }
 }
 
 #[derive(Debug)]
@@ -53,9 +59,8 @@ pub(super) struct Acceptor {
     accepting: bool,
     resume: Option<Time>,
     strangers: Slab<Stranger>,
-    workers: Vec<Orders>,
-    next_log: Time,
-    unlogged: u64,
+    workers: Vec<Outbox<Order>>,
+    quiet: Quiet,
 }
 
 #[derive(Debug)]
@@ -90,7 +95,11 @@ pub(super) fn spawn(mut acceptor: Acceptor) -> io::Result<Handle> {
 }
 
 impl Acceptor {
-    pub(super) fn new(mut listener: TcpListener, workers: Vec<Orders>, clock: Clock) -> io::Result<Self> {
+    pub(super) fn new(
+        mut listener: TcpListener,
+        workers: Vec<Outbox<Order>>,
+        clock: Clock,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -103,8 +112,7 @@ impl Acceptor {
             resume: None,
             strangers: Slab::new(),
             workers,
-            next_log: Time::ZERO,
-            unlogged: 0,
+            quiet: Quiet::new(5, LOG_INTERVAL),
         })
     }
 
@@ -112,7 +120,7 @@ impl Acceptor {
         let mut events = Events::with_capacity(256);
         while !self.stop.asked.load(Ordering::Acquire) {
             let now = self.clock.now();
-            if let Err(error) = self.poll.poll(&mut events, clock::wait(now, self.deadline()))
+            if let Err(error) = self.poll.poll(&mut events, clock::wait(now, self.deadline(now)))
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 tracing::error!(%error, "the acceptor cannot wait for connections: no new tcpcopy can connect");
@@ -141,19 +149,22 @@ impl Acceptor {
         }
     }
 
-    fn deadline(&self) -> Option<Time> {
+    fn deadline(&self, now: Time) -> Option<Time> {
+        if self.accepting {
+            return Some(now);
+        }
         let strangers = self.strangers.iter().filter_map(|(_, stranger)| stranger.server.poll_timeout());
         strangers.chain(self.resume).min()
     }
 
     fn accept(&mut self, now: Time) {
-        while self.accepting {
+        for _ in 0..ACCEPTS {
+            if !self.accepting {
+                break;
+            }
             match self.listener.accept() {
                 Ok((stream, peer)) => {
-                    if self.strangers.len() >= MAX_STRANGERS {
-                        self.complain(now, &format_args!("{peer}: too many connections that say nothing"));
-                        continue;
-                    }
+                    self.make_room(now);
                     let entry = self.strangers.vacant_entry();
                     let mut pipe = Pipe::new(stream);
                     match pipe.register(self.poll.registry(), Token(entry.key() + FIRST_STRANGER)) {
@@ -172,6 +183,18 @@ impl Acceptor {
                     self.complain(now, &format_args!("cannot accept: {error}"));
                 }
             }
+        }
+    }
+
+    fn make_room(&mut self, now: Time) {
+        if self.strangers.len() < MAX_STRANGERS {
+            return;
+        }
+        let deadline = |(_, stranger): &(usize, &Stranger)| stranger.server.poll_timeout();
+        if let Some((key, _)) = self.strangers.iter().min_by_key(deadline)
+            && let Some(oldest) = self.strangers.try_remove(key)
+        {
+            self.complain(now, &format_args!("{}: too many connections say nothing", peer(&oldest.pipe)));
         }
     }
 
@@ -236,13 +259,9 @@ impl Acceptor {
 
     /// Logs why somebody was turned away, unless that was done a moment ago.
     fn complain(&mut self, now: Time, why: &std::fmt::Arguments<'_>) {
-        if now < self.next_log {
-            self.unlogged += 1;
-            return;
+        if let Some(kept_back) = self.quiet.allow(now) {
+            tracing::warn!(%why, kept_back, "a connection was turned away");
         }
-        self.next_log = now + LOG_INTERVAL;
-        let more = std::mem::take(&mut self.unlogged);
-        tracing::warn!(%why, more, "a connection was turned away");
     }
 }
 

@@ -8,12 +8,16 @@ use slab::Slab;
 
 use super::worker::Newcomer;
 use crate::daemon::pipe::Pipe;
+use crate::daemon::quiet::Quiet;
 use crate::router::{ConnId, Held, Identity, Outcome, Refusal, Router};
 use crate::tunnel::{ClaimRefusal, Endpoint, Refuse, Server, ServerEvent, Welcome};
 use crate::wire::{FlowId, FlowKey, TcpHeader, Time, flow::SPLIT_SEED};
 
 /// Connections one worker takes.
 const MAX_CONNECTIONS: usize = 1024;
+/// Log lines about connections, and the time between two after the first ones: 32 tcpcopy may come at once.
+const LOG_BURST: u32 = 100;
+const LOG_INTERVAL: Duration = Duration::from_secs(2);
 /// Reads from one connection in a turn.
 const READS: usize = 8;
 
@@ -41,6 +45,7 @@ pub(super) struct Connections {
     first_token: usize,
     worker: u16,
     workers: u16,
+    quiet: Quiet,
 }
 
 impl Connections {
@@ -54,6 +59,7 @@ impl Connections {
             first_token,
             worker,
             workers,
+            quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
         }
     }
 
@@ -77,11 +83,14 @@ impl Connections {
             new.server.refuse(Refuse::Full);
             // It fits into the empty socket buffer, or the peer is past caring.
             let _ = new.pipe.flush(&mut new.server);
-            tracing::warn!(
-                worker = self.worker,
-                limit = MAX_CONNECTIONS,
-                "a tcpcopy was turned away: too many"
-            );
+            if let Some(kept_back) = self.quiet.allow(now) {
+                tracing::warn!(
+                    worker = self.worker,
+                    limit = MAX_CONNECTIONS,
+                    kept_back,
+                    "too many tcpcopy: one was turned away"
+                );
+            }
             return;
         }
         let entry = self.all.vacant_entry();
@@ -96,10 +105,18 @@ impl Connections {
             .welcome(now, Welcome { workers: self.workers, worker: self.worker, split_seed: SPLIT_SEED });
         let peer = new.pipe.peer().ok();
         entry.insert(Connection { id, pipe: new.pipe, server: new.server, dirty: false, readable: false });
-        tracing::info!(worker = self.worker, ?peer, claimer = new.hello.claimer, "tcpcopy connected");
+        if let Some(kept_back) = self.quiet.allow(now) {
+            tracing::info!(
+                worker = self.worker,
+                ?peer,
+                claimer = new.hello.claimer,
+                kept_back,
+                "tcpcopy connected"
+            );
+        }
         let identity = Identity { instance: new.hello.instance, worker: new.hello.claimer };
         if let Some(before) = router.connect(id, identity) {
-            self.close(before, router, &"replaced by a later connection of the same tcpcopy worker");
+            self.close(now, before, router, &"replaced by a later connection of the same tcpcopy worker");
         }
         self.mark_dirty(key);
         // Claims may have come with the hello.
@@ -131,7 +148,7 @@ impl Connections {
                 let received = connection.pipe.receive(now, &mut connection.server);
                 self.obey(now, key, router);
                 if let Err(error) = received {
-                    self.close_key(key, router, &error);
+                    self.close_key(now, key, router, &error);
                 }
             }
             if let Some(connection) = self.all.get_mut(key) {
@@ -172,8 +189,7 @@ impl Connections {
     /// Sends the worker's counters to all.
     pub(super) fn report(&mut self, responses: u64, queue_dropped: u64) {
         for (key, connection) in &mut self.all {
-            connection.server.report(responses, queue_dropped);
-            if !connection.dirty {
+            if connection.server.report(responses, queue_dropped) && !connection.dirty {
                 connection.dirty = true;
                 self.dirty.push(key);
             }
@@ -193,12 +209,12 @@ impl Connections {
     }
 
     /// Writes what is pending.
-    pub(super) fn flush(&mut self, router: &mut Router) {
+    pub(super) fn flush(&mut self, now: Time, router: &mut Router) {
         for key in std::mem::take(&mut self.dirty) {
             let Some(connection) = self.all.get_mut(key) else { continue };
             connection.dirty = false;
             if let Err(error) = connection.pipe.flush(&mut connection.server) {
-                self.close_key(key, router, &error);
+                self.close_key(now, key, router, &error);
             }
         }
     }
@@ -212,7 +228,7 @@ impl Connections {
                 None | Some(ServerEvent::Hello(_)) => break,
                 Some(ServerEvent::Claim { flow, key }) => claim(now, connection, flow, key, router),
                 Some(ServerEvent::Release(flow)) => router.release(now, conn, flow),
-                Some(ServerEvent::Closed(why)) => self.close_key(key, router, &why),
+                Some(ServerEvent::Closed(why)) => self.close_key(now, key, router, &why),
             }
         }
         if self.all.get(key).is_some_and(|connection| !connection.server.pending().is_empty()) {
@@ -220,15 +236,16 @@ impl Connections {
         }
     }
 
-    fn close(&mut self, conn: ConnId, router: &mut Router, why: &dyn std::fmt::Display) {
+    fn close(&mut self, now: Time, conn: ConnId, router: &mut Router, why: &dyn std::fmt::Display) {
         if let Some(key) = self.key(conn) {
-            self.close_key(key, router, why);
+            self.close_key(now, key, router, why);
         }
     }
 
-    fn close_key(&mut self, key: usize, router: &mut Router, why: &dyn std::fmt::Display) {
+    fn close_key(&mut self, now: Time, key: usize, router: &mut Router, why: &dyn std::fmt::Display) {
         let Some(connection) = self.all.try_remove(key) else { return };
         router.disconnect(connection.id);
+        let Some(kept_back) = self.quiet.allow(now) else { return };
         let stats = connection.server.stats();
         tracing::info!(
             worker = self.worker,
@@ -236,6 +253,7 @@ impl Connections {
             %why,
             headers = stats.headers,
             headers_dropped = stats.headers_dropped,
+            kept_back,
             "tcpcopy disconnected"
         );
     }

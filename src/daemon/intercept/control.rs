@@ -8,13 +8,15 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::worker::{Handle, Order, Report, Snapshot};
+use super::worker::{Order, Report, Snapshot};
 use crate::capture::kernel_counters;
 use crate::daemon::clock::{self, Clock};
 use crate::daemon::exit::{Code, Failure};
 use crate::daemon::failures::with_causes;
 use crate::daemon::notify::Notifier;
+use crate::daemon::quiet::Quiet;
 use crate::daemon::signals::{Signal, Signals};
+use crate::daemon::threads::Handle;
 use crate::netfilter::{Change, Installed, Presence, RulesWatch};
 use crate::router::Outcome;
 use crate::wire::Time;
@@ -24,8 +26,9 @@ const RULES: Token = Token(2);
 
 /// How often statistics are logged, and the rules looked at without a reason.
 const STATS: Duration = Duration::from_secs(30);
-/// The rules are put back at most this often, so that two programs at odds over them do not keep
-/// the kernel busy.
+/// The rules are put back at once, but only so many times in a row, and then at this pace: two
+/// programs at odds over them must not keep the kernel busy.
+const REINSTALLS: u32 = 20;
 const REINSTALL: Duration = Duration::from_millis(200);
 
 /// What [`Control`] is made of.
@@ -36,7 +39,7 @@ pub(super) struct Parts {
     pub(super) watch: RulesWatch,
     pub(super) rules: Installed,
     pub(super) inbox: Receiver<Report>,
-    pub(super) workers: Vec<Handle>,
+    pub(super) workers: Vec<Handle<Order>>,
     pub(super) first_queue: u16,
 }
 
@@ -46,7 +49,7 @@ pub(super) struct Control {
     next_stats: Time,
     /// When the rules are to be looked at.
     next_check: Option<Time>,
-    last_install: Time,
+    reinstalls: Quiet,
     /// Counters of the workers that have reported since they were asked.
     snapshots: Vec<Snapshot>,
     queue_dropped: u64,
@@ -63,7 +66,7 @@ impl Control {
             next_stats: now + STATS,
             // What happened before the watch was polled has made no event.
             next_check: Some(now),
-            last_install: now,
+            reinstalls: Quiet::new(REINSTALLS, REINSTALL),
             snapshots: Vec::new(),
             queue_dropped: 0,
             parts,
@@ -74,13 +77,19 @@ impl Control {
     pub(super) fn run(mut self, notifier: &Notifier) -> Result<(), Failure> {
         let outcome = self.watch_over();
         notifier.stopping();
+        self.ask_for_reports();
         for worker in &self.parts.workers {
             worker.orders.send(Order::Stop);
         }
         for worker in std::mem::take(&mut self.parts.workers) {
-            // Its panic, if there was one, has been reported.
-            let _ = worker.thread.join();
+            worker.join();
         }
+        while let Ok(report) = self.parts.inbox.try_recv() {
+            if let Report::Counters(snapshot) = report {
+                self.snapshots.push(*snapshot);
+            }
+        }
+        self.log_stats();
         let table = &self.parts.rules.ruleset().name;
         tracing::info!(
             %table,
@@ -157,11 +166,11 @@ impl Control {
         }
         match self.parts.rules.check() {
             Ok(Presence::Complete) => self.next_check = None,
-            Ok(Presence::Altered(what)) if now < self.last_install + REINSTALL => {
+            Ok(Presence::Altered(what)) if self.reinstalls.allow(now).is_some() => self.reinstall(now, &what),
+            Ok(Presence::Altered(what)) => {
                 tracing::debug!(what, "the rules were changed again");
-                self.next_check = Some(self.last_install + REINSTALL);
+                self.next_check = Some(now + REINSTALL);
             }
-            Ok(Presence::Altered(what)) => self.reinstall(now, &what),
             Err(error) => {
                 tracing::warn!(%error, "cannot look at the rules, trying again");
                 self.next_check = Some(now + REINSTALL);
@@ -170,9 +179,7 @@ impl Control {
     }
 
     fn reinstall(&mut self, now: Time, what: &str) {
-        self.last_install = now;
-        let ruleset = self.parts.rules.ruleset().clone();
-        match self.parts.rules.replace(&ruleset) {
+        match self.parts.rules.restore() {
             Ok(()) => {
                 self.next_check = None;
                 tracing::warn!(
@@ -207,7 +214,7 @@ impl Control {
     fn log_stats(&mut self) {
         let sum = |field: &dyn Fn(&Snapshot) -> u64| self.snapshots.iter().map(field).sum::<u64>();
         let size = |field: &dyn Fn(&Snapshot) -> usize| self.snapshots.iter().map(field).sum::<usize>();
-        let outcome = |outcome| sum(&|snapshot| snapshot.router.outcome(outcome));
+        let outcome = |outcome| sum(&|snapshot| snapshot.router.outcomes.of(outcome));
         tracing::info!(
             responses = sum(&|snapshot| snapshot.packets),
             forwarded = outcome(Outcome::Forwarded),

@@ -20,15 +20,15 @@ mod listener;
 mod worker;
 
 use std::process::ExitCode;
-use std::sync::mpsc;
 
-use mio::{Poll, Token, Waker};
+use mio::{Poll, Token};
 
 use super::clock::Clock;
 use super::exit::{self, Code, Failure};
 use super::logging;
 use super::notify::Notifier;
 use super::signals::Signals;
+use super::threads;
 use crate::capture::{NfQueue, QueueOptions};
 use crate::config::Action;
 use crate::config::intercept::{PROGRAM, Settings, Unclaimed};
@@ -88,9 +88,8 @@ fn run(settings: &Settings) -> Result<(), Failure> {
     };
 
     let poll = Poll::new().map_err(|error| startup("make a poll", &error))?;
-    let waker = Waker::new(poll.registry(), WAKER).map_err(|error| startup("make a waker", &error))?;
-    let (reports, inbox) = mpsc::channel();
-    let reports = worker::Reports::new(reports, waker);
+    let (reports, inbox) =
+        threads::inbox(poll.registry(), WAKER).map_err(|error| startup("make a waker", &error))?;
     let mut workers = Vec::new();
     for (index, queue) in (0..).zip(queues) {
         let worker =
@@ -105,7 +104,7 @@ fn run(settings: &Settings) -> Result<(), Failure> {
 
     let notifier = Notifier::new();
     let first_queue = settings.queue;
-    tracing::info!(workers = settings.workers, queue = first_queue, listen = %address, rules = kind, "ready");
+    tracing::info!(workers = settings.workers, queue = first_queue, listen = %address, rules = %kind, "ready");
     notifier.ready();
     let control = Control::new(Parts { poll, clock, signals, watch, rules, inbox, workers, first_queue })
         .map_err(|error| startup("poll", &error))?;

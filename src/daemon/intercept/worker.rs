@@ -4,16 +4,13 @@
 //! from the queue, up to a budget; end what took too long; give late verdicts; write the tunnels.
 //! Headers gather during a turn, so that batches grow with the load and nothing waits for a timer.
 
-use std::any::Any;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 
 use super::WAKER;
 use super::connections::Connections;
@@ -21,6 +18,7 @@ use crate::capture::{self, Captured, NfQueue, Received, Source};
 use crate::config::intercept::{Settings, Unclaimed};
 use crate::daemon::clock::{self, Clock};
 use crate::daemon::pipe::Pipe;
+use crate::daemon::threads::{self, Handle, Outbox};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::tunnel::{Hello, Server};
 use crate::wire::{self, Time};
@@ -49,24 +47,6 @@ pub(super) struct Newcomer {
     pub(super) hello: Hello,
 }
 
-/// How a worker is told something.
-#[derive(Clone, Debug)]
-pub(super) struct Orders {
-    sender: Sender<Order>,
-    waker: Arc<Waker>,
-}
-
-impl Orders {
-    /// Tells the worker. One that has ended hears nothing, which `control` knows from its report.
-    pub(super) fn send(&self, order: Order) {
-        if self.sender.send(order).is_ok()
-            && let Err(error) = self.waker.wake()
-        {
-            tracing::error!(%error, "a worker cannot be woken");
-        }
-    }
-}
-
 /// What workers tell `control`.
 #[derive(Debug)]
 pub(super) enum Report {
@@ -77,7 +57,7 @@ pub(super) enum Report {
 }
 
 /// A worker's counters.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Snapshot {
     pub(super) packets: u64,
     pub(super) overruns: u64,
@@ -89,55 +69,16 @@ pub(super) struct Snapshot {
     pub(super) held: usize,
 }
 
-/// How workers tell `control` something.
-#[derive(Clone, Debug)]
-pub(super) struct Reports {
-    sender: Sender<Report>,
-    waker: Arc<Waker>,
-}
-
-impl Reports {
-    pub(super) fn new(sender: Sender<Report>, waker: Waker) -> Self {
-        Self { sender, waker: Arc::new(waker) }
-    }
-
-    fn send(&self, report: Report) {
-        // Without a receiver the process is at its end.
-        if self.sender.send(report).is_ok()
-            && let Err(error) = self.waker.wake()
-        {
-            tracing::error!(%error, "control cannot be woken");
-        }
-    }
-}
-
-/// A running worker.
-#[derive(Debug)]
-pub(super) struct Handle {
-    pub(super) orders: Orders,
-    pub(super) thread: JoinHandle<()>,
-}
-
 /// Starts a worker's thread.
-pub(super) fn spawn(mut worker: Worker, reports: Reports) -> io::Result<Handle> {
-    let orders = worker.orders.clone();
-    let index = worker.index;
-    let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        let why = match catch_unwind(AssertUnwindSafe(|| worker.run(&reports))) {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(panic) => Some(panic_text(panic.as_ref())),
-        };
-        drop(worker);
-        reports.send(Report::Ended { worker: index, why });
-    })?;
-    Ok(Handle { orders, thread })
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panic: {}", text.unwrap_or("without a message"))
+pub(super) fn spawn(mut worker: Worker, reports: Outbox<Report>) -> io::Result<Handle<Order>> {
+    let (index, orders) = (worker.index, worker.orders.clone());
+    let ended = reports.clone();
+    threads::spawn(
+        index,
+        orders,
+        move || worker.run(&reports),
+        move |why| ended.send(Report::Ended { worker: index, why }),
+    )
 }
 
 /// A worker, before and while it runs.
@@ -145,7 +86,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 pub(super) struct Worker {
     index: u16,
     poll: Poll,
-    orders: Orders,
+    orders: Outbox<Order>,
     inbox: Receiver<Order>,
     clock: Clock,
     queue: NfQueue,
@@ -163,10 +104,9 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(index: u16, queue: NfQueue, settings: &Settings, clock: Clock) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
         let fd = queue.fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&fd), QUEUE, Interest::READABLE)?;
-        let (sender, inbox) = mpsc::channel();
         let unclaimed = match settings.unclaimed {
             Unclaimed::Drop => router::Unclaimed::Drop,
             Unclaimed::Accept => router::Unclaimed::Accept,
@@ -180,7 +120,7 @@ impl Worker {
         Ok(Self {
             index,
             poll,
-            orders: Orders { sender, waker },
+            orders,
             inbox,
             clock,
             queue,
@@ -196,7 +136,7 @@ impl Worker {
 
     /// Runs until told to stop. An error is of the queue or the poll itself: nothing works without
     /// them.
-    fn run(&mut self, reports: &Reports) -> io::Result<()> {
+    fn run(&mut self, reports: &Outbox<Report>) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         loop {
             let now = self.clock.now();
@@ -230,26 +170,26 @@ impl Worker {
             while let Some((conn, flow)) = self.router.poll_evicted() {
                 self.connections.evicted(conn, flow);
             }
-            self.connections.flush(&mut self.router);
+            self.connections.flush(now, &mut self.router);
         }
     }
 
     /// `false` when told to stop.
-    fn take_orders(&mut self, now: Time, reports: &Reports) -> bool {
+    fn take_orders(&mut self, now: Time, reports: &Outbox<Report>) -> bool {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
                 Order::Connection(newcomer) => {
                     self.connections.add(now, *newcomer, self.poll.registry(), &mut self.router);
                 }
                 Order::Report { queue_dropped } => {
-                    let responses = self.router.counters().responses();
+                    let responses = self.router.counters().outcomes.total();
                     self.connections.report(responses, queue_dropped);
                     reports.send(Report::Counters(Box::new(Snapshot {
-                        router: *self.router.counters(),
+                        router: self.router.counters().clone(),
                         connections: self.connections.len(),
                         flows: self.router.flows(),
                         held: self.router.held(),
-                        ..self.totals
+                        ..self.totals.clone()
                     })));
                 }
                 Order::Stop => return false,
@@ -335,7 +275,7 @@ fn route(
     };
     let disposition = router.handle_response(now, captured.id, &packet);
     if let Disposition::Forward(conn, flow) = disposition {
-        let sent = connections.forward(conn, flow, &packet.header, std::time::Duration::ZERO);
+        let sent = connections.forward(conn, flow, &packet.header, Duration::ZERO);
         router.count(if sent { Outcome::Forwarded } else { Outcome::TunnelFull });
     }
     tracing::trace!(?disposition, header = ?packet.header, "response");

@@ -212,6 +212,7 @@ impl Control {
             connections = replay.connections,
             ended = list(&mut replay.ended.nonzero()),
             no_address = replay.no_address,
+            claims_refused = replay.claims_refused,
             skipped_bytes = replay.skipped_bytes,
             buffered = self.totals.buffered,
             kernel_dropped = self.kernel_dropped(),

@@ -33,6 +33,11 @@ pub(crate) enum Command {
         /// Long loads.
         long: bool,
     },
+    /// Become another program, as on a kernel without netfilter's netlink.
+    WithoutNetfilter {
+        /// The program and its arguments.
+        command: Vec<String>,
+    },
     /// Run one scenario in this process.
     One {
         /// Its whole name.
@@ -60,20 +65,12 @@ pub(crate) enum Command {
 
 /// Parses the arguments after the program's name.
 pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
-    let (mut words, mut options) = (Vec::new(), Vec::new());
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        match argument.as_str() {
-            "--help" | "-h" => return Ok(Command::Help),
-            "--long" => options.push((argument.as_str(), "")),
-            "--offloads" | "--seconds" | "--json" | "--scratch" => {
-                let value = rest.next().with_context(|| format!("{argument} needs a value"))?;
-                options.push((argument.as_str(), value.as_str()));
-            }
-            other if other.starts_with('-') => bail!("unknown option {other}"),
-            _ => words.push(argument.clone()),
-        }
+    if let [first, command @ ..] = arguments
+        && first == "without-netfilter"
+    {
+        return Ok(Command::WithoutNetfilter { command: command.to_vec() });
     }
+    let Some((words, options)) = split(arguments)? else { return Ok(Command::Help) };
     let option = |name: &str| options.iter().find(|(option, _)| *option == name).map(|(_, value)| *value);
     let allow = |allowed: &[&str]| match options.iter().find(|(option, _)| !allowed.contains(option)) {
         Some((option, _)) => bail!("{option} does not belong here"),
@@ -110,6 +107,9 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
         }
         Some("measure") => {
             allow(&["--seconds", "--offloads", "--json"])?;
+            if offloads == Some(Offloads::Both) {
+                bail!("lab measure takes --offloads on or off");
+            }
             Command::Measure {
                 names: words.by_ref().collect(),
                 seconds: seconds(5)?,
@@ -123,6 +123,28 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
         Some(word) => bail!("{word} does not belong here"),
         None => Ok(command),
     }
+}
+
+/// An option and its value, empty if it takes none.
+type Given<'a> = (&'a str, &'a str);
+
+/// Tells words from options; `None` asks for help.
+fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Vec<Given<'_>>)>> {
+    let (mut words, mut options) = (Vec::new(), Vec::new());
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--help" | "-h" => return Ok(None),
+            "--long" => options.push((argument.as_str(), "")),
+            "--offloads" | "--seconds" | "--json" | "--scratch" => {
+                let value = rest.next().with_context(|| format!("{argument} needs a value"))?;
+                options.push((argument.as_str(), value.as_str()));
+            }
+            other if other.starts_with('-') => bail!("unknown option {other}"),
+            _ => words.push(argument.clone()),
+        }
+    }
+    Ok(Some((words, options)))
 }
 
 #[cfg(test)]

@@ -3,9 +3,8 @@
 
 use std::env;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{self, Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -24,8 +23,10 @@ pub(crate) fn enter() -> Result<()> {
         if !sys::is_root() {
             bail!("network namespaces need root: run it through sudo");
         }
-        let error = isolated(1)?.args(env::args_os().skip(1)).exec();
-        return Err(error).context("cannot run unshare (Debian package util-linux)");
+        // unshare(1) itself is deaf to SIGTERM and SIGINT; this process is not, and takes it along.
+        let inside = isolated(1)?.args(env::args_os().skip(1)).status();
+        let status = inside.context("cannot run unshare (Debian package util-linux)")?;
+        process::exit(status.code().unwrap_or(1));
     }
     sys::exit_on_signals()?;
     if depth() == 1 {
@@ -63,6 +64,7 @@ fn isolated(depth: u32) -> Result<Command> {
         .env(DEPTH, depth.to_string())
         .env_remove("NOTIFY_SOCKET")
         .env_remove("JOURNAL_STREAM");
+    sys::die_with_parent(&mut command);
     Ok(command)
 }
 

@@ -23,9 +23,10 @@ mod sys;
 mod tap;
 mod wait;
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use command_line::Command;
 
@@ -47,27 +48,25 @@ fn main() -> ExitCode {
 
 /// Runs a command; `false` is a verdict that something does not hold.
 fn run(command: Command) -> Result<bool> {
+    let isolated = |work: &dyn Fn() -> Result<bool>| isolation::enter().and_then(|()| work());
     match command {
-        Command::Help => {
-            println!("{}", command_line::USAGE);
-            return Ok(true);
-        }
+        Command::Help => println!("{}", command_line::USAGE),
         Command::List => {
             for scenario in scenarios::all() {
                 println!("{}", scenario.name);
             }
-            return Ok(true);
         }
-        Command::Run { .. } | Command::One { .. } | Command::Demo { .. } | Command::Measure { .. } => {}
-    }
-    isolation::enter()?;
-    match command {
-        Command::Help | Command::List => Ok(true),
-        Command::Run { names, offloads, long } => runner::run(&names, offloads, long),
-        Command::One { name, context } => runner::one(&name, &context),
-        Command::Demo { seconds } => demo::run(seconds),
+        Command::WithoutNetfilter { command } => {
+            sys::forbid_netfilter()?;
+            let (program, arguments) = command.split_first().context("which program?")?;
+            return Err(std::process::Command::new(program).args(arguments).exec().into());
+        }
+        Command::Run { names, offloads, long } => return isolated(&|| runner::run(&names, offloads, long)),
+        Command::One { name, context } => return isolated(&|| runner::one(&name, &context)),
+        Command::Demo { seconds } => return isolated(&|| demo::run(seconds)),
         Command::Measure { names, seconds, offloads, json } => {
-            measure::run(&names, seconds, offloads, json.as_deref())
+            return isolated(&|| measure::run(&names, seconds, offloads, json.as_deref()));
         }
     }
+    Ok(true)
 }

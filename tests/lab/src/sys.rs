@@ -4,6 +4,8 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 /// A signal the laboratory sends to a process.
@@ -41,6 +43,16 @@ pub(crate) fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
 }
 
+/// Has the kernel kill the program that `command` will start when the calling thread ends, however it ends.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    let set = || {
+        // SAFETY: prctl() with these arguments takes integers only.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }).map(drop)
+    };
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(set) };
+}
+
 /// Ends the process on SIGINT, SIGTERM and SIGHUP. Init of a PID namespace ignores them otherwise, and its end is what
 /// makes the kernel remove everything that the laboratory made.
 pub(crate) fn exit_on_signals() -> io::Result<()> {
@@ -72,6 +84,33 @@ pub(crate) fn mount_tmpfs(on: &str) -> io::Result<()> {
         )
     })
     .map(drop)
+}
+
+/// Makes netfilter's netlink sockets impossible for this process and those it becomes, with the error of a kernel that
+/// does not have them.
+pub(crate) fn forbid_netfilter() -> io::Result<()> {
+    const LOAD: u16 = 0x20; // A = four bytes at k of struct seccomp_data: number, architecture, address, six arguments
+    const EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FIRST_ARGUMENT: u32 = 16;
+    const THIRD_ARGUMENT: u32 = 32;
+    let number = |value: i64| u32::try_from(value).map_err(io::Error::other);
+    let step = |code, no, k| libc::sock_filter { code, jt: 0, jf: no, k };
+    let refused = libc::SECCOMP_RET_ERRNO | number(i64::from(libc::EPROTONOSUPPORT))?;
+    let mut filter = [
+        step(LOAD, 0, 0),
+        step(EQUAL, 5, number(libc::SYS_socket)?),
+        step(LOAD, 0, FIRST_ARGUMENT),
+        step(EQUAL, 3, number(i64::from(libc::AF_NETLINK))?),
+        step(LOAD, 0, THIRD_ARGUMENT),
+        step(EQUAL, 1, number(i64::from(libc::NETLINK_NETFILTER))?),
+        step(RETURN, 0, refused),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 8, filter: filter.as_mut_ptr() };
+    // SAFETY: `program` and the eight instructions it points to are valid for the call; the kernel copies them.
+    check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) })
+        .map(drop)
 }
 
 /// Whether the process runs as root.

@@ -102,6 +102,22 @@ fn is_root() -> bool {
     root
 }
 
+/// Ends a running laboratory by a signal to its first process only.
+fn ends_without_a_trace(signal: &str, before: &[String]) {
+    let mut lab = Lab::start(signal);
+    until("the laboratory runs its servers", || {
+        let processes = lab.processes();
+        assert!(lab.process.try_wait().expect("its state").is_none(), "the laboratory ended early");
+        processes.iter().filter(|name| *name == "nginx").count() >= 4
+    });
+    assert_eq!(before, machine(), "a running laboratory is seen outside");
+    let kill = Command::new("kill").args([signal, &lab.process.id().to_string()]).status();
+    assert!(kill.is_ok_and(|status| status.success()), "kill {signal}");
+    lab.process.wait().expect("it ends");
+    until("no process is left", || lab.processes().is_empty());
+    assert_eq!(before, machine(), "left behind after {signal}");
+}
+
 #[test]
 fn nothing_is_left_behind() {
     if !is_root() {
@@ -109,17 +125,9 @@ fn nothing_is_left_behind() {
     }
     let before = machine();
 
-    let mut killed = Lab::start("killed");
-    until("the laboratory runs its servers", || {
-        let processes = killed.processes();
-        assert!(killed.process.try_wait().expect("its state").is_none(), "the laboratory ended early");
-        processes.iter().filter(|name| *name == "nginx").count() >= 4
-    });
-    assert_eq!(before, machine(), "a running laboratory is seen outside");
-    killed.process.kill().expect("it can be killed");
-    killed.process.wait().expect("it ends");
-    until("no process is left after SIGKILL", || killed.processes().is_empty());
-    assert_eq!(before, machine(), "left behind after SIGKILL");
+    for signal in ["-KILL", "-TERM"] {
+        ends_without_a_trace(signal, &before);
+    }
 
     let mut whole = Lab::start("whole");
     let mut status = None;

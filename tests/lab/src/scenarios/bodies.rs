@@ -28,7 +28,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         }
     }
     scenarios.push(Scenario::new("bodies/post-1mb-4-at-once", Offloads::Both, |context| {
-        arrive(context, Family::V4, Pace::Flood, keep_alive(4), Request::Post(MIB), 1)
+        arrive(context, Family::V4, Pace::Rate(60), keep_alive(4), Request::Post(MIB), 1)
     }));
     scenarios
 }

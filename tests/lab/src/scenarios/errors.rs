@@ -35,6 +35,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario::new("errors/port-in-use", Offloads::On, port_in_use),
         Scenario::new("errors/address-nobody-has", Offloads::On, address_nobody_has),
         Scenario::new("errors/no-permission", Offloads::On, no_permission),
+        Scenario::new("errors/kernel-without-netfilter-netlink", Offloads::On, no_netfilter),
         Scenario::new("errors/intercept-does-not-answer", Offloads::On, intercept_does_not_answer),
     ]
 }
@@ -121,6 +122,26 @@ fn no_permission(context: &Context) -> Result<String> {
         let mut daemon = Daemon::run("setpriv".as_ref(), &name, on, &all, chain.scratch())?;
         let what = format!("{} without privileges", program.name());
         messages.push(judge(&mut daemon, &what, &[code::NOPERM])?);
+    }
+    chain.finish()?;
+    Ok(messages.join(" | "))
+}
+
+/// The kernel has no netfilter netlink, and so no queues: its sockets are refused as such a kernel does.
+fn no_netfilter(context: &Context) -> Result<String> {
+    let chain = Chain::prepare(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+    let (tcpcopy, intercept) = (chain.tcpcopy_arguments(0)?, chain.intercept_arguments()?);
+    let mut messages = Vec::new();
+    for (program, role, arguments) in
+        [(Program::Tcpcopy, Role::Online, tcpcopy), (Program::Intercept, Role::Assistant, intercept)]
+    {
+        let mut all = vec!["without-netfilter".to_owned(), program.path()?.display().to_string()];
+        all.extend(arguments);
+        let on = chain.network().host(role, 0)?.namespace();
+        let name = format!("{}-without-netfilter", program.name());
+        let mut daemon = Daemon::run(&std::env::current_exe()?, &name, on, &all, chain.scratch())?;
+        let what = format!("{} on a kernel without netfilter netlink", program.name());
+        messages.push(judge(&mut daemon, &what, &[code::UNAVAILABLE, code::OSERR])?);
     }
     chain.finish()?;
     Ok(messages.join(" | "))

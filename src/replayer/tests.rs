@@ -1,0 +1,298 @@
+//! The replayer with packets of scripted clients, in virtual time.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::*;
+use crate::session::{self, Answer, End, Taken};
+use crate::wire::{Flags, FlowId, FlowKey, Outgoing, Seq, TcpHeader, TcpOptions, Time, parse};
+
+const ONLINE: &str = "10.1.0.1:80";
+const TARGET: &str = "10.2.0.2:8080";
+const A: Flags = Flags::ACK;
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().expect("address")
+}
+
+fn config() -> Config {
+    Config {
+        session: Arc::default(),
+        routes: vec![Route { online: None, port: 80, target: addr(TARGET) }],
+        pools: Vec::new(),
+        copies: 1,
+        percent: 100,
+        workers: 1,
+        worker: 0,
+        mtu: 1500,
+        max_sessions: 100,
+        memory_limit: 1 << 20,
+    }
+}
+
+fn header(seq: u32, ack: u32, flags: Flags, payload_len: usize) -> TcpHeader {
+    let payload_len = u32::try_from(payload_len).expect("short");
+    let options = TcpOptions::default();
+    TcpHeader { seq: Seq(seq), ack: Seq(ack), flags, window: 60_000, options, payload_len }
+}
+
+struct Bench {
+    replayer: Replayer,
+    now: Time,
+    out: Outgoing,
+    /// Claims in force.
+    claims: Vec<(FlowId, FlowKey)>,
+}
+
+impl Bench {
+    fn new(config: Config) -> Self {
+        let mut bench = Self {
+            replayer: Replayer::new(Arc::new(config)),
+            now: Time::from_micros(1_000_000),
+            out: Outgoing::default(),
+            claims: Vec::new(),
+        };
+        bench.replayer.set_reachable(bench.now, true);
+        bench
+    }
+
+    /// A client's packet, then all that the replayer sends because of it.
+    fn client(&mut self, client: &str, header: TcpHeader, payload: &[u8]) -> Vec<Transmit> {
+        self.packet(client, ONLINE, header, payload);
+        self.run()
+    }
+
+    fn packet(&mut self, client: &str, online: &str, header: TcpHeader, payload: &[u8]) {
+        let mut build = Outgoing::default();
+        build.payload().extend_from_slice(payload);
+        let bytes = build.finish(addr(client), addr(online), &header).expect("fits");
+        let packet = parse(bytes, bytes.len()).expect("whole");
+        self.replayer.handle_client(self.now, &packet);
+    }
+
+    fn syn(&mut self, client: &str) -> Vec<Transmit> {
+        self.client(client, header(100, 0, Flags::SYN, 0), b"")
+    }
+
+    fn run(&mut self) -> Vec<Transmit> {
+        self.take_claims();
+        let mut sent = Vec::new();
+        while let Some(transmit) = self.replayer.poll_transmit(self.now, &mut self.out) {
+            sent.push(transmit);
+        }
+        self.take_claims();
+        let mut live: Vec<_> = self.replayer.claims().collect();
+        live.sort_unstable_by_key(|(id, _)| *id);
+        self.claims.sort_unstable_by_key(|(id, _)| *id);
+        assert_eq!(live, self.claims, "claims told and claims in force are one");
+        sent
+    }
+
+    fn take_claims(&mut self) {
+        while let Some(claim) = self.replayer.poll_claim() {
+            match claim {
+                Claim::Claim(id, key) => self.claims.push((id, key)),
+                Claim::Release(id, key) => {
+                    let known = self.claims.iter().position(|claim| *claim == (id, key));
+                    self.claims.swap_remove(known.expect("was claimed"));
+                }
+            }
+        }
+    }
+
+    /// The target's answer on the flow of `local`.
+    fn target(&mut self, local: SocketAddr, header: TcpHeader) -> Vec<Transmit> {
+        let (id, _) = self.claims.iter().find(|(_, key)| key.client == local).expect("claimed");
+        self.replayer.handle_target(self.now, *id, &header);
+        self.run()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.replayer.counters()
+    }
+
+    /// Captured packets that were counted.
+    fn counted(&self) -> u64 {
+        self.counters().taken.total() + self.counters().unused.total()
+    }
+}
+
+const CLIENT: &str = "10.9.0.1:40000";
+
+#[test]
+fn a_connection_is_claimed_and_opened_and_its_data_follows() {
+    let mut b = Bench::new(config());
+    let sent = b.syn(CLIENT);
+    assert_eq!(sent.len(), 1);
+    assert_eq!((sent[0].src, sent[0].dst, sent[0].header.flags), (addr(CLIENT), addr(TARGET), Flags::SYN));
+    assert_eq!(b.claims.len(), 1);
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    let sent = b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0));
+    assert_eq!((sent.len(), sent[0].header.payload_len, sent[0].header.ack), (1, 5, Seq(501)));
+    assert_eq!(b.counters().taken.of(Taken::Data), 1);
+    assert_eq!(b.counted(), 2);
+}
+
+#[test]
+fn without_an_intercept_nothing_leaves_and_with_one_it_does() {
+    let mut b = Bench::new(config());
+    b.replayer.set_reachable(b.now, false);
+    assert!(b.syn(CLIENT).is_empty() && b.claims.is_empty());
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    b.replayer.set_reachable(b.now, true);
+    assert_eq!(b.run().len(), 1);
+    assert_eq!(b.claims.len(), 1);
+}
+
+#[test]
+fn a_session_that_ends_while_it_waits_gives_its_place_to_nobody() {
+    let mut b = Bench::new(config());
+    b.replayer.set_reachable(b.now, false);
+    b.syn(CLIENT);
+    b.replayer.shut_down(b.now);
+    b.run();
+    assert_eq!(b.replayer.sessions(), 0);
+    b.replayer.set_reachable(b.now, true);
+    assert!(b.run().is_empty() && b.claims.is_empty());
+}
+
+#[test]
+fn copies_have_flows_of_their_own() {
+    let mut b = Bench::new(Config { copies: 3, ..config() });
+    let sent = b.syn(CLIENT);
+    let flows: HashSet<_> = sent.iter().map(|transmit| transmit.src).collect();
+    assert_eq!((sent.len(), flows.len()), (3, 3));
+    assert!(flows.contains(&addr(CLIENT)));
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    for local in flows {
+        let sent = b.target(local, header(500, 101, Flags::SYN | A, 0));
+        assert_eq!((sent.len(), sent[0].src, sent[0].header.payload_len), (1, local, 5));
+    }
+    assert_eq!(b.counted(), 2, "a packet counts once, however many copies take it");
+}
+
+#[test]
+fn no_two_live_sessions_share_a_flow() {
+    let pools = vec!["10.99.0.1/32".parse().expect("prefix")];
+    let mut b = Bench::new(Config { pools, ..config() });
+    let mut flows = HashSet::new();
+    for host in 1..=50 {
+        let sent = b.syn(&format!("10.9.0.{host}:40000"));
+        assert!(flows.insert(sent[0].src), "all have the same port on one address");
+    }
+    assert_eq!(b.claims.len(), 50);
+}
+
+#[test]
+fn a_port_used_again_begins_a_session_beside_the_old_one() {
+    let mut b = Bench::new(config());
+    b.syn(CLIENT);
+    b.client(CLIENT, header(101, 1, A, 3), b"old");
+    assert!(b.syn(CLIENT).is_empty(), "the same SYN again");
+    let sent = b.client(CLIENT, header(9_000, 0, Flags::SYN, 0), b"");
+    assert_eq!((sent.len(), sent[0].header.flags), (1, Flags::SYN));
+    let other = sent[0].src;
+    assert_ne!(other, addr(CLIENT), "the old one is not done");
+    b.client(CLIENT, header(9_001, 1, A, 2), b"hi");
+    let lens =
+        |sent: &[Transmit]| sent.iter().map(|transmit| transmit.header.payload_len).collect::<Vec<_>>();
+    assert_eq!(lens(&b.target(other, header(700, 9_001, Flags::SYN | A, 0))), [2]);
+    let last = b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0));
+    assert_eq!(lens(&last), [3, 0]);
+    assert_eq!(last[1].header.flags, Flags::RST | A);
+}
+
+#[test]
+fn a_refused_claim_moves_the_connection() {
+    let mut b = Bench::new(config());
+    b.syn(CLIENT);
+    let (id, _) = b.claims[0];
+    b.replayer.handle_refusal(b.now, id);
+    let sent = b.run();
+    let syn = sent.iter().find(|transmit| transmit.header.flags == Flags::SYN).expect("anew");
+    assert_ne!(syn.src, addr(CLIENT));
+    assert_eq!(b.claims.len(), 1);
+    b.replayer.handle_refusal(b.now, id);
+    assert!(b.run().is_empty(), "a refusal of the old name is nothing");
+}
+
+#[test]
+fn the_session_limit_refuses_and_counts() {
+    let mut b = Bench::new(Config { max_sessions: 2, ..config() });
+    for host in 1..=5 {
+        b.syn(&format!("10.9.0.{host}:40000"));
+    }
+    assert_eq!((b.replayer.sessions(), b.counters().unused.of(Unused::SessionLimit)), (2, 3));
+}
+
+#[test]
+fn the_memory_limit_ends_the_session_furthest_behind() {
+    let mut b = Bench::new(Config { memory_limit: 3_000, ..config() });
+    b.syn("10.9.0.1:1");
+    b.syn("10.9.0.2:2");
+    b.client("10.9.0.1:1", header(101, 1, A, 1000), &[0; 1000]);
+    assert_eq!(b.replayer.buffered(), 1000);
+    b.client("10.9.0.2:2", header(101, 1, A, 1400), &[0; 1400]);
+    b.client("10.9.0.2:2", header(1501, 1, A, 1400), &[0; 1400]);
+    assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (1, 1000));
+    assert_eq!(b.counters().ended.of(End::Shed), 1);
+}
+
+#[test]
+fn what_no_session_takes_is_counted_by_reason() {
+    let mut b = Bench::new(config());
+    b.packet(CLIENT, "10.1.0.1:81", header(1, 0, Flags::SYN, 0), b"");
+    b.packet(CLIENT, ONLINE, header(1, 1, Flags::SYN | A, 0), b"");
+    b.packet(CLIENT, ONLINE, header(1, 1, A, 0), b"");
+    b.packet(CLIENT, ONLINE, header(1, 1, Flags::FIN | A, 0), b"");
+    let unused = &b.counters().unused;
+    assert_eq!(
+        (unused.of(Unused::NotRouted), unused.of(Unused::Flags), unused.of(Unused::NoSession)),
+        (1, 1, 2)
+    );
+    b.replayer.handle_target(b.now, FlowId(77), &header(1, 1, A, 0));
+    assert_eq!(b.counters().answers.of(Answer::Stray), 1);
+}
+
+#[test]
+fn a_share_of_connections_is_whole() {
+    let mut b = Bench::new(Config { percent: 30, max_sessions: 10_000, ..config() });
+    for port in 1000..2000u16 {
+        let client = format!("10.9.0.1:{port}");
+        let selected = !b.syn(&client).is_empty();
+        let before = b.counters().taken.total();
+        b.client(&client, header(101, 1, A, 1), b"x");
+        assert_eq!(b.counters().taken.total() > before, selected);
+    }
+    assert!((230..370).contains(&b.replayer.sessions()), "{}", b.replayer.sessions());
+}
+
+#[test]
+fn the_end_resets_and_releases() {
+    let mut b = Bench::new(config());
+    b.syn(CLIENT);
+    b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0));
+    b.replayer.shut_down(b.now);
+    let sent = b.run();
+    assert_eq!(sent.iter().map(|transmit| transmit.header.flags).collect::<Vec<_>>(), [Flags::RST | A]);
+    assert_eq!((b.replayer.sessions(), b.claims.len()), (0, 0));
+    assert!(b.syn("10.9.0.3:5").is_empty(), "no new ones");
+}
+
+#[test]
+fn deadlines_are_met() {
+    let session =
+        session::Config { give_up: std::time::Duration::from_secs(5), ..session::Config::default() };
+    let mut b = Bench::new(Config { session: Arc::new(session), ..config() });
+    b.syn(CLIENT);
+    let mut syns = 1;
+    while let Some(due) = b.replayer.poll_timeout() {
+        assert!(due >= b.now && due.micros() < 700_000_000, "deadlines end");
+        b.now = due;
+        b.replayer.handle_timeout(due);
+        syns += b.run().iter().filter(|transmit| transmit.header.flags == Flags::SYN).count();
+    }
+    assert_eq!((syns, b.replayer.sessions()), (3, 0), "after 1 s and 3 s");
+    assert_eq!(b.counters().ended.of(End::Unreachable), 1);
+}
