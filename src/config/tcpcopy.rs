@@ -45,7 +45,8 @@ pub struct Settings {
     /// Whether the acknowledgement that ends a client's handshake is captured, if others are not.
     ///
     /// It tells the client's round-trip time and the online server's initial sequence number. Whoever captures
-    /// mostly short connections and has no copy to spare may turn it off: a third more copies with three a connection.
+    /// mostly short connections and has no copy to spare may turn it off: it is a third more with three a connection.
+    /// [`Latency::Client`] has nothing to go by then.
     pub handshake_acks: bool,
     /// What upstream bytes wait for.
     pub gate: Gate,

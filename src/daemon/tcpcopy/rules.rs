@@ -134,13 +134,14 @@ impl Rules {
     }
 }
 
-/// Rules without sets capture all that sessions need; they know less of the clients' round-trip times.
+/// Rules without sets capture all that sessions cannot do without.
 fn tell_refused_sets(installed: &Installed) {
     if let Some(error) = installed.without_sets() {
         tracing::warn!(
             error = with_causes(error),
-            "the ACKs of clients' handshakes are not captured, round-trip times are estimated: the kernel refuses the \
-             set it takes; capture.handshake-acks = false keeps this quiet"
+            "the kernel refuses the set that tells the ACKs of clients' handshakes, so they are not captured and the \
+             target does not feel the clients' latency: set capture.pure-acks = true, or capture.handshake-acks = false \
+             to keep this quiet"
         );
     }
 }
