@@ -136,6 +136,7 @@ fn online_spec(settings: &Settings) -> Result<OnlineSpec, Failure> {
         queues,
         mark: settings.mark,
         pure_acks: settings.pure_acks,
+        handshake_acks: settings.handshake_acks,
     })
 }
 
