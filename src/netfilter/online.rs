@@ -12,7 +12,8 @@
 //! takes the client out of the set and is duplicated. When the set is full, handshakes' ACKs are left out like others,
 //! and nothing else changes. Deleting from a set takes Linux 5.4 (`NFT_DYNSET_OP_DELETE`, commit d0a8d877da97), which
 //! the owner flag (5.12) implies. Until commit c92db3030492 (Linux 6.5, and stable releases of autumn 2023) the kernel
-//! counted deleted elements as if they were there: on such a kernel the set is full after 65536 connections.
+//! neither freed deleted elements nor stopped counting them: such a kernel loses a few megabytes at most, until the set
+//! is full after 65536 connections.
 //!
 //! Clients on the online host itself come in through `lo`, pass prerouting there and are captured like others. A copy
 //! cannot be captured again: it leaves through the sink, which delivers nothing, and what carries our mark or comes in
