@@ -96,10 +96,8 @@ fn the_c_users_command_line_is_understood() {
 fn defaults_are_the_documented_ones() {
     let settings = tcpcopy_settings("-x 80-10.0.0.9:80 -s 127.0.0.1");
 
-    assert_eq!(
-        (settings.copies, settings.percent, settings.insecure, settings.pure_acks),
-        (1, 100, false, false)
-    );
+    assert_eq!((settings.copies, settings.percent, settings.insecure), (1, 100, false));
+    assert_eq!((settings.pure_acks, settings.handshake_acks), (false, true));
     assert_eq!((settings.queue, settings.mark, settings.mtu), (36520, 0x7463_7079, 1500));
     assert_eq!(
         (settings.gate, settings.latency, settings.mid_stream),
@@ -282,7 +280,7 @@ fn a_wrong_file_is_named_with_its_key() {
         ("memory_limit = '1GiB'", "unknown key 'memory_limit'; did you mean 'memory-limit'?"),
         ("zzz = 1", "unknown key 'zzz'; see tcpcopy(8)"),
         ("[capture]\npure-ack = true", "unknown key 'capture.pure-ack'; did you mean 'capture.pure-acks'?"),
-        ("capture = 3", "capture: expected a table with the key pure-acks, found 3"),
+        ("capture = 3", "capture: expected a table with the keys pure-acks and handshake-acks, found 3"),
         ("[capture]\npure-acks = 1", "capture.pure-acks: expected a boolean, found 1"),
         ("copies = '3'", "copies: expected a whole number from 1 to 1023, found \"3\""),
         ("copies = -3", "copies: expected a whole number from 1 to 1023, found -3"),
@@ -343,6 +341,7 @@ fn printed_settings_are_a_valid_file_with_origins() {
         ("percent = 8", "TCPCOPY_PERCENT"),
         ("mark = 0x74637079", "default"),
         ("capture.pure-acks = false", "default"),
+        ("capture.handshake-acks = true", "default"),
         ("mtu = 9000", ".toml"),
     ] {
         assert!(

@@ -76,7 +76,7 @@ fn table(spec: &AssistantSpec, family: Family) -> Option<Table> {
     let responses_chain = Chain { name: "responses", hook, priority: RAW, rules: queued.collect() };
     let blackhole =
         Chain { name: "blackhole", hook, priority: RAW + 1, rules: blackhole_rules(spec, &responses) };
-    Some(Table { family, chains: vec![responses_chain, blackhole] })
+    Some(Table { family, sets: Vec::new(), chains: vec![responses_chain, blackhole] })
 }
 
 fn blackhole_rules(spec: &AssistantSpec, responses: &[[Match; 2]]) -> Vec<Rule> {

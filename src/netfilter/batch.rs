@@ -3,18 +3,14 @@
 //! A table that exists is replaced: add without flags (so that the removal that follows cannot miss), remove, add
 //! with flags.
 
-use std::net::IpAddr;
+use std::ffi::CString;
 
-use nftnl::expr::{Bitwise, Cmp, CmpOp, Counter, Immediate, Meta, Register as CrateRegister, Verdict};
-use nftnl::{Batch, Chain as ChainMessage, ChainType, MsgType, Policy, ProtoFamily};
-use nftnl::{Rule as RuleMessage, Table as TableReference};
+use nftnl::{Batch, Chain as ChainMessage, ChainType, MsgType, Policy, ProtoFamily, Table as TableReference};
 
-use super::ruleset::{
-    Chain, Device, End, Family, Hook, Match, Prefix, Rule, Ruleset, Statement, Table, TableName,
-};
-use crate::sys::expr::{Base, Expr, Register};
+use super::encode::encode;
+use super::ruleset::{Chain, Family, Hook, Match, Rule, Ruleset, Set, Statement, Table, TableName};
 use crate::sys::nfnl::TableMessage;
-use crate::wire::flow::SPLIT_SEED;
+use crate::sys::nfset::{SetMessage, Shape};
 
 /// `NFT_TABLE_F_OWNER` of `linux/netfilter/nf_tables.h` (Linux 5.12).
 pub(super) const TABLE_OWNER: u32 = 2;
@@ -39,8 +35,10 @@ pub(super) enum Object {
     Table,
     /// A chain is added.
     Chain(&'static str),
-    /// A rule is added: its text, and the kernel options it needs.
-    Rule { text: String, options: Vec<&'static str> },
+    /// A set is added.
+    Set(&'static str),
+    /// A rule is added: its text, the kernel options it needs, and whether it uses a set.
+    Rule { text: String, options: Vec<&'static str>, uses_set: bool },
 }
 
 /// A transaction, ready to be sent.
@@ -53,6 +51,14 @@ pub(super) struct Transaction {
     pub(super) first: u32,
     /// How many acknowledgements a success brings.
     pub(super) acknowledgements: usize,
+}
+
+impl Transaction {
+    /// What the message with a sequence number is about; `None` if that is the transaction as a whole.
+    pub(super) fn object(&self, sequence: u32) -> Option<&(Family, Object)> {
+        let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
+        self.objects.get(index)
+    }
 }
 
 /// Installs or replaces `ruleset`. A table of that name is removed in families that have none now.
@@ -82,7 +88,7 @@ pub(super) fn probe(name: &TableName, family: Family, queue: QueueKind) -> Trans
     let chain = Chain { name: "probe", hook: Hook::Output, priority: 0, rules: vec![rule] };
     let mut writer = Writer::new(name);
     writer.clear(family);
-    writer.table(&Table { family, chains: vec![chain] }, false, queue);
+    writer.table(&Table { family, sets: Vec::new(), chains: vec![chain] }, false, queue);
     writer.table_message(family, None, MsgType::Del, Object::Removal);
     writer.finish()
 }
@@ -108,6 +114,10 @@ impl<'a> Writer<'a> {
         let flags = if owner { TABLE_OWNER } else { 0 };
         self.table_message(family, Some(flags), MsgType::Add, Object::Table);
         let reference = TableReference::new(self.name.to_c_string(), protocol(family));
+        // A rule can name only sets that are there.
+        for set in &table.sets {
+            self.set(family, set);
+        }
         for chain in &table.chains {
             self.chain(&reference, family, chain, queue);
         }
@@ -119,8 +129,15 @@ impl<'a> Writer<'a> {
         self.objects.push((family, object));
     }
 
+    fn set(&mut self, family: Family, set: &Set) {
+        let name = CString::new(set.name).expect("names of sets are literals without NUL");
+        let message = SetMessage::new(&self.name.to_c_string(), protocol(family), &name, &shape(family, set));
+        self.batch.add(&message, MsgType::Add);
+        self.objects.push((family, Object::Set(set.name)));
+    }
+
     fn chain(&mut self, table: &TableReference, family: Family, chain: &Chain, queue: QueueKind) {
-        let name = std::ffi::CString::new(chain.name).expect("chain names are literals without NUL");
+        let name = CString::new(chain.name).expect("chain names are literals without NUL");
         let mut message = ChainMessage::new(name, table);
         let hook = match chain.hook {
             Hook::Prerouting => nftnl::Hook::PreRouting,
@@ -135,7 +152,7 @@ impl<'a> Writer<'a> {
             self.batch.add(&encode(&message, family, rule, queue), MsgType::Add);
             let text = rule.in_family(family).to_string();
             let options = kernel_options(rule, family, queue);
-            self.objects.push((family, Object::Rule { text, options }));
+            self.objects.push((family, Object::Rule { text, options, uses_set: rule.uses_set() }));
         }
     }
 
@@ -168,8 +185,11 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
         | Match::TcpSport(_)
         | Match::TcpDport(_)
         | Match::Length(_)
+        | Match::LengthAtMost(_)
         | Match::DataOffset(_)
-        | Match::NoSynFinRst => None,
+        | Match::NoSynFinRst
+        | Match::SynAlone
+        | Match::NotIn { .. } => None,
     };
     let of_statement = |statement: &Statement| match statement {
         Statement::Dup { .. } => Some(by_family("NFT_DUP_IPV4", "NFT_DUP_IPV6")),
@@ -178,171 +198,43 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
             QueueKind::Native => "NFT_QUEUE",
             QueueKind::Compat => "NETFILTER_XT_TARGET_NFQUEUE",
         }),
-        Statement::Counter | Statement::Return | Statement::Accept | Statement::Drop => None,
+        Statement::Counter
+        | Statement::Add { .. }
+        | Statement::Delete { .. }
+        | Statement::Return
+        | Statement::Accept
+        | Statement::Drop => None,
     };
     let matches = rule.matches.iter().filter_map(of_match);
     matches.chain(rule.statements.iter().filter_map(of_statement)).collect()
 }
 
-/// `IPPROTO_TCP`, in the one byte that `meta l4proto` loads.
-const TCP: u8 = 6;
+/// What the kernel has to know about a set, and says when asked.
+pub(super) fn shape(family: Family, set: &Set) -> Shape {
+    let address = match family {
+        Family::Ip => (IPV4_ADDRESS, 4),
+        Family::Ip6 => (IPV6_ADDRESS, 16),
+    };
+    Shape {
+        flags: (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL).cast_unsigned(),
+        key_type: address.0 << TYPE_BITS | PORT,
+        key_length: address.1 + 4,
+        size: set.size,
+        timeout_ms: u64::try_from(set.timeout.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+// nft's numbers of data types (`enum datatypes` of its `include/datatype.h`). The kernel keeps them for those who list
+// the set, and a concatenation is one number, six bits a part.
+const IPV4_ADDRESS: u32 = 7;
+const IPV6_ADDRESS: u32 = 8;
+const PORT: u32 = 13;
+const TYPE_BITS: u32 = 6;
 
 fn protocol(family: Family) -> ProtoFamily {
     match family {
         Family::Ip => ProtoFamily::Ipv4,
         Family::Ip6 => ProtoFamily::Ipv6,
-    }
-}
-
-fn encode<'a>(chain: &'a ChainMessage<'a>, family: Family, rule: &Rule, queue: QueueKind) -> RuleMessage<'a> {
-    let mut message = RuleMessage::new(chain);
-    let mut tcp_checked = false;
-    for condition in &rule.matches {
-        if needs_tcp(condition) && !tcp_checked {
-            equal(&mut message, &Meta::L4Proto, &[TCP]);
-            tcp_checked = true;
-        }
-        add_match(&mut message, family, condition);
-    }
-    for statement in &rule.statements {
-        add_statement(&mut message, statement, queue);
-    }
-    message
-}
-
-/// Whether a match reads the TCP header. nft adds the check of the protocol by itself; a batch has to say it.
-fn needs_tcp(condition: &Match) -> bool {
-    match condition {
-        Match::Tcp
-        | Match::TcpSport(_)
-        | Match::TcpDport(_)
-        | Match::DataOffset(_)
-        | Match::NoSynFinRst
-        | Match::Worker { .. } => true,
-        Match::Mark(_)
-        | Match::Iif(_)
-        | Match::Oif(_)
-        | Match::Saddr(_)
-        | Match::Daddr(_)
-        | Match::DaddrLocal
-        | Match::Length(_) => false,
-    }
-}
-
-fn add_match(rule: &mut RuleMessage<'_>, family: Family, condition: &Match) {
-    let header = Header::of(family);
-    let network = |offset, length| Expr::payload(Base::Network, offset, length, Register::R1);
-    let transport = |offset, length| Expr::payload(Base::Transport, offset, length, Register::R1);
-    match condition {
-        Match::Mark(mark) => equal(rule, &Meta::Mark { set: false }, &mark.to_ne_bytes()),
-        Match::Iif(Device { index, .. }) => equal(rule, &Meta::Iif, &index.to_ne_bytes()),
-        Match::Oif(Device { index, .. }) => equal(rule, &Meta::Oif, &index.to_ne_bytes()),
-        Match::Saddr(prefix) => in_prefix(rule, header.source, *prefix),
-        Match::Daddr(address) => equal(rule, &network(header.destination, header.address), &octets(*address)),
-        Match::DaddrLocal => equal(rule, &Expr::fib_daddr_type(), &u32::from(libc::RTN_LOCAL).to_ne_bytes()),
-        // The check of the protocol itself, which the caller has added.
-        Match::Tcp => {}
-        Match::TcpSport(port) => equal(rule, &transport(0, 2), &port.to_be_bytes()),
-        Match::TcpDport(port) => equal(rule, &transport(2, 2), &port.to_be_bytes()),
-        Match::Length(bytes) => equal(rule, &network(header.length, 2), &bytes.to_be_bytes()),
-        Match::DataOffset(words) => masked_equal(rule, &transport(12, 1), &[0xf0], &[words << 4]),
-        Match::NoSynFinRst => {
-            const FIN_SYN_RST: u8 = 0x07;
-            masked_equal(rule, &transport(13, 1), &[FIN_SYN_RST], &[0]);
-        }
-        Match::Worker { client, index, workers } => add_worker(rule, header, *client, *index, *workers),
-    }
-}
-
-fn add_statement(rule: &mut RuleMessage<'_>, statement: &Statement, queue: QueueKind) {
-    match statement {
-        Statement::Counter => rule.add_expr(&Counter),
-        Statement::Dup { to, device } => {
-            match to {
-                IpAddr::V4(to) => rule.add_expr(&Immediate::new(to.octets(), CrateRegister::Reg1)),
-                IpAddr::V6(to) => rule.add_expr(&Immediate::new(to.octets(), CrateRegister::Reg1)),
-            }
-            rule.add_expr(&Immediate::new(device.index.to_ne_bytes(), CrateRegister::Reg2));
-            rule.add_expr(&Expr::dup());
-        }
-        Statement::Notrack => rule.add_expr(&Expr::notrack()),
-        Statement::Queue(number) => rule.add_expr(&match queue {
-            QueueKind::Native => Expr::queue(*number),
-            QueueKind::Compat => Expr::nfqueue_target(*number),
-        }),
-        Statement::Return => rule.add_expr(&Verdict::Return),
-        Statement::Accept => rule.add_expr(&Verdict::Accept),
-        Statement::Drop => rule.add_expr(&Verdict::Drop),
-    }
-}
-
-/// The client's address and, right behind it, its port padded to four bytes are hashed.
-fn add_worker(rule: &mut RuleMessage<'_>, header: Header, client: End, index: u16, workers: u16) {
-    let (address_offset, port_offset) = match client {
-        End::Source => (header.source, 0),
-        End::Destination => (header.destination, 2),
-    };
-    let behind_address = if header.address == 4 { Register::R2_SECOND_WORD } else { Register::R3 };
-    rule.add_expr(&Expr::payload(Base::Network, address_offset, header.address, Register::R2));
-    rule.add_expr(&Expr::payload(Base::Transport, port_offset, 2, behind_address));
-    let hash = Expr::jhash(Register::R2, header.address + 4, workers.into(), SPLIT_SEED);
-    equal(rule, &hash, &u32::from(index).to_ne_bytes());
-}
-
-fn in_prefix(rule: &mut RuleMessage<'_>, offset: u32, prefix: Prefix) {
-    let address = octets(prefix.address());
-    let whole_bytes = usize::from(prefix.length() / 8);
-    let more_bits = prefix.length() % 8;
-    if more_bits > 0 {
-        let mut mask = vec![0xff; whole_bytes];
-        mask.push(0xff << (8 - more_bits));
-        mask.resize(address.len(), 0);
-        let load = Expr::payload(Base::Network, offset, length(&address), Register::R1);
-        masked_equal(rule, &load, &mask, &address);
-    } else if let Some(shared) = address.get(..whole_bytes).filter(|shared| !shared.is_empty()) {
-        equal(rule, &Expr::payload(Base::Network, offset, length(shared), Register::R1), shared);
-    }
-}
-
-fn equal(rule: &mut RuleMessage<'_>, load: &impl nftnl::expr::Expression, value: &[u8]) {
-    rule.add_expr(load);
-    rule.add_expr(&Cmp::new(CmpOp::Eq, value));
-}
-
-fn masked_equal(rule: &mut RuleMessage<'_>, load: &Expr, mask: &[u8], value: &[u8]) {
-    let no_flips = vec![0_u8; mask.len()];
-    rule.add_expr(load);
-    rule.add_expr(&Bitwise::new(mask, no_flips.as_slice()));
-    rule.add_expr(&Cmp::new(CmpOp::Eq, value));
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
-fn length(address: &[u8]) -> u32 {
-    u32::try_from(address.len()).expect("an address has 16 bytes at most")
-}
-
-/// Where an IP header has what (RFC 791, RFC 8200).
-#[derive(Clone, Copy)]
-struct Header {
-    length: u32,
-    source: u32,
-    destination: u32,
-    /// Bytes in an address.
-    address: u32,
-}
-
-impl Header {
-    fn of(family: Family) -> Self {
-        match family {
-            Family::Ip => Self { length: 2, source: 12, destination: 16, address: 4 },
-            Family::Ip6 => Self { length: 4, source: 8, destination: 24, address: 16 },
-        }
     }
 }
 
@@ -381,7 +273,7 @@ mod tests {
     fn both_ways_to_queue_name_the_queue() {
         let rule = Rule { matches: Vec::new(), statements: vec![Statement::Queue(36520)] };
         let chain = Chain { name: "c", hook: Hook::Output, priority: 0, rules: vec![rule] };
-        let table = Table { family: Family::Ip, chains: vec![chain] };
+        let table = Table { family: Family::Ip, sets: Vec::new(), chains: vec![chain] };
         let ruleset = Ruleset { name: TableName::tcpcopy(), owner: true, tables: vec![table] };
 
         let native = expressions(&install(&ruleset, QueueKind::Native));

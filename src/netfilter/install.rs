@@ -14,8 +14,11 @@ use super::ruleset::{Family, Ruleset, TableName};
 /// however the process ends. Any other stays until [`Installed::remove`] or [`remove_table`].
 pub struct Installed {
     link: Link,
+    /// What is in force.
     ruleset: Ruleset,
     queue: QueueKind,
+    /// Why the sets that were wanted are not in force.
+    without_sets: Option<InstallError>,
 }
 
 /// Why rules could not be installed or removed. A transaction is carried out as a whole or not at all; only after
@@ -112,11 +115,14 @@ pub enum InstallError {
 
 impl Installed {
     /// Puts `ruleset` in force, in place of whatever tables of its name there are, without a moment between.
+    ///
+    /// If the kernel refuses its sets, it is [`Ruleset::without_sets`] that is put in force: see
+    /// [`Installed::without_sets`].
     pub fn install(ruleset: &Ruleset) -> Result<Self, InstallError> {
         let Some(table) = ruleset.tables.first() else { return Err(InstallError::Empty) };
         let queue = if ruleset.uses_queues() { probe_queue(table.family)? } else { QueueKind::Native };
         let link = Link::open().map_err(InstallError::Socket)?;
-        let mut installed = Self { link, ruleset: ruleset.clone(), queue };
+        let mut installed = Self { link, ruleset: ruleset.clone(), queue, without_sets: None };
         installed.put(ruleset)?;
         Ok(installed)
     }
@@ -140,7 +146,17 @@ impl Installed {
         remove_through(&mut self.link, &self.ruleset.name).map(drop)
     }
 
-    /// The rules this was installed from.
+    /// Why the kernel refused the sets of the ruleset, if it did: the rules do without.
+    pub fn without_sets(&self) -> Option<&InstallError> {
+        self.without_sets.as_ref()
+    }
+
+    /// True if the ACKs of clients' handshakes are told from other ACKs: the rules have the set it takes.
+    pub fn handshakes(&self) -> bool {
+        self.ruleset.has_sets()
+    }
+
+    /// The rules in force.
     pub fn ruleset(&self) -> &Ruleset {
         &self.ruleset
     }
@@ -161,15 +177,36 @@ impl Installed {
     }
 
     fn put(&mut self, ruleset: &Ruleset) -> Result<(), InstallError> {
-        let transaction = batch::install(ruleset, self.queue);
-        let outcome = self.link.commit(&transaction);
-        outcome.map_err(|failure| explain(failure, &transaction, &ruleset.name))?;
-        self.ruleset = ruleset.clone();
+        let (in_force, without_sets) = match self.commit(ruleset) {
+            Ok(()) => (ruleset.clone(), None),
+            Err(Refusal { error, of_sets: true }) => {
+                let rest = ruleset.without_sets();
+                self.commit(&rest).map_err(|refusal| refusal.error)?;
+                (rest, Some(error))
+            }
+            Err(Refusal { error, of_sets: false }) => return Err(error),
+        };
+        self.ruleset = in_force;
+        self.without_sets = without_sets;
         match self.check().map_err(InstallError::Receive)? {
             Presence::Complete => Ok(()),
             Presence::Altered(what) => Err(InstallError::Altered(what)),
         }
     }
+
+    fn commit(&mut self, ruleset: &Ruleset) -> Result<(), Refusal> {
+        let transaction = batch::install(ruleset, self.queue);
+        self.link.commit(&transaction).map_err(|failure| Refusal {
+            of_sets: concerns_sets(&failure, &transaction),
+            error: explain(failure, &transaction, &ruleset.name),
+        })
+    }
+}
+
+/// Why a ruleset is not in force, and whether it would be if it had no sets.
+struct Refusal {
+    error: InstallError,
+    of_sets: bool,
 }
 
 /// Removes the tables called `name` and says of which families there was one.
@@ -211,6 +248,16 @@ pub fn probe_queue(family: Family) -> Result<QueueKind, InstallError> {
     Err(InstallError::NoQueue)
 }
 
+/// Whether it was a set, or a rule that uses one, that was refused.
+fn concerns_sets(failure: &Failure, transaction: &Transaction) -> bool {
+    let Failure::Refused { sequence, .. } = failure else { return false };
+    transaction.object(*sequence).is_some_and(|(_, object)| match object {
+        Object::Set(_) => true,
+        Object::Rule { uses_set, .. } => *uses_set,
+        Object::Reserve | Object::Removal | Object::Table | Object::Chain(_) => false,
+    })
+}
+
 /// What a failure means, by the message that was refused and the errno.
 fn explain(failure: Failure, transaction: &Transaction, table: &TableName) -> InstallError {
     let (sequence, source) = match failure {
@@ -222,10 +269,8 @@ fn explain(failure: Failure, transaction: &Transaction, table: &TableName) -> In
         }
         Failure::Refused { sequence, error } => (sequence, error),
     };
-    let position = sequence.checked_sub(transaction.first).and_then(|index| usize::try_from(index).ok());
-    let object = position.and_then(|index| transaction.objects.get(index));
     let table = table.clone();
-    let Some((family, object)) = object else {
+    let Some((family, object)) = transaction.object(sequence) else {
         return match source.raw_os_error() {
             Some(libc::EPERM) => InstallError::Permission,
             Some(libc::EOPNOTSUPP) => InstallError::NoNftables,
@@ -238,11 +283,13 @@ fn explain(failure: Failure, transaction: &Transaction, table: &TableName) -> In
             InstallError::Owned { family, table }
         }
         (Object::Table, Some(libc::EOPNOTSUPP | libc::EINVAL)) => InstallError::NoOwnerFlag,
-        (Object::Rule { text, options }, Some(libc::ENOENT)) => {
+        // Of a rule with a set, that may be what is missing; the rest shows without it.
+        (Object::Rule { text, options, uses_set: false }, Some(libc::ENOENT)) => {
             InstallError::MissingExpression { family, table, rule: text.clone(), options: options.clone() }
         }
         (Object::Reserve | Object::Table, _) => refused(table, format!("the {family} table"), source),
         (Object::Removal, _) => refused(table, format!("to remove the {family} table"), source),
+        (Object::Set(set), _) => refused(table, format!("the {family} set {set}"), source),
         (Object::Chain(chain), _) => refused(table, format!("the {family} chain {chain}"), source),
         (Object::Rule { text, .. }, _) => refused(table, format!("the {family} rule \"{text}\""), source),
     }

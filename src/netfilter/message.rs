@@ -3,7 +3,9 @@
 //!
 //! Everything the kernel sends is read with checked lengths; what does not parse is `None`, never a panic.
 
-/// `NFTA_TABLE_NAME`, and what the name of the table is in messages about chains and rules.
+use crate::sys::nfset::Shape;
+
+/// `NFTA_TABLE_NAME`, and what the name of the table is in messages about chains, sets and rules.
 pub(super) const TABLE_NAME: u16 = 1;
 /// `NFTA_TABLE_FLAGS`, big-endian.
 pub(super) const TABLE_FLAGS: u16 = 2;
@@ -11,6 +13,9 @@ pub(super) const TABLE_FLAGS: u16 = 2;
 pub(super) const CHAIN_NAME: u16 = 3;
 /// `NFTA_RULE_CHAIN`. In requests and answers about rules, attribute 1 is the table's name too.
 pub(super) const RULE_CHAIN: u16 = 2;
+
+/// `NFTA_SET_NAME`.
+pub(super) const SET_NAME: u16 = 2;
 
 /// One netlink message, header checked.
 pub(super) struct Message<'a> {
@@ -144,6 +149,25 @@ pub(super) fn rule_counter(rule: &Attributes<'_>) -> Option<Counters> {
         let bytes = u64::from_be_bytes(counter.number(COUNTER_BYTES)?);
         Some(Counters { packets, bytes })
     })
+}
+
+/// What a set is like. What is not said is 0: the kernel says only what was asked for.
+pub(super) fn set_shape(set: &Attributes<'_>) -> Shape {
+    const SET_FLAGS: u16 = 3;
+    const SET_KEY_TYPE: u16 = 4;
+    const SET_KEY_LENGTH: u16 = 5;
+    const SET_DESCRIPTION: u16 = 9;
+    const SET_TIMEOUT: u16 = 11;
+    const DESCRIPTION_SIZE: u16 = 1;
+    let number = |kind| set.number(kind).map_or(0, u32::from_be_bytes);
+    let description = set.nested(SET_DESCRIPTION);
+    Shape {
+        flags: number(SET_FLAGS),
+        key_type: number(SET_KEY_TYPE),
+        key_length: number(SET_KEY_LENGTH),
+        size: description.and_then(|of| of.number(DESCRIPTION_SIZE)).map_or(0, u32::from_be_bytes),
+        timeout_ms: set.number(SET_TIMEOUT).map_or(0, u64::from_be_bytes),
+    }
 }
 
 /// What the rules counted.

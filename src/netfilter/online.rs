@@ -6,14 +6,24 @@
 //! - `copies` (output) queues what leaves through the sink, and keeps our own packets out of connection tracking.
 //! - `sink` (output, one priority later) drops what the queue did not take: a verdict `accept` on a copy ends here.
 //!
+//! Segments that only acknowledge are most packets and left out, but for one of each connection: the ACK that ends the
+//! client's handshake says how far away the client is, and where the online server's sequence numbers begin. The set
+//! `handshakes` holds the clients (address and port) whose SYN has come; the first segment without payload since then
+//! takes the client out of the set and is duplicated. When the set is full, handshakes' ACKs are left out like others,
+//! and nothing else changes. Deleting from a set takes Linux 5.4 (`NFT_DYNSET_OP_DELETE`, commit d0a8d877da97), which
+//! the owner flag (5.12) implies. Until commit c92db3030492 (Linux 6.5, and stable releases of autumn 2023) the kernel
+//! neither freed deleted elements nor stopped counting them: such a kernel loses a few megabytes at most, until the set
+//! is full after 65536 connections.
+//!
 //! Clients on the online host itself come in through `lo`, pass prerouting there and are captured like others. A copy
 //! cannot be captured again: it leaves through the sink, which delivers nothing, and what carries our mark or comes in
 //! from the sink is left alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use super::ruleset::{
-    Chain, Device, End, Families, Family, Hook, Match, Prefix, Queues, Rule, Ruleset, Statement, Table,
+    Chain, Device, End, Families, Family, Hook, Match, Prefix, Queues, Rule, Ruleset, Set, Statement, Table,
     TableName,
 };
 
@@ -26,6 +36,13 @@ pub const DUP_TO_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x7463, 0x7
 
 /// Raw priority: before connection tracking.
 const RAW: i32 = -300;
+
+/// The set of clients whose handshake has begun.
+const HANDSHAKES: &str = "handshakes";
+/// A client that has not ended its handshake by then is forgotten until it repeats its SYN.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes at a time. Those that are over count too until the kernel clears up, which it does once a second.
+const HANDSHAKES_SIZE: u32 = 65536;
 
 /// What tcpcopy captures on the online host, and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +63,8 @@ pub struct OnlineSpec {
     pub mark: u32,
     /// Whether segments that carry nothing but an acknowledgement are captured too.
     pub pure_acks: bool,
+    /// If they are not, whether those that end clients' handshakes are captured all the same.
+    pub handshake_acks: bool,
 }
 
 /// Traffic to capture.
@@ -75,7 +94,13 @@ fn table(spec: &OnlineSpec, family: Family) -> Option<Table> {
         return None;
     }
     let chains = vec![capture_chain(spec, family, &captures, &clients), copies_chain(spec), sink_chain(spec)];
-    Some(Table { family, chains })
+    Some(Table { family, sets: handshakes(spec).into_iter().collect(), chains })
+}
+
+/// The set that the rules for handshakes need, if there are any.
+fn handshakes(spec: &OnlineSpec) -> Option<Set> {
+    let wanted = spec.handshake_acks && !spec.pure_acks;
+    wanted.then_some(Set { name: HANDSHAKES, timeout: HANDSHAKE_TIMEOUT, size: HANDSHAKES_SIZE })
 }
 
 fn capture_chain(spec: &OnlineSpec, family: Family, captures: &[Capture], clients: &[Prefix]) -> Chain {
@@ -84,24 +109,20 @@ fn capture_chain(spec: &OnlineSpec, family: Family, captures: &[Capture], client
         Rule { matches: vec![Match::Iif(spec.sink.clone())], statements: vec![Statement::Return] },
     ];
     if !spec.pure_acks {
-        for capture in captures {
-            rules.extend(pure_ack_sizes(family).map(|(length, data_offset)| {
-                let mut matches = destination(*capture);
-                matches.extend([Match::Length(length), Match::DataOffset(data_offset), Match::NoSynFinRst]);
-                Rule { matches, statements: vec![Statement::Return] }
-            }));
+        let awaited = handshakes(spec).is_some();
+        rules.extend(captures.iter().flat_map(|capture| pure_acks(family, *capture, awaited)));
+        if awaited {
+            rules.extend(captures.iter().map(|capture| handshake_over(family, *capture)));
+            rules.extend(captures.iter().map(|capture| handshake_begins(*capture)));
         }
     }
     for capture in captures {
         let everybody = clients.is_empty() || clients.iter().any(Prefix::is_everything);
         if everybody {
-            rules.push(dup(spec, family, destination(*capture)));
+            rules.push(dup(spec, family, to(*capture, [])));
         } else {
-            rules.extend(clients.iter().map(|prefix| {
-                let mut matches = destination(*capture);
-                matches.push(Match::Saddr(*prefix));
-                dup(spec, family, matches)
-            }));
+            let from = |prefix: &Prefix| dup(spec, family, to(*capture, [Match::Saddr(*prefix)]));
+            rules.extend(clients.iter().map(from));
         }
     }
     Chain { name: "capture", hook: Hook::Prerouting, priority: RAW, rules }
@@ -132,31 +153,62 @@ pub(super) fn queue_rules(matches: &[Match], client: End, queues: Queues) -> Vec
     (0..workers).zip(queues.numbers()).map(rule).collect()
 }
 
-/// The port comes first where the address costs a lookup.
-fn destination(capture: Capture) -> Vec<Match> {
-    match capture.online {
-        Some(address) => vec![Match::Daddr(address), Match::TcpDport(capture.port)],
-        None => vec![Match::TcpDport(capture.port), Match::DaddrLocal],
-    }
+/// Segments without payload end the chain here, unless they are the first since their client's SYN. Most packets are
+/// such segments, so this is one rule for each: the set is searched here only.
+fn pure_acks(family: Family, capture: Capture, awaited: bool) -> impl Iterator<Item = Rule> {
+    PURE_ACK_WORDS.into_iter().map(move |words| {
+        let length = Match::Length(pure_ack_length(family, words));
+        let segment = [length, Match::DataOffset(words), Match::NoSynFinRst];
+        let not_awaited = awaited.then_some(Match::NotIn { set: HANDSHAKES, client: End::Source });
+        let matches = to(capture, segment.into_iter().chain(not_awaited));
+        Rule { matches, statements: vec![Statement::Return] }
+    })
+}
+
+/// The segments without payload that come this far are in the set. Data as short as that may come along, and says
+/// as much about the handshake.
+fn handshake_over(family: Family, capture: Capture) -> Rule {
+    let [.., most_words] = PURE_ACK_WORDS;
+    let length = Match::LengthAtMost(pure_ack_length(family, most_words));
+    let delete = Statement::Delete { set: HANDSHAKES, client: End::Source };
+    Rule { matches: to(capture, [length, Match::NoSynFinRst]), statements: vec![delete] }
+}
+
+/// A rule of its own: if the set is full, the SYN is duplicated all the same. It heeds no client prefixes, because the
+/// rules that duplicate do, and each segment with data would pay for one more rule a prefix.
+fn handshake_begins(capture: Capture) -> Rule {
+    let add = Statement::Add { set: HANDSHAKES, client: End::Source };
+    Rule { matches: to(capture, [Match::SynAlone]), statements: vec![add] }
+}
+
+/// Packets to where clients write that `more` hold for. An address of this host comes last: it costs a lookup.
+fn to(capture: Capture, more: impl IntoIterator<Item = Match>) -> Vec<Match> {
+    let daddr = capture.online.map(Match::Daddr);
+    let local = capture.online.is_none().then_some(Match::DaddrLocal);
+    let port = Match::TcpDport(capture.port);
+    daddr.into_iter().chain([port]).chain(more).chain(local).collect()
 }
 
 /// Ends the chain for the packet: captures and client prefixes may overlap, and `dup` alone would go on to the next.
 fn dup(spec: &OnlineSpec, family: Family, matches: Vec<Match>) -> Rule {
-    let to = match family {
+    let neighbour = match family {
         Family::Ip => DUP_TO_V4.into(),
         Family::Ip6 => DUP_TO_V6.into(),
     };
-    let dup = Statement::Dup { to, device: spec.sink.clone() };
+    let dup = Statement::Dup { to: neighbour, device: spec.sink.clone() };
     Rule { matches, statements: vec![Statement::Counter, dup, Statement::Return] }
 }
 
-/// Length field and data offset of segments without payload: without options, and with timestamps.
-fn pure_ack_sizes(family: Family) -> impl Iterator<Item = (u16, u8)> {
+/// 32-bit words of TCP header in segments without payload: without options, and with timestamps.
+const PURE_ACK_WORDS: [u8; 2] = [5, 8];
+
+/// The length field of segments without payload that have so many words of TCP header.
+fn pure_ack_length(family: Family, words: u8) -> u16 {
     let ip_header = match family {
         Family::Ip => 20,
         Family::Ip6 => 0,
     };
-    [5_u8, 8].into_iter().map(move |words| (ip_header + u16::from(words) * 4, words))
+    ip_header + u16::from(words) * 4
 }
 
 fn unique<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {

@@ -3,21 +3,22 @@
 use std::collections::HashMap;
 use std::io;
 
-use super::batch::TABLE_OWNER;
+use super::batch::{self, TABLE_OWNER};
 use super::link::{Link, undisturbed};
 use super::message::{self, Counters};
-use super::ruleset::{Ruleset, Table};
+use super::ruleset::{Ruleset, Table, TableName};
 
 /// Whether a ruleset is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Presence {
-    /// All its tables, chains and rules are there.
+    /// All its tables, sets, chains and rules are there.
     Complete,
     /// Something is missing or has been changed; what was noticed first.
     Altered(String),
 }
 
-/// Compares what the kernel has with `ruleset`: tables and their flags, chains, and the number of rules in each.
+/// Compares what the kernel has with `ruleset`: tables and their flags, sets but not what is
+/// in them, chains, and the number of rules in each.
 pub fn present(ruleset: &Ruleset) -> io::Result<Presence> {
     presence(&mut Link::open()?, ruleset)
 }
@@ -41,6 +42,37 @@ fn alteration(link: &mut Link, ruleset: &Ruleset, table: &Table) -> io::Result<O
         }
         Some(_) => {}
     }
+    if let Some(alteration) = altered_set(link, name, table)? {
+        return Ok(Some(alteration));
+    }
+    altered_chain(link, name, table)
+}
+
+fn altered_set(link: &mut Link, name: &TableName, table: &Table) -> io::Result<Option<String>> {
+    let family = table.family;
+    let mut found = HashMap::new();
+    link.dump(libc::NFT_MSG_GETSET, family, name, &mut |set| {
+        if let Some(set_name) = set.string(message::SET_NAME) {
+            found.insert(set_name.to_vec(), message::set_shape(&set));
+        }
+    })?;
+    for set in &table.sets {
+        match found.remove(set.name.as_bytes()) {
+            None => return Ok(Some(format!("set {family} {name} {} is gone", set.name))),
+            Some(shape) if shape != batch::shape(family, set) => {
+                return Ok(Some(format!("set {family} {name} {} is another one", set.name)));
+            }
+            Some(_) => {}
+        }
+    }
+    let stranger = found.into_keys().next();
+    Ok(stranger.map(|set| {
+        format!("table {family} {name} has a set that is not ours: {}", String::from_utf8_lossy(&set))
+    }))
+}
+
+fn altered_chain(link: &mut Link, name: &TableName, table: &Table) -> io::Result<Option<String>> {
+    let family = table.family;
     let mut found: HashMap<Vec<u8>, usize> = HashMap::new();
     link.dump(libc::NFT_MSG_GETCHAIN, family, name, &mut |chain| {
         if let Some(chain) = chain.string(message::CHAIN_NAME) {

@@ -5,6 +5,7 @@
 use std::ffi::CString;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 /// The name of a table, checked to be one that nft can read back: a letter or `_`, then letters, digits, `_`, `-`, `.`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -243,8 +244,22 @@ pub struct Ruleset {
 pub struct Table {
     /// Its address family.
     pub family: Family,
+    /// Its sets.
+    pub sets: Vec<Set>,
     /// Its chains.
     pub chains: Vec<Chain>,
+}
+
+/// A set of clients' flows, each an address of the table's family and a port. Rules add and delete its elements
+/// (flag `dynamic`), and the kernel forgets them by itself after a while (flag `timeout`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Its name, an nft identifier.
+    pub name: &'static str,
+    /// How long an element stays.
+    pub timeout: Duration,
+    /// The most elements; when it is full, nothing is added.
+    pub size: u32,
 }
 
 /// A base chain of type `filter` with policy `accept`.
@@ -311,10 +326,14 @@ pub enum Match {
     TcpDport(u16),
     /// The IP header's length field: the total length for IPv4, that of the payload for IPv6.
     Length(u16),
+    /// The same field is no larger.
+    LengthAtMost(u16),
     /// The data offset: 32-bit words in the TCP header.
     DataOffset(u8),
     /// None of SYN, FIN and RST.
     NoSynFinRst,
+    /// SYN, and none of ACK, FIN and RST: a client opens a connection.
+    SynAlone,
     /// The flow belongs to a worker: `jhash` of address and port of one end, scaled to the number of workers.
     /// Equal to [`crate::wire::flow::split`].
     Worker {
@@ -324,6 +343,13 @@ pub enum Match {
         index: u16,
         /// Of how many.
         workers: u16,
+    },
+    /// The address and port of one end are not in a set of the table.
+    NotIn {
+        /// The set's name.
+        set: &'static str,
+        /// Where the client's address and port are.
+        client: End,
     },
 }
 
@@ -352,6 +378,21 @@ pub enum Statement {
     Notrack,
     /// Hands the packet to a queue, or drops it if nobody listens there.
     Queue(u16),
+    /// Adds the address and port of one end to a set of the table. If that fails, because the set is full or memory is
+    /// short, the rule ends here and the next one is tried.
+    Add {
+        /// The set's name.
+        set: &'static str,
+        /// Where the client's address and port are.
+        client: End,
+    },
+    /// Deletes the same from a set, if it is there (Linux 5.4).
+    Delete {
+        /// The set's name.
+        set: &'static str,
+        /// Where the client's address and port are.
+        client: End,
+    },
     /// Ends this chain.
     Return,
     /// Ends this chain; later chains still see the packet.
@@ -365,6 +406,42 @@ impl Ruleset {
     pub(super) fn uses_queues(&self) -> bool {
         let mut rules = self.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
         rules.any(|rule| rule.statements.iter().any(|statement| matches!(statement, Statement::Queue(_))))
+    }
+
+    /// True if any table has a set.
+    pub fn has_sets(&self) -> bool {
+        self.tables.iter().any(|table| !table.sets.is_empty())
+    }
+
+    /// The rules that do the same as these would if nothing could ever be added to a set.
+    #[must_use]
+    pub fn without_sets(&self) -> Self {
+        let mut ruleset = self.clone();
+        for table in &mut ruleset.tables {
+            table.sets.clear();
+            for chain in &mut table.chains {
+                chain.rules.retain(|rule| !rule.changes_set());
+                for rule in &mut chain.rules {
+                    rule.matches.retain(|condition| !matches!(condition, Match::NotIn { .. }));
+                }
+            }
+        }
+        ruleset
+    }
+}
+
+impl Rule {
+    /// True if the rule looks into a set or changes one.
+    pub(super) fn uses_set(&self) -> bool {
+        let looks = self.matches.iter().any(|condition| matches!(condition, Match::NotIn { .. }));
+        looks || self.changes_set()
+    }
+
+    /// True if the rule adds to a set or deletes from one; it does nothing else then.
+    fn changes_set(&self) -> bool {
+        let changes =
+            |statement: &Statement| matches!(statement, Statement::Add { .. } | Statement::Delete { .. });
+        self.statements.iter().any(changes)
     }
 }
 

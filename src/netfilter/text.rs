@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::ruleset::{Chain, End, Family, Match, Rule, Ruleset, Statement};
+use super::ruleset::{Chain, End, Family, Match, Rule, Ruleset, Set, Statement};
 use crate::wire::flow::SPLIT_SEED;
 
 impl Display for Ruleset {
@@ -18,6 +18,10 @@ impl Display for Ruleset {
             writeln!(f, "table {family} {name}")?;
             writeln!(f, "delete table {family} {name}")?;
             writeln!(f, "table {family} {name} {{")?;
+            for set in &table.sets {
+                write_set(f, family, set)?;
+                writeln!(f)?;
+            }
             for (position, chain) in table.chains.iter().enumerate() {
                 if position > 0 {
                     writeln!(f)?;
@@ -28,6 +32,23 @@ impl Display for Ruleset {
         }
         Ok(())
     }
+}
+
+fn write_set(f: &mut Formatter<'_>, family: Family, set: &Set) -> fmt::Result {
+    let address = match family {
+        Family::Ip => "ipv4_addr",
+        Family::Ip6 => "ipv6_addr",
+    };
+    writeln!(f, "\tset {} {{", set.name)?;
+    writeln!(f, "\t\ttype {address} . inet_service")?;
+    writeln!(f, "\t\tsize {}", set.size)?;
+    writeln!(f, "\t\tflags dynamic,timeout")?;
+    write!(f, "\t\ttimeout {}s", set.timeout.as_secs())?;
+    match set.timeout.subsec_millis() {
+        0 => writeln!(f)?,
+        more => writeln!(f, "{more}ms")?,
+    }
+    writeln!(f, "\t}}")
 }
 
 fn write_chain(f: &mut Formatter<'_>, family: Family, chain: &Chain) -> fmt::Result {
@@ -63,7 +84,7 @@ impl Display for RuleText<'_> {
         }
         for statement in &self.rule.statements {
             f.write_str(separator)?;
-            write_statement(f, statement)?;
+            write_statement(f, self.family, statement)?;
             separator = " ";
         }
         Ok(())
@@ -85,27 +106,44 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
         Match::TcpSport(port) => write!(f, "tcp sport {port}"),
         Match::TcpDport(port) => write!(f, "tcp dport {port}"),
         Match::Length(bytes) => write!(f, "{family} length {bytes}"),
+        Match::LengthAtMost(bytes) => write!(f, "{family} length <= {bytes}"),
         Match::DataOffset(words) => write!(f, "tcp doff {words}"),
         Match::NoSynFinRst => f.write_str("tcp flags & (fin | syn | rst) == 0x0"),
+        Match::SynAlone => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
         Match::Worker { client, index, workers } => {
-            let (address, port) = match client {
-                End::Source => ("saddr", "sport"),
-                End::Destination => ("daddr", "dport"),
-            };
-            write!(
-                f,
-                "jhash {family} {address} . tcp {port} mod {workers} seed {SPLIT_SEED:#010x} == {index}"
-            )
+            let flow = Flow { family, end: *client };
+            write!(f, "jhash {flow} mod {workers} seed {SPLIT_SEED:#010x} == {index}")
+        }
+        Match::NotIn { set, client } => write!(f, "{} != @{set}", Flow { family, end: *client }),
+    }
+}
+
+/// Address and port of one end.
+struct Flow {
+    family: Family,
+    end: End,
+}
+
+impl Display for Flow {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let family = self.family;
+        match self.end {
+            End::Source => write!(f, "{family} saddr . tcp sport"),
+            End::Destination => write!(f, "{family} daddr . tcp dport"),
         }
     }
 }
 
-fn write_statement(f: &mut Formatter<'_>, statement: &Statement) -> fmt::Result {
+fn write_statement(f: &mut Formatter<'_>, family: Family, statement: &Statement) -> fmt::Result {
     match statement {
         Statement::Counter => f.write_str("counter"),
         Statement::Dup { to, device } => write!(f, "dup to {to} device \"{}\"", device.name),
         Statement::Notrack => f.write_str("notrack"),
         Statement::Queue(number) => write!(f, "queue num {number}"),
+        Statement::Add { set, client } => write!(f, "add @{set} {{ {} }}", Flow { family, end: *client }),
+        Statement::Delete { set, client } => {
+            write!(f, "delete @{set} {{ {} }}", Flow { family, end: *client })
+        }
         Statement::Return => f.write_str("return"),
         Statement::Accept => f.write_str("accept"),
         Statement::Drop => f.write_str("drop"),

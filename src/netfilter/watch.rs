@@ -62,7 +62,7 @@ impl AsFd for RulesWatch {
     }
 }
 
-/// Whether an event is about a table, chain or rule of ours; `None` if it cannot be read.
+/// Whether an event is about a table, chain, set or rule of ours; `None` if it cannot be read.
 fn concerns(bytes: &[u8], table: &TableName) -> Option<bool> {
     let Content::Nftables { kind, attributes, .. } = Message::parse(bytes)?.content()? else {
         return Some(false);
@@ -73,6 +73,8 @@ fn concerns(bytes: &[u8], table: &TableName) -> Option<bool> {
             | libc::NFT_MSG_DELTABLE
             | libc::NFT_MSG_NEWCHAIN
             | libc::NFT_MSG_DELCHAIN
+            | libc::NFT_MSG_NEWSET
+            | libc::NFT_MSG_DELSET
             | libc::NFT_MSG_NEWRULE
             | libc::NFT_MSG_DELRULE
     );

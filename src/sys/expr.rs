@@ -4,7 +4,7 @@
 //! pairing of attribute and width is settled here, next to the `unsafe` that depends on it. Attribute names are those
 //! of `libnftnl/expr.h`, their meaning that of `linux/netfilter/nf_tables.h`.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
 
 use nftnl::Rule;
@@ -20,10 +20,19 @@ impl Register {
     pub const R1: Self = Self(libc::NFT_REG_1 as u32);
     /// `NFT_REG_2`.
     pub const R2: Self = Self(libc::NFT_REG_2 as u32);
-    /// `NFT_REG_3`, which follows `NFT_REG_2` directly.
-    pub const R3: Self = Self(libc::NFT_REG_3 as u32);
-    /// The second 4-byte part of `NFT_REG_2` (`NFT_REG32_05`).
-    pub const R2_SECOND_WORD: Self = Self(libc::NFT_REG32_00 as u32 + 5);
+
+    /// The register that begins `bytes` behind the beginning of this one; a multiple of 4. Together they hold what
+    /// several loads put side by side.
+    #[must_use]
+    pub fn behind(self, bytes: u32) -> Self {
+        let words = bytes / 4;
+        if words.is_multiple_of(4) {
+            return Self(self.0 + words / 4);
+        }
+        // NFT_REG_1 is the same as NFT_REG32_00 to NFT_REG32_03, and so on.
+        let first_word = (self.0 - libc::NFT_REG_1 as u32) * 4;
+        Self(libc::NFT_REG32_00 as u32 + first_word + words)
+    }
 }
 
 /// The header a payload's offset counts from.
@@ -39,7 +48,7 @@ pub enum Base {
 enum Value {
     U16(u16),
     U32(u32),
-    Name(&'static CStr),
+    Name(CString),
     /// Handed over to libnftnl, which frees it, as a copy made by `malloc`.
     Given(Vec<u8>),
 }
@@ -95,6 +104,34 @@ impl Expr {
             .u32(sys::NFTNL_EXPR_DUP_SREG_DEV, Register::R2.0)
     }
 
+    /// Ends the rule if `set`, of the rule's table, has an element with the key that begins in register `key`.
+    pub fn not_in(set: &CStr, key: Register) -> Self {
+        Self::new(c"lookup")
+            .u32(sys::NFTNL_EXPR_LOOKUP_SREG, key.0)
+            .value(sys::NFTNL_EXPR_LOOKUP_SET, Value::Name(set.to_owned()))
+            .u32(sys::NFTNL_EXPR_LOOKUP_FLAGS, libc::NFT_LOOKUP_F_INV as u32)
+    }
+
+    /// Adds the key that begins in register `key` to `set`, of the rule's table, or ends the rule if that fails. An
+    /// element that is there is left as it is.
+    pub fn set_add(set: &CStr, key: Register) -> Self {
+        Self::dynset(set, key, libc::NFT_DYNSET_OP_ADD as u32)
+    }
+
+    /// Deletes the key that begins in register `key` from `set`, if it is there; the rule goes on either way
+    /// (`NFT_DYNSET_OP_DELETE` of `linux/netfilter/nf_tables.h`, Linux 5.4).
+    pub fn set_delete(set: &CStr, key: Register) -> Self {
+        const NFT_DYNSET_OP_DELETE: u32 = 2;
+        Self::dynset(set, key, NFT_DYNSET_OP_DELETE)
+    }
+
+    fn dynset(set: &CStr, key: Register, operation: u32) -> Self {
+        Self::new(c"dynset")
+            .u32(sys::NFTNL_EXPR_DYNSET_SREG_KEY, key.0)
+            .u32(sys::NFTNL_EXPR_DYNSET_OP, operation)
+            .value(sys::NFTNL_EXPR_DYNSET_SET_NAME, Value::Name(set.to_owned()))
+    }
+
     /// Keeps connection tracking from seeing the packet.
     pub fn notrack() -> Self {
         Self::new(c"notrack")
@@ -116,7 +153,7 @@ impl Expr {
         info.extend_from_slice(&flags.to_ne_bytes());
         info.extend_from_slice(&[0, 0]);
         Self::new(c"target")
-            .value(sys::NFTNL_EXPR_TG_NAME, Value::Name(c"NFQUEUE"))
+            .value(sys::NFTNL_EXPR_TG_NAME, Value::Name(c"NFQUEUE".to_owned()))
             .u32(sys::NFTNL_EXPR_TG_REV, 3)
             .value(sys::NFTNL_EXPR_TG_INFO, Value::Given(info))
     }
@@ -169,7 +206,7 @@ unsafe fn set(expr: NonNull<sys::nftnl_expr>, attribute: u16, value: &Value) {
         Value::Name(name) => {
             // SAFETY: by this function's contract; the string is NUL-terminated and copied.
             let result = unsafe { sys::nftnl_expr_set_str(expr, attribute, name.as_ptr()) };
-            assert!(result == 0, "libnftnl has no memory for a target's name");
+            assert!(result == 0, "libnftnl has no memory for a name");
         }
         Value::Given(bytes) => {
             // SAFETY: malloc has no preconditions; the result is checked, holds `bytes.len()` bytes and overlaps

@@ -11,6 +11,7 @@ pub mod mmsg;
 pub mod netlink;
 pub mod nfnl;
 pub mod nfqueue;
+pub mod nfset;
 pub mod raw;
 mod rtnetlink;
 pub mod sink;

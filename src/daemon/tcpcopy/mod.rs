@@ -102,20 +102,23 @@ fn online_spec(settings: &Settings, queues: Queues) -> OnlineSpec {
         queues,
         mark: settings.mark,
         pure_acks: settings.pure_acks,
+        handshake_acks: settings.handshake_acks,
     }
 }
 
 fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
+    let share = |total: u64| total.div_ceil(u64::from(settings.workers.max(1)));
+    let size = |total: u64| usize::try_from(share(total)).unwrap_or(usize::MAX);
     let session = session::Config {
         gate: settings.gate,
         latency: settings.latency,
         mid_stream: settings.mid_stream,
         response_timeout: settings.response_timeout,
         idle_timeout: settings.idle_timeout,
+        // One session may have it all: the limit of all sessions ends the one that holds most.
+        buffer_limit: size(settings.memory_limit),
         ..session::Config::default()
     };
-    let share = |total: u64| total.div_ceil(u64::from(settings.workers.max(1)));
-    let size = |total: u64| usize::try_from(share(total)).unwrap_or(usize::MAX);
     replayer::Config {
         session: Arc::new(session),
         mappings: settings.mappings.clone(),

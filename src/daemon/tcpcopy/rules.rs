@@ -36,6 +36,7 @@ impl Rules {
         }
         spec.sink = device(&sink);
         let installed = Installed::install(&online(&spec))?;
+        tell_refused_sets(&installed);
         Ok(Self { spec, sink: Some(sink), installed: Some(installed), retry_at: None })
     }
 
@@ -113,6 +114,7 @@ impl Rules {
         let sink = Sink::create(&self.spec.sink.name)?;
         self.spec.sink = device(&sink);
         installed.replace(&online(&self.spec))?;
+        tell_refused_sets(installed);
         tracing::info!(sink = sink.name(), index = sink.index(), "sink and rules are back");
         self.sink = Some(sink);
         Ok(())
@@ -126,6 +128,18 @@ impl Rules {
             tracing::warn!(error = with_causes(&error), "the rules go away when the process ends");
         }
         self.sink = None;
+    }
+}
+
+/// Rules without sets capture all that sessions cannot do without.
+fn tell_refused_sets(installed: &Installed) {
+    if let Some(error) = installed.without_sets() {
+        tracing::warn!(
+            error = with_causes(error),
+            "the kernel refuses the set that tells the ACKs of clients' handshakes, so they are not captured and the \
+             target does not feel the clients' latency: set capture.pure-acks = true, or capture.handshake-acks = false \
+             to keep this quiet"
+        );
     }
 }
 

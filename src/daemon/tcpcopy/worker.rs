@@ -24,6 +24,9 @@ const QUEUE: Token = Token(1);
 const FIRST_LINK: usize = 2;
 /// Packets sent in one turn before the queue is looked at again.
 const SENDS: usize = 1024;
+/// The same while the queue has more than a turn can receive: what is captured is safe in memory, what
+/// waits in the kernel is not.
+const SENDS_UNDER_PRESSURE: usize = 128;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -184,7 +187,7 @@ impl Worker {
         self.receive()?;
         let now = self.clock.now();
         self.replayer.handle_timeout(now);
-        self.send(now, SENDS);
+        self.send(now, if self.queue_ready { SENDS_UNDER_PRESSURE } else { SENDS });
         Ok(())
     }
 

@@ -13,6 +13,8 @@ use crate::wait;
 
 /// How long a daemon may take to say that it is ready, and to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one may take to end after a scenario that failed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// `USER_HZ`, in which /proc counts CPU time.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -206,7 +208,12 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
+    /// After a failure: the last statistics, which an ordinary end logs, tell why.
     fn drop(&mut self) {
+        if self.signal(Signal::Term).is_ok() {
+            let ended = |child: &mut Child| Ok(child.try_wait()?.is_some());
+            let _ = wait::until(LAST_WORDS, "the end", || ended(&mut self.child));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -398,10 +398,17 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
+        // A namespace ends some time after its deletion; its links must be gone now, for the next network's.
+        let ports = self.hosts.iter().flat_map(|host| {
+            host.role
+                .segments()
+                .iter()
+                .map(move |&segment| format!("link delete {}\n", port_name(host, segment)))
+        });
+        let bridges = Segment::ALL.iter().map(|segment| format!("link delete sw-{}\n", segment.name()));
+        let lines: String = ports.chain(bridges).collect();
+        let _ = run(Command::new("ip").args(["-force", "-batch", "-"]), Some(&lines));
         self.hosts.clear();
-        for segment in Segment::ALL {
-            let _ = run(Command::new("ip").args(["link", "delete", &format!("sw-{}", segment.name())]), None);
-        }
     }
 }
 

@@ -28,7 +28,9 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         }
     }
     scenarios.push(Scenario::new("bodies/post-1mb-4-at-once", Offloads::Both, |context| {
-        arrive(context, Family::V4, Pace::Rate(60), keep_alive(4), Request::Post(MIB), 1)
+        // As fast as they can, only on a machine that does nothing else: else its two cores may not carry it.
+        let pace = if context.long { Pace::Flood } else { Pace::Rate(60) };
+        arrive(context, Family::V4, pace, keep_alive(4), Request::Post(MIB), 1)
     }));
     scenarios
 }
@@ -41,7 +43,9 @@ fn arrive(
     request: Request,
     seconds: u64,
 ) -> Result<String> {
-    let mut chain = Chain::start(Setup::new(context.plan(), family), &context.scratch)?;
+    // Four clients can send more in a second than the target takes meanwhile: it waits in memory.
+    let setup = Setup::new(context.plan(), family).tcpcopy("--memory-limit 2GiB");
+    let mut chain = Chain::start(setup, &context.scratch)?;
     let load = chain.load(pace, connections, context.seconds(seconds))?;
     let report = chain.run(Load { request, ..load })?;
     let comparison = chain.expect_perfect(1)?;

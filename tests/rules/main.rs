@@ -4,35 +4,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::process::{Command, Stdio};
+mod support;
+mod traffic;
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 use tcpcopy::netfilter::{
-    AssistantSpec, Capture, Chain, Change, Device, End, Families, Family, Hook, InstallError, Installed,
-    Match, OnlineSpec, Place, Prefix, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement,
-    Table, TableName, Unclaimed, assistant, online, present, remove_table,
+    AssistantSpec, Capture, Chain, Change, End, Families, Family, Hook, InstallError, Installed, Match,
+    OnlineSpec, Place, Prefix, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement, Table,
+    TableName, Unclaimed, assistant, online, present, remove_table,
 };
 use tcpcopy::wire;
 
-/// The example that `nftables/online.nft` documents.
-fn online_example() -> OnlineSpec {
-    OnlineSpec {
-        table: TableName::tcpcopy(),
-        captures: vec![
-            Capture { online: None, port: 80 },
-            Capture { online: Some([198, 51, 100, 10].into()), port: 443 },
-        ],
-        clients: Vec::new(),
-        families: Families::BOTH,
-        sink: Device { name: "tcpcopy0".to_owned(), index: 7 },
-        queues: Queues::new(36520, 2).unwrap(),
-        mark: 0x7463_7079,
-        pure_acks: false,
-    }
-}
+use support::{in_namespace, make_sink, nft_load, online_example, run};
 
 /// The example that `nftables/assistant.nft` documents.
 fn assistant_example() -> AssistantSpec {
@@ -53,11 +40,19 @@ fn templates_say_what_the_code_installs() {
         lines.flat_map(|line| [line, "\n"]).collect()
     };
     for (template, ruleset) in [
-        (include_str!("../nftables/online.nft"), online(&online_example())),
-        (include_str!("../nftables/assistant.nft"), assistant(&assistant_example())),
+        (include_str!("../../nftables/online.nft"), online(&online_example())),
+        (include_str!("../../nftables/assistant.nft"), assistant(&assistant_example())),
     ] {
         assert_eq!(without_comments(template).trim(), ruleset.to_string().trim());
     }
+}
+
+#[test]
+fn rules_without_the_set_do_the_rest() {
+    let spec = online_example();
+    let without = OnlineSpec { handshake_acks: false, ..spec.clone() };
+    assert_eq!(online(&spec).without_sets(), online(&without));
+    assert_eq!(online(&without).without_sets(), online(&without));
 }
 
 #[test]
@@ -81,7 +76,7 @@ fn the_batch_installs_what_the_text_says() {
         let sink = make_sink();
         let mut rulesets = Vec::new();
         for workers in [1, 4] {
-            for pure_acks in [false, true] {
+            for (pure_acks, handshake_acks) in [(false, true), (false, false), (true, true)] {
                 for clients in [vec![], client_prefixes()] {
                     let queues = Queues::new(36520, workers).unwrap();
                     let mut spec = online_example();
@@ -90,6 +85,7 @@ fn the_batch_installs_what_the_text_says() {
                         sink: sink.clone(),
                         queues,
                         pure_acks,
+                        handshake_acks,
                         clients,
                         ..spec
                     }));
@@ -208,6 +204,7 @@ fn changes_are_noticed_and_put_right() {
             &["delete", "table", "ip6", "intercept"],
             &["insert", "rule", "ip", "intercept", "blackhole", "accept"],
             &["add", "chain", "ip", "intercept", "more"],
+            &["add", "set", "ip", "intercept", "more", "{ type inet_service; }"],
             &["add", "table", "ip", "intercept", "{ flags dormant; }"],
         ] {
             run("nft", change);
@@ -257,7 +254,7 @@ fn the_kernel_splits_flows_as_we_do() {
         let rules: Vec<Rule> = pairs.clone().map(by_worker).collect();
         let tables = Family::ALL.map(|family| {
             let chain = Chain { name: "split", hook: Hook::Output, priority: 0, rules: rules.clone() };
-            Table { family, chains: vec![chain] }
+            Table { family, sets: Vec::new(), chains: vec![chain] }
         });
         let ruleset =
             Ruleset { name: TableName::new("split").unwrap(), owner: false, tables: tables.to_vec() };
@@ -294,104 +291,6 @@ fn rule_packets(family: Family) -> Vec<u64> {
     let listed = run("nft", &["list", "chain", family.name(), "split", "split"]);
     let packets = |line: &str| line.split_once("counter packets ")?.1.split(' ').next()?.parse().ok();
     listed.lines().filter_map(packets).collect()
-}
-
-/// Clients on `lo`: production goes on, each of their packets is copied once, pure ACKs and marked ones not at all, and
-/// every copy is in the queue of its flow's worker.
-#[test]
-fn copies_reach_the_queue_of_their_worker() {
-    in_namespace("copies_reach_the_queue_of_their_worker", &[], || {
-        const WORKERS: u16 = 4;
-        const FLOWS: usize = 24;
-        run("ip", &["link", "set", "lo", "up"]);
-        let mut queue = nfq::Queue::open().unwrap();
-        for number in 0..WORKERS {
-            queue.bind(36520 + number).unwrap();
-        }
-        queue.set_nonblocking(true);
-        let server = TcpListener::bind("[::]:0").unwrap();
-        let port = server.local_addr().unwrap().port();
-        let spec = OnlineSpec {
-            // Both match all clients on 127.0.0.1; their packets are copied once all the same.
-            captures: vec![
-                Capture { online: None, port },
-                Capture { online: Some(Ipv4Addr::LOCALHOST.into()), port },
-            ],
-            sink: make_sink(),
-            queues: Queues::new(36520, WORKERS).unwrap(),
-            ..online_example()
-        };
-        let mut installed = Installed::install(&online(&spec)).unwrap();
-
-        let mut clients = Vec::new();
-        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-            for _ in 0..FLOWS {
-                clients.push(exchange(&server, SocketAddr::new(address, port), None));
-            }
-            exchange(&server, SocketAddr::new(address, port), Some(spec.mark));
-        }
-
-        let copies = receive_copies(&mut queue, |copies| copies.len() >= clients.len() * 3);
-        for (number, client, flags, payload) in &copies {
-            assert_eq!(*number, 36520 + wire::flow::split(*client, WORKERS), "{client}");
-            assert!(clients.contains(client), "{client} carried our mark");
-            let pure_ack = *flags == wire::Flags::ACK && *payload == 0;
-            assert!(!pure_ack, "a pure ACK of {client}");
-        }
-        let of_flow = |client| copies.iter().filter(|(_, of, ..)| of == client).count();
-        let odd: Vec<_> =
-            clients.iter().map(|client| (client, of_flow(client))).filter(|(_, n)| *n != 3).collect();
-        assert_eq!(odd, [], "SYN, request and FIN of each flow");
-        let captured = installed.captured().unwrap();
-        assert_eq!(captured.packets, copies.len() as u64);
-        assert!(captured.bytes > captured.packets * 40);
-        installed.remove().unwrap();
-    });
-}
-
-/// One connection: the client sends a request, gets it back and closes. Returns the client's address.
-fn exchange(server: &TcpListener, to: SocketAddr, mark: Option<u32>) -> SocketAddr {
-    let client = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-    if let Some(mark) = mark {
-        client.set_mark(mark).unwrap();
-    }
-    client.connect(&to.into()).unwrap();
-    let mut client = std::net::TcpStream::from(client);
-    let (mut accepted, _) = server.accept().unwrap();
-    let mut buffer = [0; 100];
-    client.write_all(&buffer).unwrap();
-    accepted.read_exact(&mut buffer).unwrap();
-    accepted.write_all(&buffer).unwrap();
-    client.read_exact(&mut buffer).unwrap();
-    let address = client.local_addr().unwrap();
-    drop(client);
-    assert_eq!(accepted.read(&mut buffer).unwrap(), 0);
-    address
-}
-
-type Copy = (u16, SocketAddr, wire::Flags, u32);
-
-/// Receives and drops copies until there are `enough` and no more come.
-fn receive_copies(queue: &mut nfq::Queue, enough: impl Fn(&[Copy]) -> bool) -> Vec<Copy> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    let mut copies = Vec::new();
-    loop {
-        match queue.recv() {
-            Ok(mut message) => {
-                let packet = wire::parse(message.get_payload(), message.get_original_len()).unwrap();
-                let header = packet.header;
-                copies.push((message.get_queue_num(), packet.src, header.flags, header.payload_len));
-                message.set_verdict(nfq::Verdict::Drop);
-                queue.verdict(message).unwrap();
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && enough(&copies) => return copies,
-            Err(error) => {
-                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
-                assert!(Instant::now() < deadline, "only {} copies came", copies.len());
-                std::thread::yield_now();
-            }
-        }
-    }
 }
 
 /// The black hole: without a listener nothing passes; with one, only what it accepts with the mark.
@@ -454,55 +353,4 @@ fn a_large_ruleset_is_one_transaction() {
         installed.replace(&ruleset).unwrap();
         assert_eq!(installed.check().unwrap(), Presence::Complete);
     });
-}
-
-/// Runs `body` in a network namespace of its own: runs this very test again, alone, there.
-/// `wrap` is a command in front, for less privilege.
-fn in_namespace(test: &str, wrap: &[&str], body: impl FnOnce()) {
-    const INSIDE: &str = "TCPCOPY_TEST_IN_NAMESPACE";
-    if std::env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let possible =
-        Command::new("unshare").args(["-n", "nft", "list", "ruleset"]).stderr(Stdio::null()).status();
-    if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: {test} needs root, network namespaces (unshare) and nft");
-        return;
-    }
-    let mut command = Command::new("unshare");
-    command.arg("-n").args(wrap).arg(std::env::current_exe().unwrap());
-    let output = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "in the namespace:\n{said}");
-    assert!(
-        String::from_utf8_lossy(&output.stdout).contains("1 passed"),
-        "{test} is not the name of this test"
-    );
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn nft_load(text: &str) {
-    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-    nft.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    assert!(nft.wait().unwrap().success(), "nft refuses:\n{text}");
-}
-
-/// A sink for copies, as good as the daemon's.
-fn make_sink() -> Device {
-    let name = "tcpcopy0";
-    let made = ["dummy", "ifb"].iter().any(|kind| {
-        let arguments = ["link", "add", name, "type", kind];
-        Command::new("ip").args(arguments).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    });
-    assert!(made, "the kernel has neither dummy nor ifb interfaces");
-    run("ip", &["link", "set", name, "up"]);
-    let listed = run("ip", &["-o", "link", "show", name]);
-    let index = listed.split(':').next().unwrap().trim().parse().unwrap();
-    Device { name: name.to_owned(), index }
 }

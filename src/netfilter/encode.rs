@@ -1,0 +1,208 @@
+//! A rule as the expressions the kernel evaluates.
+
+use std::ffi::CString;
+use std::net::IpAddr;
+
+use nftnl::expr::{Bitwise, Cmp, CmpOp, Counter, Immediate, Meta, Register as CrateRegister, Verdict};
+use nftnl::{Chain as ChainMessage, Rule as RuleMessage};
+
+use super::batch::QueueKind;
+use super::ruleset::{Device, End, Family, Match, Prefix, Rule, Statement};
+use crate::sys::expr::{Base, Expr, Register};
+use crate::wire::flow::SPLIT_SEED;
+
+/// `IPPROTO_TCP`, in the one byte that `meta l4proto` loads.
+const TCP: u8 = 6;
+
+// Bits of the TCP header's flags (RFC 9293).
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// Bytes of a register that a port takes.
+const PADDED_PORT: u32 = 4;
+
+/// The message that adds `rule` to `chain`.
+pub(super) fn encode<'a>(
+    chain: &'a ChainMessage<'a>,
+    family: Family,
+    rule: &Rule,
+    queue: QueueKind,
+) -> RuleMessage<'a> {
+    let mut message = RuleMessage::new(chain);
+    let header = Header::of(family);
+    let mut tcp_checked = false;
+    for condition in &rule.matches {
+        if needs_tcp(condition) && !tcp_checked {
+            equal(&mut message, &Meta::L4Proto, &[TCP]);
+            tcp_checked = true;
+        }
+        add_match(&mut message, header, condition);
+    }
+    for statement in &rule.statements {
+        add_statement(&mut message, header, statement, queue);
+    }
+    message
+}
+
+/// Whether a match reads the TCP header. nft adds the check of the protocol by itself; a batch has to say it.
+fn needs_tcp(condition: &Match) -> bool {
+    match condition {
+        Match::Tcp
+        | Match::TcpSport(_)
+        | Match::TcpDport(_)
+        | Match::DataOffset(_)
+        | Match::NoSynFinRst
+        | Match::SynAlone
+        | Match::Worker { .. }
+        | Match::NotIn { .. } => true,
+        Match::Mark(_)
+        | Match::Iif(_)
+        | Match::Oif(_)
+        | Match::Saddr(_)
+        | Match::Daddr(_)
+        | Match::DaddrLocal
+        | Match::Length(_)
+        | Match::LengthAtMost(_) => false,
+    }
+}
+
+fn add_match(rule: &mut RuleMessage<'_>, header: Header, condition: &Match) {
+    let network = |offset, length| Expr::payload(Base::Network, offset, length, Register::R1);
+    let transport = |offset, length| Expr::payload(Base::Transport, offset, length, Register::R1);
+    match condition {
+        Match::Mark(mark) => equal(rule, &Meta::Mark { set: false }, &mark.to_ne_bytes()),
+        Match::Iif(Device { index, .. }) => equal(rule, &Meta::Iif, &index.to_ne_bytes()),
+        Match::Oif(Device { index, .. }) => equal(rule, &Meta::Oif, &index.to_ne_bytes()),
+        Match::Saddr(prefix) => in_prefix(rule, header.source, *prefix),
+        Match::Daddr(address) => equal(rule, &network(header.destination, header.address), &octets(*address)),
+        Match::DaddrLocal => equal(rule, &Expr::fib_daddr_type(), &u32::from(libc::RTN_LOCAL).to_ne_bytes()),
+        // The check of the protocol itself, which the caller has added.
+        Match::Tcp => {}
+        Match::TcpSport(port) => equal(rule, &transport(0, 2), &port.to_be_bytes()),
+        Match::TcpDport(port) => equal(rule, &transport(2, 2), &port.to_be_bytes()),
+        Match::Length(bytes) => equal(rule, &network(header.length, 2), &bytes.to_be_bytes()),
+        Match::LengthAtMost(bytes) => {
+            rule.add_expr(&network(header.length, 2));
+            rule.add_expr(&Cmp::new(CmpOp::Lte, bytes.to_be_bytes().as_slice()));
+        }
+        Match::DataOffset(words) => masked_equal(rule, &transport(12, 1), &[0xf0], &[words << 4]),
+        Match::NoSynFinRst => masked_equal(rule, &transport(13, 1), &[FIN | SYN | RST], &[0]),
+        Match::SynAlone => masked_equal(rule, &transport(13, 1), &[FIN | SYN | RST | ACK], &[SYN]),
+        Match::Worker { client, index, workers } => add_worker(rule, header, *client, *index, *workers),
+        Match::NotIn { set, client } => {
+            load_flow(rule, header, *client, Register::R1);
+            rule.add_expr(&Expr::not_in(&c_string(set), Register::R1));
+        }
+    }
+}
+
+fn add_statement(rule: &mut RuleMessage<'_>, header: Header, statement: &Statement, queue: QueueKind) {
+    match statement {
+        Statement::Counter => rule.add_expr(&Counter),
+        Statement::Dup { to, device } => {
+            match to {
+                IpAddr::V4(to) => rule.add_expr(&Immediate::new(to.octets(), CrateRegister::Reg1)),
+                IpAddr::V6(to) => rule.add_expr(&Immediate::new(to.octets(), CrateRegister::Reg1)),
+            }
+            rule.add_expr(&Immediate::new(device.index.to_ne_bytes(), CrateRegister::Reg2));
+            rule.add_expr(&Expr::dup());
+        }
+        Statement::Notrack => rule.add_expr(&Expr::notrack()),
+        Statement::Queue(number) => rule.add_expr(&match queue {
+            QueueKind::Native => Expr::queue(*number),
+            QueueKind::Compat => Expr::nfqueue_target(*number),
+        }),
+        Statement::Add { set, client } => {
+            load_flow(rule, header, *client, Register::R1);
+            rule.add_expr(&Expr::set_add(&c_string(set), Register::R1));
+        }
+        Statement::Delete { set, client } => {
+            load_flow(rule, header, *client, Register::R1);
+            rule.add_expr(&Expr::set_delete(&c_string(set), Register::R1));
+        }
+        Statement::Return => rule.add_expr(&Verdict::Return),
+        Statement::Accept => rule.add_expr(&Verdict::Accept),
+        Statement::Drop => rule.add_expr(&Verdict::Drop),
+    }
+}
+
+/// The client's address and, right behind it, its port padded to four bytes are hashed.
+fn add_worker(rule: &mut RuleMessage<'_>, header: Header, client: End, index: u16, workers: u16) {
+    load_flow(rule, header, client, Register::R2);
+    let hash = Expr::jhash(Register::R2, header.address + PADDED_PORT, workers.into(), SPLIT_SEED);
+    equal(rule, &hash, &u32::from(index).to_ne_bytes());
+}
+
+/// Loads the address of one end into `register` and its port, padded to four bytes, right behind it.
+fn load_flow(rule: &mut RuleMessage<'_>, header: Header, end: End, register: Register) {
+    let (address_offset, port_offset) = match end {
+        End::Source => (header.source, 0),
+        End::Destination => (header.destination, 2),
+    };
+    let behind = register.behind(header.address);
+    rule.add_expr(&Expr::payload(Base::Network, address_offset, header.address, register));
+    rule.add_expr(&Expr::payload(Base::Transport, port_offset, 2, behind));
+}
+
+fn in_prefix(rule: &mut RuleMessage<'_>, offset: u32, prefix: Prefix) {
+    let address = octets(prefix.address());
+    let whole_bytes = usize::from(prefix.length() / 8);
+    let more_bits = prefix.length() % 8;
+    if more_bits > 0 {
+        let mut mask = vec![0xff; whole_bytes];
+        mask.push(0xff << (8 - more_bits));
+        mask.resize(address.len(), 0);
+        let load = Expr::payload(Base::Network, offset, length(&address), Register::R1);
+        masked_equal(rule, &load, &mask, &address);
+    } else if let Some(shared) = address.get(..whole_bytes).filter(|shared| !shared.is_empty()) {
+        equal(rule, &Expr::payload(Base::Network, offset, length(shared), Register::R1), shared);
+    }
+}
+
+fn equal(rule: &mut RuleMessage<'_>, load: &impl nftnl::expr::Expression, value: &[u8]) {
+    rule.add_expr(load);
+    rule.add_expr(&Cmp::new(CmpOp::Eq, value));
+}
+
+fn masked_equal(rule: &mut RuleMessage<'_>, load: &Expr, mask: &[u8], value: &[u8]) {
+    let no_flips = vec![0_u8; mask.len()];
+    rule.add_expr(load);
+    rule.add_expr(&Bitwise::new(mask, no_flips.as_slice()));
+    rule.add_expr(&Cmp::new(CmpOp::Eq, value));
+}
+
+fn c_string(name: &str) -> CString {
+    CString::new(name).expect("names of sets are literals without NUL")
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn length(address: &[u8]) -> u32 {
+    u32::try_from(address.len()).expect("an address has 16 bytes at most")
+}
+
+/// Where an IP header has what (RFC 791, RFC 8200).
+#[derive(Clone, Copy)]
+struct Header {
+    length: u32,
+    source: u32,
+    destination: u32,
+    /// Bytes in an address.
+    address: u32,
+}
+
+impl Header {
+    fn of(family: Family) -> Self {
+        match family {
+            Family::Ip => Self { length: 2, source: 12, destination: 16, address: 4 },
+            Family::Ip6 => Self { length: 4, source: 8, destination: 24, address: 16 },
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What these tests share.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use tcpcopy::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
+
+/// The example that `nftables/online.nft` documents.
+pub(crate) fn online_example() -> OnlineSpec {
+    OnlineSpec {
+        table: TableName::tcpcopy(),
+        captures: vec![
+            Capture { online: None, port: 80 },
+            Capture { online: Some([198, 51, 100, 10].into()), port: 443 },
+        ],
+        clients: Vec::new(),
+        families: Families::BOTH,
+        sink: Device { name: "tcpcopy0".to_owned(), index: 7 },
+        queues: Queues::new(36520, 2).unwrap(),
+        mark: 0x7463_7079,
+        pure_acks: false,
+        handshake_acks: true,
+    }
+}
+
+/// Runs `body` in a network namespace of its own: runs this very test again, alone, there.
+/// `wrap` is a command in front, for less privilege.
+pub(crate) fn in_namespace(test: &str, wrap: &[&str], body: impl FnOnce()) {
+    const INSIDE: &str = "TCPCOPY_TEST_IN_NAMESPACE";
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    let possible =
+        Command::new("unshare").args(["-n", "nft", "list", "ruleset"]).stderr(Stdio::null()).status();
+    if !possible.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: {test} needs root, network namespaces (unshare) and nft");
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.arg("-n").args(wrap).arg(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "in the namespace:\n{said}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("1 passed"),
+        "{test} is not the name of this test"
+    );
+}
+
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn nft_load(text: &str) {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    nft.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(nft.wait().unwrap().success(), "nft refuses:\n{text}");
+}
+
+/// A sink for copies, as good as the daemon's.
+pub(crate) fn make_sink() -> Device {
+    let name = "tcpcopy0";
+    let made = ["dummy", "ifb"].iter().any(|kind| {
+        let arguments = ["link", "add", name, "type", kind];
+        Command::new("ip").args(arguments).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    });
+    assert!(made, "the kernel has neither dummy nor ifb interfaces");
+    run("ip", &["link", "set", name, "up"]);
+    let listed = run("ip", &["-o", "link", "show", name]);
+    let index = listed.split(':').next().unwrap().trim().parse().unwrap();
+    Device { name: name.to_owned(), index }
+}
