@@ -76,6 +76,8 @@ impl Control {
     pub(super) fn run(mut self) -> Result<(), Failure> {
         let outcome = self.watch_over();
         notify::stopping();
+        // Reports under way are of another round.
+        while self.parts.inbox.try_recv().is_ok() {}
         self.ask_for_reports();
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
         while let Ok(report) = self.parts.inbox.try_recv() {

@@ -45,6 +45,8 @@ pub(super) struct Control {
     ready: bool,
     rounds: Rounds,
     totals: Snapshot,
+    /// By the kernel, of our queues.
+    kernel_dropped: u64,
 }
 
 impl Control {
@@ -57,6 +59,7 @@ impl Control {
             ready: false,
             rounds: Rounds::new(parts.clock.now(), parts.workers.len()),
             totals: Snapshot::default(),
+            kernel_dropped: 0,
             parts,
         })
     }
@@ -69,7 +72,7 @@ impl Control {
         self.parts.rules.take_out();
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
-        self.totals = Snapshot::default();
+        self.begin_totals();
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
         while let Ok(report) = self.parts.inbox.try_recv() {
             if let Report::Counters(snapshot) = report {
@@ -139,8 +142,14 @@ impl Control {
         notify::ready();
     }
 
-    fn order_reports(&mut self) {
+    /// Nothing is added up yet, but what the kernel says: its queues' counters go with the queues.
+    fn begin_totals(&mut self) {
         self.totals = Snapshot::default();
+        self.kernel_dropped = queues::kernel_dropped(self.parts.queues).iter().sum();
+    }
+
+    fn order_reports(&mut self) {
+        self.begin_totals();
         for worker in &self.parts.workers {
             worker.orders.send(Order::Report);
         }
@@ -175,7 +184,7 @@ impl Control {
             claims_refused = replay.claims_refused,
             skipped_bytes = replay.skipped_bytes,
             buffered = self.totals.buffered,
-            kernel_dropped = queues::kernel_dropped(self.parts.queues).iter().sum::<u64>(),
+            kernel_dropped = self.kernel_dropped,
             overruns = self.totals.intake.overruns,
             malformed = self.totals.intake.malformed,
             verdicts_refused = self.totals.intake.refused,
