@@ -65,6 +65,8 @@ pub(super) struct View {
     pub(super) received: u64,
     /// When the last of it came, or the connection was opened.
     pub(super) last_received: Time,
+    /// Since when the target could have sent more.
+    pub(super) quiet_since: Time,
     /// When upstream bytes last left.
     pub(super) last_sent: Time,
     /// The target's smoothed round-trip time.
@@ -104,7 +106,7 @@ impl Gate {
             return Decision::Open(Opened::Ungated);
         }
         let answered = self.target_response(view.received);
-        let quiet_since = view.last_received.max(view.last_sent);
+        let quiet_since = view.quiet_since.max(view.last_sent);
         let (due, how) = if answered >= wanted {
             (view.last_received + view.lag, Opened::Answered)
         } else if answered > 0 {
@@ -168,6 +170,7 @@ mod tests {
             now: Time::from_micros(millis * 1000),
             received,
             last_received: Time::from_micros(1000),
+            quiet_since: Time::from_micros(1000),
             last_sent: Time::ZERO,
             target_rtt: Some(Duration::from_millis(1)),
             lag: Duration::ZERO,

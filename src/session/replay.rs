@@ -321,7 +321,7 @@ impl Session {
         let mut header = connection.segment(now, &self.client, flags, connection.sender.seq_at(from));
         header.payload_len = u32::try_from(to - from).unwrap_or(u32::MAX);
         if let Some(receiver) = &mut connection.receiver {
-            receiver.ack_sent();
+            receiver.ack_sent(now);
         }
         Some(header)
     }
@@ -330,7 +330,7 @@ impl Session {
         let connection = self.connection.as_mut()?;
         let receiver = connection.receiver.as_mut()?;
         receiver.ack_due().filter(|due| now >= *due)?;
-        receiver.ack_sent();
+        receiver.ack_sent(now);
         let seq = connection.sender.seq_at(connection.sender.max());
         Some(connection.segment(now, &self.client, Flags::ACK, seq))
     }
@@ -360,6 +360,7 @@ impl Session {
             now,
             received: receiver.received(),
             last_received: receiver.last_at(),
+            quiet_since: receiver.quiet_since(),
             last_sent: connection.last_sent,
             target_rtt: connection.sender.rtt(),
             lag: self.lag(),

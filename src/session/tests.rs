@@ -174,6 +174,31 @@ fn one_request_per_connection_from_syn_to_time_wait() {
 }
 
 #[test]
+fn a_reset_in_time_wait_is_no_failure() {
+    let mut b = Bench::established();
+    b.client(1, 1, Flags::FIN | A, b"");
+    b.run();
+    b.target(1, 2, Flags::FIN | A, 0);
+    assert_eq!(b.run(), [sent(A, 2, 2, b"")]);
+    assert_eq!(b.target(2, 2, Flags::RST, 0), Answer::Reset);
+    b.run();
+    assert_eq!(b.ended(), Some(End::Completed));
+}
+
+#[test]
+fn a_target_that_waits_for_our_ack_is_not_quiet() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 201, pa(), b"two");
+    b.run();
+    b.target(1, 4, A, 150);
+    let sent = b.wait(45 * MS);
+    assert_eq!(sent, [Sent { flags: A, seq: 4, ack: 151, data: Vec::new() }], "the delayed ACK first");
+    b.target(151, 4, pa(), 50);
+    assert_eq!(b.run().first().map(|s| s.data.clone()), Some(b"two".to_vec()));
+}
+
+#[test]
 fn a_request_waits_for_the_response_before_it() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");
