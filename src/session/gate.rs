@@ -78,8 +78,10 @@ pub(super) struct View {
 /// The gate of one session.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
-    /// The gate value up to which bursts have passed.
+    /// The gate value up to which bursts have passed, or where the response begins.
     passed: u64,
+    /// A burst has passed.
+    begun: bool,
     /// `received` when the last burst passed.
     base: u64,
     /// What the target had sent beyond `L` when the last burst passed.
@@ -89,6 +91,13 @@ pub(super) struct Gate {
 }
 
 impl Gate {
+    /// The online server's response begins at the downstream offset `first`, as far as is known.
+    pub(super) fn begin(&mut self, first: u64) {
+        if !self.begun {
+            self.passed = first;
+        }
+    }
+
     /// Downstream bytes the online server sent between the last burst and this one: `L`.
     pub(super) fn online_response(&self, mark: &Mark) -> u64 {
         mark.gate.saturating_sub(self.passed)
@@ -141,12 +150,14 @@ impl Gate {
             }
             Opened::TimedOut | Opened::Ungated => self.surplus = 0,
         }
+        self.begun = true;
         self.passed = self.passed.max(mark.gate);
         self.base = received;
     }
 
     /// A new connection: nothing has been received on it, and the burst at `mark` begins it.
     pub(super) fn restart(&mut self, mark: &Mark) {
+        self.begun = true;
         self.passed = self.passed.max(mark.gate);
         self.base = 0;
         self.surplus = 0;

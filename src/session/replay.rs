@@ -146,6 +146,7 @@ impl Session {
         }
         self.last_activity = now;
         let gate = self.client.observe(now, header);
+        self.gate.begin(self.client.first_acked());
         let again = header.flags.syn() && std::mem::replace(&mut self.syn_seen, true);
         let taken = if !header.flags.syn() {
             self.take(now, header, payload, gate)

@@ -286,6 +286,16 @@ fn duplicates_and_disorder_of_the_capture_leave_no_trace() {
 }
 
 #[test]
+fn the_first_acknowledgment_captured_need_not_be_the_first() {
+    let mut b = Bench::established();
+    b.client(4, 201, pa(), b"two");
+    b.client(1, 1, pa(), b"one");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"one")], "two waits for the response to one");
+    b.target(1, 4, pa(), 200);
+    assert_eq!(b.run(), [sent(pa(), 4, 201, b"two")]);
+}
+
+#[test]
 fn headers_out_of_order_are_acknowledged_as_rfc_9293_says() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"get");

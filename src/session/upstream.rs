@@ -13,7 +13,7 @@ use crate::wire::{Seq, Time};
 pub(super) struct Mark {
     /// Offset of the burst's first byte, or of FIN or RST.
     pub(super) offset: u64,
-    /// Downstream bytes the client had acknowledged when it sent it.
+    /// The downstream offset the client had acknowledged when it sent it.
     pub(super) gate: u64,
     /// When it was captured.
     pub(super) captured: Time,
