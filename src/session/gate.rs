@@ -137,6 +137,20 @@ impl Gate {
         }
     }
 
+    /// Whether, and if not when, a connection may be left for the burst at `mark`, before which bytes
+    /// are missing: once what it was sent is answered. How long that answer is nobody knows, because
+    /// `mark` tells of the answer to the missing bytes too.
+    pub(super) fn decide_leaving(&self, config: &Config, view: &View) -> Decision {
+        let due = if config.gate == GateMode::None {
+            view.now
+        } else if self.target_response(view.received) > 0 {
+            view.quiet_since.max(view.last_sent) + quiet_time(view.target_rtt) + view.lag
+        } else {
+            view.last_sent + config.response_timeout
+        };
+        if view.now >= due { Decision::Open(Opened::Short) } else { Decision::Wait(due) }
+    }
+
     /// The burst at `mark` passes.
     pub(super) fn pass(&mut self, mark: &Mark, received: u64, how: Opened) {
         let wanted = self.online_response(mark);
@@ -173,7 +187,7 @@ mod tests {
     use super::*;
 
     fn mark(gate: u64) -> Mark {
-        Mark { offset: 10, gate, captured: Time::ZERO }
+        Mark { offset: 10, before: 10, gate, captured: Time::ZERO }
     }
 
     fn at(millis: u64, received: u64) -> View {

@@ -47,7 +47,6 @@ pub struct Session {
     /// Where the last burst that passed begins, and when the target first answered it.
     burst_start: u64,
     pub(super) first_answer: Option<Time>,
-    hole_since: Option<Time>,
     pub(super) last_activity: Time,
     /// Resets by the target since it last acknowledged something.
     pub(super) resets: u8,
@@ -87,7 +86,6 @@ impl Session {
             connecting: None,
             burst_start: 0,
             first_answer: None,
-            hole_since: None,
             last_activity: now,
             resets: 0,
             isn: None,
@@ -205,7 +203,6 @@ impl Session {
     }
 
     fn after_client(&mut self, now: Time) {
-        self.hole_since = self.upstream.has_hole().then(|| self.hole_since.unwrap_or(now));
         if self.upstream.buffered() > self.config.buffer_limit {
             self.end(now, End::BufferLimit);
         } else if self.connection.is_none() && self.connecting.is_none() {
@@ -234,14 +231,20 @@ impl Session {
         {
             return self.end(now, why);
         }
-        if self.hole_since.is_some_and(|since| now >= since + self.config.gap_timeout) {
-            self.give_hole_up(now);
+        while self.hole_due().is_some_and(|due| now >= due) {
+            self.upstream.skip_hole();
+            self.after_client(now);
         }
         let Some(connection) = &mut self.connection else { return };
         if connection.sender.timer().is_some_and(|timer| now >= timer) {
             connection.sender.handle_timer(now);
             connection.syn_due = connection.state == State::SynSent;
         }
+    }
+
+    /// When the hole in what was captured is taken for lost.
+    fn hole_due(&self) -> Option<Time> {
+        self.upstream.hole_since().map(|since| since + self.config.gap_timeout)
     }
 
     /// When, and as what, the session ends if nothing happens.
@@ -262,7 +265,6 @@ impl Session {
         if self.phase == Phase::Ended {
             return None;
         }
-        let hole = self.hole_since.map(|since| since + self.config.gap_timeout);
         let connection = self.connection.as_ref();
         let timer = connection.and_then(|connection| connection.sender.timer());
         let ack = connection.and_then(|connection| connection.receiver.as_ref()).and_then(Receiver::ack_due);
@@ -272,7 +274,7 @@ impl Session {
             Decision::Open(_) => Time::ZERO,
         });
         let expiry = self.expiry().map(|(due, _)| due);
-        [expiry, hole, timer, ack, gate].into_iter().flatten().min()
+        [expiry, self.hole_due(), timer, ack, gate].into_iter().flatten().min()
     }
 
     /// What happened, or is wanted.
@@ -346,6 +348,7 @@ impl Session {
                 return self.reconnect(now, mark.offset);
             }
             match decision {
+                Decision::Open(_) if mark.follows_gap() => return self.reconnect(now, mark.before),
                 Decision::Open(how) => self.pass(&mark, how),
                 Decision::Wait(_) => return,
             }
@@ -356,7 +359,7 @@ impl Session {
     fn waiting_at_gate(&self, now: Time) -> Option<(Mark, Decision)> {
         let connection = self.connection.as_ref().filter(|connection| connection.state == State::Open)?;
         let receiver = connection.receiver.as_ref()?;
-        let mark = self.upstream.waiting().filter(|mark| connection.sender.nxt() >= mark.offset)?;
+        let mark = self.upstream.waiting().filter(|mark| connection.sender.nxt() >= mark.before)?;
         let view = View {
             now,
             received: receiver.received(),
@@ -366,7 +369,15 @@ impl Session {
             target_rtt: connection.sender.rtt(),
             lag: self.lag(),
         };
-        Some((mark, self.gate.decide(&self.config, &mark, &view)))
+        if !mark.follows_gap() {
+            return Some((mark, self.gate.decide(&self.config, &mark, &view)));
+        }
+        // A reset would take what is not acknowledged with it.
+        let acknowledged = connection.sender.una() >= mark.before;
+        let unused = connection.sender.max() == connection.sender.base();
+        let leaving = || self.gate.decide_leaving(&self.config, &view);
+        let decision = if unused { Decision::Open(Opened::Ungated) } else { leaving() };
+        acknowledged.then_some((mark, decision))
     }
 
     fn pass(&mut self, mark: &Mark, how: Opened) {
@@ -454,16 +465,6 @@ impl Session {
             None if closed => self.end(now, End::Completed),
             None => self.upstream.release(to),
         }
-    }
-
-    /// What was captured has a hole that will not fill.
-    fn give_hole_up(&mut self, now: Time) {
-        self.hole_since = None;
-        let released = self.upstream.start();
-        let (lost, from) = self.upstream.skip_hole(released);
-        self.events.push_back(Event::Skipped(lost));
-        self.connecting = None;
-        self.reconnect(now, from);
     }
 
     /// Ends the session, with a RST if the target does not know yet.

@@ -392,21 +392,55 @@ fn a_connection_captured_mid_stream_joins_at_a_request_boundary() {
 }
 
 #[test]
-fn a_hole_in_the_capture_costs_one_request() {
+fn a_hole_in_the_capture_costs_what_it_tears() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");
     b.run();
     b.target(1, 4, pa(), 100);
-    // "two", which follows, was lost by the capture.
+    // "two", which follows, was lost by the capture; "three" may be its end.
     b.client(7, 201, pa(), b"three");
     b.wait(Duration::from_secs(2));
     assert!(b.events.is_empty(), "it may still come");
+    b.client(12, 301, pa(), b"four");
     let after = b.wait(Duration::from_secs(2));
     let flags: Vec<_> = after.iter().map(|s| (s.flags, s.seq)).collect();
-    assert_eq!(flags[..2], [(Flags::RST | A, 4), (Flags::SYN, 6)]);
-    b.target(0, 7, Flags::SYN | A, 0);
-    assert_eq!(b.run(), [sent(pa(), 7, 1, b"three")]);
-    assert_eq!(b.skipped(), 3);
+    assert_eq!(flags[..2], [(Flags::RST | A, 4), (Flags::SYN, 11)]);
+    b.target(0, 12, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 12, 1, b"four")]);
+    assert_eq!(b.skipped(), 8);
+}
+
+#[test]
+fn whole_requests_before_a_hole_are_delivered() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 101, pa(), b"two");
+    b.client(10, 301, pa(), b"four");
+    b.client(14, 401, pa(), b"five");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"one")]);
+    b.wait(Duration::from_secs(4));
+    b.target(1, 4, pa(), 100);
+    assert_eq!(b.run(), [sent(pa(), 4, 101, b"two")], "though the hole was given up long since");
+    b.target(101, 7, A, 0);
+    assert_eq!(b.wait(Duration::from_secs(1)), [], "its response is awaited");
+    b.target(101, 7, pa(), 80);
+    let after = b.wait(Duration::from_secs(1));
+    let flags: Vec<_> = after.iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(flags, [(A, 7), (Flags::RST | A, 7), (Flags::SYN, 13)]);
+    b.target(0, 14, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 14, 1, b"five")]);
+    assert_eq!(b.skipped(), 7);
+}
+
+#[test]
+fn a_close_behind_a_hole_ends_the_session() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    b.client(7, 201, Flags::FIN | A, b"");
+    b.wait(Duration::from_secs(4));
+    assert_eq!((b.ended(), b.skipped()), (Some(End::Completed), 3));
 }
 
 #[test]
