@@ -198,7 +198,7 @@ impl<'a> Script<'a> {
         }
         self.options = TcpOptions { timestamps: self.options.timestamps, ..TcpOptions::default() };
         self.now += self.rtt;
-        if rng.chance(500) {
+        if rng.chance(self.setup.handshake_ack) {
             self.bare(Flags::ACK);
         }
         if self.setup.greeting > 0 {

@@ -91,6 +91,8 @@ pub(crate) struct Setup {
     /// Client retransmissions, keep-alive probes.
     pub(crate) retransmit: u64,
     pub(crate) pure_acks: u64,
+    /// The handshake's ACK is captured.
+    pub(crate) handshake_ack: u64,
     pub(crate) greeting: u64,
     pub(crate) capture: Leg,
     pub(crate) send: Leg,
@@ -132,6 +134,7 @@ impl Setup {
             missed: 0..=0,
             retransmit: 0,
             pure_acks: 200,
+            handshake_ack: 500,
             greeting: 0,
             capture: Leg::perfect(5),
             send: Leg::perfect(hop),
@@ -249,6 +252,205 @@ const SCENARIOS: &[Scenario] = &[
             disorder(&mut setup.capture, rng);
             setup.retransmit = rng.within(0..=200);
             setup.pure_acks = rng.pick(&[0, 500, 1000]);
+        },
+    },
+    Scenario {
+        name: "capture_loss",
+        seeds: 200,
+        alter: |setup, rng| {
+            setup.capture.loss = rng.pick(&[5, 10, 50, 200]);
+            setup.requests = 1..=15;
+            setup.styles = vec![Style::Lockstep, Style::Batches(3), Style::Window(3)];
+            setup.closes = vec![Close::Client, Close::Server, Close::Half, Close::Reset, Close::Vanish];
+            setup.expect = Expect::Resumed;
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "target_slow",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.target_delay = 0..=rng.pick(&[50_000, 500_000, 5_000_000]);
+            setup.closes.push(Close::Half);
+        },
+    },
+    Scenario {
+        name: "target_short",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.answers = Answers::Shorter;
+            setup.target_delay = 0..=rng.pick(&[1_000, 100_000]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "target_long",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.answers = Answers::Longer;
+            setup.target_delay = 0..=rng.pick(&[1_000, 100_000]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "target_closes",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.requests = 1..=12;
+            setup.trouble = Trouble::Closes(u32::try_from(rng.within(1..=4)).expect("small"));
+            setup.send.loss = rng.pick(&[0, 0, 20]);
+            setup.response.loss = rng.pick(&[0, 0, 20]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "target_resets",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.requests = 1..=12;
+            setup.styles.push(Style::Window(2));
+            setup.trouble = Trouble::Resets(u32::try_from(rng.within(1..=4)).expect("small"));
+            setup.expect = Expect::Accounted;
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "target_down",
+        seeds: 150,
+        alter: |setup, rng| {
+            let from = rng.within(0..=1_000_000);
+            setup.trouble = Trouble::Down(from, from + rng.size(1_000..=30_000_000));
+            setup.closes = vec![Close::Client, Close::Server, Close::Half, Close::Reset];
+            setup.expect = Expect::Accounted;
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "mid_stream",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.requests = 3..=12;
+            setup.missed = 1..=8;
+            setup.styles.push(Style::Batches(2));
+            setup.pure_acks = rng.pick(&[0, 1000]);
+            setup.expect = Expect::Resumed;
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "pipelined",
+        seeds: 200,
+        alter: |setup, rng| {
+            setup.requests = 2..=20;
+            setup.styles = vec![Style::Window(2), Style::Window(4), Style::Batches(3), Style::Batches(8)];
+            setup.think = 0..=20_000;
+            setup.closes.push(Close::Half);
+            setup.target_delay = 0..=rng.pick(&[0, 1_000, 30_000]);
+        },
+    },
+    Scenario {
+        name: "half_close",
+        seeds: 150,
+        alter: |setup, _| {
+            setup.closes = vec![Close::Half];
+            setup.styles.push(Style::Batches(3));
+            setup.request_size = 16..=60_000;
+        },
+    },
+    Scenario {
+        name: "resets",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.closes = vec![Close::Reset, Close::Abort];
+            setup.send.loss = rng.pick(&[0, 20]);
+            setup.response.loss = rng.pick(&[0, 20]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "port_reuse",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.reuse = rng.within(2..=6);
+            setup.requests = 1..=4;
+            setup.closes = vec![Close::Client, Close::Server, Close::Half, Close::Reset, Close::Vanish];
+            setup.send.loss = rng.pick(&[0, 0, 20]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "slow_reader",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.request_size = 16..=60_000;
+            setup.receive_buffer = rng.pick(&[512, 2_048, 8_192]);
+            setup.read_rate = Some(rng.pick(&[100, 1_000, 10_000]));
+            setup.send.loss = rng.pick(&[0, 10]);
+            setup.response.loss = rng.pick(&[0, 10]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "large_bodies",
+        seeds: 60,
+        alter: |setup, rng| {
+            setup.clients = 1..=2;
+            setup.requests = 1..=3;
+            setup.request_size = 16..=400_000;
+            setup.response_size = 1..=400_000;
+            setup.receive_buffer = rng.pick(&[16_384, 65_535, 200_000]);
+            setup.closes.push(Close::Half);
+        },
+    },
+    Scenario {
+        name: "small_pool",
+        seeds: 40,
+        alter: |setup, _| {
+            setup.clients = 30..=60;
+            setup.requests = 1..=4;
+            setup.reuse = 2;
+            setup.pools = vec!["10.99.0.0/31", "fd99::/127"];
+        },
+    },
+    Scenario {
+        name: "copies",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.copies = 3;
+            setup.pools = vec!["10.99.0.0/24", "fd99::/64"];
+            setup.send.loss = rng.pick(&[0, 20]);
+            setup.response.loss = rng.pick(&[0, 20]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "intercept_outage",
+        seeds: 150,
+        alter: |setup, rng| {
+            let from = rng.within(0..=1_000_000);
+            let to = from + rng.size(1_000..=20_000_000);
+            setup.outages = vec![(from, to), (to + 500_000, to + 2_000_000)];
+            setup.forget = rng.chance(500);
+            setup.reuse = 2;
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "refused_claims",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.refuse = rng.pick(&[50, 300]);
+            setup.pools = vec!["10.99.0.0/24", "fd99::/64"];
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "server_first",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.greeting = rng.within(1..=2_000);
+            setup.handshake_ack = 1000;
+            setup.styles.push(Style::Batches(2));
         },
     },
 ];
