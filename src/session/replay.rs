@@ -17,6 +17,10 @@ use crate::wire::{Flags, Seq, TcpHeader, Time};
 /// How long the target may keep its side open after it has acknowledged our FIN.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// By how much the initial sequence number of each connection of a session is ahead of the one
+/// before it: more than is ever in flight.
+const ISS_STEP: u32 = 1 << 24;
+
 /// Where a session stands with its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -52,6 +56,8 @@ pub struct Session {
     pub(super) resets: u8,
     isn: Option<Seq>,
     syn_seen: bool,
+    /// How many connections were opened.
+    connections: u32,
 }
 
 impl Session {
@@ -90,6 +96,7 @@ impl Session {
             resets: 0,
             isn: None,
             syn_seen: false,
+            connections: 0,
         }
     }
 
@@ -122,7 +129,11 @@ impl Session {
     /// `max_segment`: TCP bytes without options that fit a packet to the target.
     pub fn connect(&mut self, now: Time, max_segment: u16) {
         let Some(base) = self.connecting.take() else { return };
-        let iss = self.upstream.seq_at(base).sub(1);
+        // The first connection has the client's sequence numbers. Later ones are well ahead of all
+        // before them (RFC 9293, 3.4.1), so that the target can tell them apart: it may still hold an
+        // earlier one on the same ports, or have it in TIME-WAIT.
+        let iss = self.upstream.seq_at(base).sub(1).add(self.connections.wrapping_mul(ISS_STEP));
+        self.connections = self.connections.wrapping_add(1);
         self.connection = Some(Connection::new(now, iss, base, &self.client, max_segment));
         self.burst_start = base;
         self.last_activity = now;
@@ -309,7 +320,8 @@ impl Session {
         let fin = matches!(close, Some(Close::Fin(_)));
         let highest = connection.sender.max();
         let Some(Range { from, to, fin }) = connection.sender.next(now, limit, fin) else {
-            if matches!(close, Some(Close::Reset(at)) if connection.sender.nxt() == at) {
+            // The online server had all of it before the reset, so the target must, too.
+            if matches!(close, Some(Close::Reset(at)) if connection.sender.una() == at) {
                 self.end(now, End::ClientReset);
                 return self.farewell.take();
             }
