@@ -130,7 +130,8 @@ impl Target {
             return false;
         }
         let Some(track) = self.tracks.get_mut(&packet.src) else { return false };
-        let Some(end) = header.end().unwrap_near(0, track.client_isn.add(1)) else { return false };
+        let end = header.seq.add(header.payload_len);
+        let Some(end) = end.unwrap_near(0, track.client_isn.add(1)) else { return false };
         if end > track.reached && !packet.payload.is_empty() {
             track.arrivals.push((track.reached, track.sent));
             track.reached = end;

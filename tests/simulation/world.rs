@@ -127,7 +127,7 @@ impl World {
         for (at, dialogue, packet) in all {
             // A round trip lies between a SYN and what follows it: they keep their order.
             let first = self.dialogues()[dialogue].packets[packet].is_syn && packet == 0;
-            let leg = if first { &Leg::perfect(0) } else { &legs };
+            let leg = if first { &Leg { loss: legs.loss, ..Leg::perfect(0) } } else { &legs };
             for Passage { at, .. } in leg.pass(at, &mut self.rng) {
                 self.seen[dialogue][packet] = true;
                 self.last_capture = self.last_capture.max(at);
