@@ -65,6 +65,8 @@ pub(super) struct View {
     pub(super) received: u64,
     /// When the last of it came, or the connection was opened.
     pub(super) last_received: Time,
+    /// Since when the target could have sent more.
+    pub(super) quiet_since: Time,
     /// When upstream bytes last left.
     pub(super) last_sent: Time,
     /// The target's smoothed round-trip time.
@@ -76,8 +78,10 @@ pub(super) struct View {
 /// The gate of one session.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
-    /// The gate value up to which bursts have passed.
+    /// The gate value up to which bursts have passed, or where the response begins.
     passed: u64,
+    /// A burst has passed.
+    begun: bool,
     /// `received` when the last burst passed.
     base: u64,
     /// What the target had sent beyond `L` when the last burst passed.
@@ -87,6 +91,13 @@ pub(super) struct Gate {
 }
 
 impl Gate {
+    /// The online server's response begins at the downstream offset `first`, as far as is known.
+    pub(super) fn begin(&mut self, first: u64) {
+        if !self.begun {
+            self.passed = first;
+        }
+    }
+
     /// Downstream bytes the online server sent between the last burst and this one: `L`.
     pub(super) fn online_response(&self, mark: &Mark) -> u64 {
         mark.gate.saturating_sub(self.passed)
@@ -104,7 +115,7 @@ impl Gate {
             return Decision::Open(Opened::Ungated);
         }
         let answered = self.target_response(view.received);
-        let quiet_since = view.last_received.max(view.last_sent);
+        let quiet_since = view.quiet_since.max(view.last_sent);
         let (due, how) = if answered >= wanted {
             (view.last_received + view.lag, Opened::Answered)
         } else if answered > 0 {
@@ -126,6 +137,20 @@ impl Gate {
         }
     }
 
+    /// Whether, and if not when, a connection may be left for the burst at `mark`, before which bytes
+    /// are missing: once what it was sent is answered. How long that answer is nobody knows, because
+    /// `mark` tells of the answer to the missing bytes too.
+    pub(super) fn decide_leaving(&self, config: &Config, view: &View) -> Decision {
+        let due = if config.gate == GateMode::None {
+            view.now
+        } else if self.target_response(view.received) > 0 {
+            view.quiet_since.max(view.last_sent) + quiet_time(view.target_rtt) + view.lag
+        } else {
+            view.last_sent + config.response_timeout
+        };
+        if view.now >= due { Decision::Open(Opened::Short) } else { Decision::Wait(due) }
+    }
+
     /// The burst at `mark` passes.
     pub(super) fn pass(&mut self, mark: &Mark, received: u64, how: Opened) {
         let wanted = self.online_response(mark);
@@ -139,12 +164,14 @@ impl Gate {
             }
             Opened::TimedOut | Opened::Ungated => self.surplus = 0,
         }
+        self.begun = true;
         self.passed = self.passed.max(mark.gate);
         self.base = received;
     }
 
     /// A new connection: nothing has been received on it, and the burst at `mark` begins it.
     pub(super) fn restart(&mut self, mark: &Mark) {
+        self.begun = true;
         self.passed = self.passed.max(mark.gate);
         self.base = 0;
         self.surplus = 0;
@@ -160,7 +187,7 @@ mod tests {
     use super::*;
 
     fn mark(gate: u64) -> Mark {
-        Mark { offset: 10, gate, captured: Time::ZERO }
+        Mark { offset: 10, before: 10, gate, captured: Time::ZERO }
     }
 
     fn at(millis: u64, received: u64) -> View {
@@ -168,6 +195,7 @@ mod tests {
             now: Time::from_micros(millis * 1000),
             received,
             last_received: Time::from_micros(1000),
+            quiet_since: Time::from_micros(1000),
             last_sent: Time::ZERO,
             target_rtt: Some(Duration::from_millis(1)),
             lag: Duration::ZERO,
