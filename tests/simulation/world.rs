@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tcpcopy::replayer::{Claim, Config, Replayer, Route};
-use tcpcopy::wire::{FlowId, FlowKey, Outgoing, Packet, TcpHeader, Time, parse};
+use tcpcopy::replayer::{Claim, Config, Replayer};
+use tcpcopy::wire::{FlowId, FlowKey, Mapping, Outgoing, Packet, TcpHeader, Time, parse};
 
 use crate::check;
 use crate::client::{self, Dialogue};
@@ -74,7 +74,7 @@ impl World {
         let dialogues = client::dialogues(&setup, online, &mut rng);
         let config = Config {
             session: Arc::new(setup.session.clone()),
-            routes: targets.map(|target| Route { online: None, port: 80, target }).to_vec(),
+            mappings: targets.map(|target| Mapping { online: None, port: 80, target }).to_vec(),
             pools: setup.pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
             copies: setup.copies,
             percent: 100,
