@@ -111,10 +111,4 @@ impl Client {
     pub(super) fn window_field(&self) -> u16 {
         u16::try_from(self.window >> self.scale.unwrap_or(0)).unwrap_or(u16::MAX)
     }
-
-    /// Whether a segment was sent after a further response, compared with the last one seen: the
-    /// beginning of a request.
-    pub(super) fn acknowledges_more(&self, header: &TcpHeader) -> bool {
-        header.flags.ack() && self.acked.is_some_and(|(last, _)| header.ack.is_after(last))
-    }
 }

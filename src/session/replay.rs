@@ -54,6 +54,8 @@ pub struct Session {
     pub(super) last_activity: Time,
     /// Resets by the target since it last acknowledged something.
     pub(super) resets: u8,
+    /// Sequence number after the last data seen, and its acknowledgment, while joining.
+    joining: Option<(Seq, Seq)>,
     isn: Option<Seq>,
     syn_seen: bool,
     /// How many connections were opened.
@@ -94,6 +96,7 @@ impl Session {
             first_answer: None,
             last_activity: now,
             resets: 0,
+            joining: None,
             isn: None,
             syn_seen: false,
             connections: 0,
@@ -144,13 +147,15 @@ impl Session {
     pub fn handle_client(&mut self, now: Time, header: &TcpHeader, payload: &[u8]) -> Taken {
         match self.phase {
             Phase::Ended => return Taken::Late,
-            Phase::Joining if !self.begins_request(header, payload) => {
-                if header.flags.fin() || header.flags.rst() {
-                    self.end(now, End::NotJoined);
+            Phase::Joining => {
+                if !self.begins_request(header, payload) {
+                    if header.flags.fin() || header.flags.rst() {
+                        self.end(now, End::NotJoined);
+                    }
+                    return Taken::BeforeJoin;
                 }
-                return Taken::BeforeJoin;
+                self.upstream = Upstream::new(header.seq);
             }
-            Phase::Joining => self.upstream = Upstream::new(header.seq),
             Phase::Live => {}
         }
         self.last_activity = now;
@@ -175,8 +180,25 @@ impl Session {
         taken
     }
 
-    fn begins_request(&self, header: &TcpHeader, payload: &[u8]) -> bool {
-        !payload.is_empty() && self.client.acknowledges_more(header)
+    /// Whether a segment of a connection captured mid-stream begins a request: it was sent after
+    /// more of the response than the data before it, and nothing is missing in between.
+    fn begins_request(&mut self, header: &TcpHeader, payload: &[u8]) -> bool {
+        if payload.is_empty() || !header.flags.ack() {
+            return false;
+        }
+        let end = header.seq.add(header.payload_len);
+        let Some((next, acked)) = &mut self.joining else {
+            self.joining = Some((end, header.ack));
+            return false;
+        };
+        let begins = header.seq == *next && header.ack.is_after(*acked);
+        if end.is_after(*next) {
+            *next = end;
+        }
+        if header.ack.is_after(*acked) {
+            *acked = header.ack;
+        }
+        begins
     }
 
     fn take(&mut self, now: Time, header: &TcpHeader, payload: &[u8], gate: u64) -> Taken {

@@ -411,6 +411,17 @@ fn a_connection_captured_mid_stream_joins_at_a_request_boundary() {
 }
 
 #[test]
+fn a_connection_captured_mid_stream_joins_behind_no_hole() {
+    let now = Time::from_micros(1);
+    let session = Session::join(now, Arc::default(), &client_header(100, 500, pa(), 3));
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
+    b.client(100, 500, pa(), b"mid");
+    assert_eq!(b.client(104, 900, pa(), b"torn"), Taken::BeforeJoin, "a byte of it was lost");
+    b.client(108, 990, A, b"");
+    assert_eq!(b.client(108, 990, pa(), b"next"), Taken::Data, "an ACK before it changes nothing");
+}
+
+#[test]
 fn a_hole_in_the_capture_costs_what_it_tears() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");
