@@ -377,19 +377,19 @@ impl Session {
 
     /// Lets bursts pass whose gate is open.
     fn pass_bursts(&mut self, now: Time) {
-        while let Some((mark, decision)) = self.waiting_at_gate(now) {
-            let finished = self.receiver().is_some_and(Receiver::finished);
-            let is_close = self.upstream.close().is_some() && mark.offset == self.upstream.end();
-            if finished && !is_close {
-                // The target has closed; the client goes on.
-                return self.reconnect(now, mark.offset);
+        while let Some((mark, Decision::Open(how))) = self.waiting_at_gate(now) {
+            if self.needs_another_connection(&mark) {
+                return self.reconnect(now, mark.before);
             }
-            match decision {
-                Decision::Open(_) if mark.follows_gap() => return self.reconnect(now, mark.before),
-                Decision::Open(how) => self.pass(&mark, how),
-                Decision::Wait(_) => return,
-            }
+            self.pass(&mark, how);
         }
+    }
+
+    /// Whether the burst at the gate cannot go on this connection: bytes before it are missing, or
+    /// the target has closed and the client goes on.
+    fn needs_another_connection(&self, mark: &Mark) -> bool {
+        let is_close = self.upstream.close().is_some() && mark.offset == self.upstream.end();
+        mark.follows_gap() || (!is_close && self.receiver().is_some_and(Receiver::finished))
     }
 
     /// The burst at the gate, once everything before it has left, and what the gate says of it.
@@ -407,15 +407,21 @@ impl Session {
             target_rtt: connection.sender.rtt(),
             lag: self.lag(),
         };
-        if !mark.follows_gap() {
+        if !self.needs_another_connection(&mark) {
             return Some((mark, self.gate.decide(&self.config, &mark, &view)));
         }
-        // A reset would take what is not acknowledged with it.
-        let acknowledged = connection.sender.una() >= mark.before;
+        if connection.sender.una() < mark.before {
+            // Leaving now would lose what is under way. The target acknowledges it, or resets the
+            // connection, and then all of it goes on the next one.
+            return None;
+        }
         let unused = connection.sender.max() == connection.sender.base();
-        let leaving = || self.gate.decide_leaving(&self.config, &view);
-        let decision = if unused { Decision::Open(Opened::Ungated) } else { leaving() };
-        acknowledged.then_some((mark, decision))
+        let decision = if unused || receiver.finished() {
+            Decision::Open(Opened::Ungated)
+        } else {
+            self.gate.decide_leaving(&self.config, &view)
+        };
+        Some((mark, decision))
     }
 
     fn pass(&mut self, mark: &Mark, how: Opened) {

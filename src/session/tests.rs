@@ -339,6 +339,24 @@ fn a_target_that_closes_early_gets_the_next_request_on_a_new_connection() {
 }
 
 #[test]
+fn a_request_under_way_while_the_target_closes_is_not_lost() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 101, pa(), b"two");
+    b.client(7, 201, pa(), b"three");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    assert_eq!(b.run(), [sent(pa(), 4, 101, b"two")]);
+    b.target(101, 4, Flags::FIN | A, 0);
+    assert_eq!(b.run(), [sent(A, 7, 102, b"")], "did it come too late?");
+    b.target(102, 0, Flags::RST, 0);
+    assert_eq!(b.run(), [sent(Flags::SYN, NEXT + 3, 0, b"")], "it did");
+    b.target(0, NEXT + 4, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 4, 1, b"two")]);
+    assert_eq!(b.skipped(), 0);
+}
+
+#[test]
 fn a_reset_resends_the_request_that_was_not_acknowledged() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");
