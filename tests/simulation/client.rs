@@ -270,7 +270,8 @@ impl<'a> Script<'a> {
             let part =
                 usize::try_from(range.start).expect("small")..usize::try_from(range.end).expect("small");
             let bytes = self.stream[part].to_vec();
-            self.now += rng.within(1..=200);
+            // No client's retransmission timeout is shorter.
+            self.now += rng.within(200_000..=300_000);
             self.packet(Flags::ACK, self.seq_at(range.start), &bytes, range);
         }
         if self.sent > 0 && rng.chance(self.setup.retransmit) {
