@@ -62,7 +62,6 @@ pub(crate) fn end(world: &World) -> Result<(), String> {
         Expect::Everything => everything(world)?,
         Expect::Accounted => accounted(world)?,
         Expect::Resumed => resumed(world)?,
-        Expect::Sane => {}
     }
     // A surplus that was doubted makes a pipelined request wait for a quiet time instead: late, but
     // not early.

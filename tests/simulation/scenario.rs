@@ -69,8 +69,6 @@ pub(crate) enum Expect {
     Accounted,
     /// Whatever is whole in the capture before a hole arrives, and what follows the next boundary.
     Resumed,
-    /// Nothing but the invariants of every step.
-    Sane,
 }
 
 /// One run, all of it. Times are in microseconds, chances in permille.

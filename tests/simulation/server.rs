@@ -31,7 +31,7 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn fault(&mut self, now: Time, what: String) {
+    pub(crate) fn fault(&mut self, now: Time, what: &str) {
         self.faults.push(format!("at {} us: {what}", now.micros()));
     }
 }
@@ -103,7 +103,7 @@ impl Server {
         let mut order = None;
         while self.buffer.len() >= FRAMING {
             let Some((id, index, len)) = parse_framing(&self.buffer) else {
-                ledger.fault(now, format!("no request at {:?}", &self.buffer[..FRAMING]));
+                ledger.fault(now, &format!("no request at {:?}", &self.buffer[..FRAMING]));
                 self.buffer.clear();
                 break;
             };
@@ -112,7 +112,7 @@ impl Server {
             }
             let request: Vec<u8> = self.buffer.drain(..len).collect();
             if request != request_bytes(id, index, len) {
-                ledger.fault(now, format!("request {id}/{index} was altered"));
+                ledger.fault(now, &format!("request {id}/{index} was altered"));
             }
             order = order.or(self.request(now, setup, id, index, ledger, sent_before));
         }
@@ -136,7 +136,7 @@ impl Server {
         }
         if (self.dialogue, self.next) != (Some(id), index) {
             let expected = (self.dialogue, self.next);
-            ledger.fault(now, format!("request {id}/{index} where {expected:?} was expected"));
+            ledger.fault(now, &format!("request {id}/{index} where {expected:?} was expected"));
         }
         self.next = index + 1;
         ledger.arrived[id][index] += 1;
@@ -159,10 +159,10 @@ impl Server {
         let Some((id, offset)) = self.base(ledger) else { return };
         let request = ledger.dialogues[id].requests[self.first];
         if request.burst != self.first {
-            ledger.fault(now, format!("a connection begins with request {id}/{}", self.first));
+            ledger.fault(now, &format!("a connection begins with request {id}/{}", self.first));
         }
         if setup.copies == 1 && offset < ledger.heard[id] {
-            ledger.fault(now, format!("request {id}/{} again, after it was acknowledged", self.first));
+            ledger.fault(now, &format!("request {id}/{} again, after it was acknowledged", self.first));
         }
     }
 
@@ -181,7 +181,7 @@ impl Server {
         let sent = sent_before(request.offset - first.offset);
         if sent + base < request.gate {
             let gate = request.gate - base;
-            ledger.fault(now, format!("request {id}/{index} came after {sent} bytes, not {gate}"));
+            ledger.fault(now, &format!("request {id}/{index} came after {sent} bytes, not {gate}"));
         }
     }
 
