@@ -290,8 +290,10 @@ impl Session {
         if let State::TimeWait(until) = connection.state {
             return Some((until, End::Completed));
         }
-        let stalled =
-            connection.sender.stalled_since().map(|since| (since + self.config.give_up, End::Unreachable));
+        // A target that keeps its window closed is there (RFC 9293, 3.8.6.1), but not for ever.
+        let closed = connection.state == State::Open && connection.sender.window_is_closed();
+        let patience = if closed { self.config.idle_timeout } else { self.config.give_up };
+        let stalled = connection.sender.stalled_since().map(|since| (since + patience, End::Unreachable));
         let linger = self.fin_acknowledged().then(|| (self.last_activity + LINGER, End::Lingering));
         [Some(idle), stalled, linger].into_iter().flatten().min_by_key(|(due, _)| *due)
     }

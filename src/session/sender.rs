@@ -135,6 +135,11 @@ impl Sender {
         self.timer
     }
 
+    /// Whether the target has closed its window.
+    pub(super) fn window_is_closed(&self) -> bool {
+        self.window == 0
+    }
+
     /// Since when the target has acknowledged nothing, though something is outstanding.
     pub(super) fn stalled_since(&self) -> Option<Time> {
         self.stalled_since
@@ -232,10 +237,9 @@ impl Sender {
         if ack.offset < self.una {
             return Acked::Old;
         }
-        let same_window = self.window == ack.window;
-        self.window = ack.window;
+        let before = std::mem::replace(&mut self.window, ack.window);
         if ack.offset == self.una {
-            self.handle_same(ack, same_window);
+            self.handle_same(now, ack, before);
             return Acked::Same;
         }
         self.measure(now, ack);
@@ -250,13 +254,17 @@ impl Sender {
         Acked::Advanced
     }
 
-    fn handle_same(&mut self, ack: &Ack, same_window: bool) {
-        if !same_window && self.window > 0 && self.max == self.una {
-            // The window opened with nothing in flight: the persist timer has done its work.
-            self.timer = None;
-            self.stalled_since = None;
+    fn handle_same(&mut self, now: Time, ack: &Ack, window_before: u32) {
+        if window_before == 0 && self.window > 0 {
+            // The window opened: the persist timer has done its work, and a probe that was refused
+            // is sent again with what follows it.
+            self.nxt = self.una;
+            self.rtt.progress();
+            let outstanding = self.max > self.una;
+            self.timer = outstanding.then(|| now + self.rtt.rto());
+            self.stalled_since = outstanding.then_some(now);
         }
-        if !(ack.bare && same_window && self.max > self.una) {
+        if !(ack.bare && window_before == self.window && self.max > self.una) {
             return;
         }
         self.dup_acks = self.dup_acks.saturating_add(1);
@@ -405,6 +413,19 @@ mod tests {
         assert_eq!(s.next(timer, 50, false), Some(Range { from: 0, to: 1, fin: false }));
         s.handle_ack(timer, &bare(1, 500));
         assert_eq!(s.next(timer, 50, false), Some(Range { from: 1, to: 50, fin: false }));
+    }
+
+    #[test]
+    fn a_window_that_opens_lets_a_refused_probe_go_at_once() {
+        let mut s = sender(0);
+        s.next(at(0), 50, false);
+        s.handle_timer(at(200));
+        s.next(at(200), 50, false);
+        s.handle_ack(at(201), &bare(0, 0));
+        assert_eq!(s.stalled_since(), Some(at(200)));
+        s.handle_ack(at(900), &bare(0, 500));
+        assert_eq!(s.stalled_since(), Some(at(900)));
+        assert_eq!(s.next(at(900), 50, false), Some(Range { from: 0, to: 50, fin: false }));
     }
 
     #[test]

@@ -269,6 +269,24 @@ fn lost_data_is_sent_again() {
 }
 
 #[test]
+fn a_target_that_is_slow_to_read_is_not_given_up() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"long");
+    b.run();
+    let mut closed = TcpHeader { window: 0, ..client_header(0, 0, A, 0) };
+    (closed.seq, closed.ack) = (TARGET_ISN.add(1), CLIENT_ISN.add(5));
+    b.session.handle_target(b.now, &closed);
+    b.client(5, 1, pa(), b"er");
+    for _ in 0..100 {
+        b.wait(Duration::from_secs(1));
+        b.session.handle_target(b.now, &closed);
+    }
+    assert_eq!(b.ended(), None);
+    b.target(1, 5, A, 0);
+    assert_eq!(b.run(), [sent(pa(), 5, 1, b"er")]);
+}
+
+#[test]
 fn large_segments_are_cut_to_the_targets_mss() {
     let mut b = Bench::established();
     let big = vec![b'x'; 4000];
