@@ -1,6 +1,7 @@
 //! What a run is made of, and the table of scenario families.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use tcpcopy::session::{self, Latency};
 
@@ -107,6 +108,8 @@ pub(crate) struct Setup {
     pub(crate) receive_buffer: usize,
     /// Bytes the target's application reads every 10 ms; `None`: as they come.
     pub(crate) read_rate: Option<usize>,
+    /// How long it leaves a connection alone at first.
+    pub(crate) read_pause: u64,
     pub(crate) pools: Vec<&'static str>,
     pub(crate) copies: u16,
     pub(crate) session: session::Config,
@@ -146,6 +149,7 @@ impl Setup {
             trouble: Trouble::None,
             receive_buffer: 16_384,
             read_rate: None,
+            read_pause: 0,
             pools: Vec::new(),
             copies: 1,
             session: session::Config {
@@ -383,6 +387,8 @@ const SCENARIOS: &[Scenario] = &[
             setup.request_size = 16..=60_000;
             setup.receive_buffer = rng.pick(&[512, 2_048, 8_192]);
             setup.read_rate = Some(rng.pick(&[100, 1_000, 10_000]));
+            setup.read_pause = rng.pick(&[0, 0, 1_000_000, 40_000_000]);
+            setup.session.give_up = Duration::from_secs(20);
             setup.send.loss = rng.pick(&[0, 10]);
             setup.response.loss = rng.pick(&[0, 10]);
             setup.strict_gate = false;
@@ -402,7 +408,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "small_pool",
-        seeds: 40,
+        seeds: 15,
         alter: |setup, _| {
             setup.clients = 30..=60;
             setup.requests = 1..=4;

@@ -260,7 +260,7 @@ impl Target {
                     peer: *peer,
                     server: Server::new(setup),
                     closed: false,
-                    reads_at: now,
+                    reads_at: Time::from_micros(now.micros() + setup.read_pause),
                 });
             }
         }
