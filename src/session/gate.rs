@@ -5,8 +5,9 @@
 //! left. The gate opens
 //!
 //! * when `t >= L`;
-//! * when `0 < t < L` and the target has been quiet for a while: its response is shorter. A
-//!   shortfall seen once is expected again, so a constant one costs its quiet time once;
+//! * when `0 < t < L`, nothing is known to be missing, and the target has been quiet for a while: its
+//!   response is shorter. A shortfall seen once is expected again, so a constant one costs its quiet
+//!   time once;
 //! * when `t < L`, but with what the target had sent beyond the gates before, its *surplus*, it is
 //!   enough: a client that pipelines sends its next request while responses are still to come. A
 //!   target whose responses are longer than the online server's has a surplus, too, so this holds
@@ -74,6 +75,8 @@ pub(super) struct View {
     pub(super) received: u64,
     /// When the last of it came, or the connection was opened.
     pub(super) last_received: Time,
+    /// A part of the response is missing: the target is to send it again, and is not quiet.
+    pub(super) hole: bool,
     /// Since when the target could have sent more.
     pub(super) quiet_since: Time,
     /// When upstream bytes last left.
@@ -138,7 +141,7 @@ impl Gate {
         } else if in_all > wanted {
             let quiet = quiet_time(view.target_rtt).max(view.slowest_answer * 2);
             (quiet_since + quiet + view.lag, Opened::Answered)
-        } else if answered > 0 {
+        } else if answered > 0 && !view.hole {
             let expected = self.shortfall == Some(wanted - in_all);
             let quiet = if expected { EXPECTED_QUIET } else { quiet_time(view.target_rtt) };
             (quiet_since + quiet + view.lag, Opened::Short)
@@ -238,6 +241,7 @@ mod tests {
             now: Time::from_micros(millis * 1000),
             received,
             last_received: Time::from_micros(1000),
+            hole: false,
             quiet_since: Time::from_micros(1000),
             last_sent: Time::ZERO,
             slowest_answer: Duration::ZERO,
@@ -275,6 +279,12 @@ mod tests {
         assert_eq!(decide(&gate, 100, &at(21, 90)), Decision::Open(Opened::Short));
         gate.pass(&mark(100), 90, Opened::Short);
         assert_eq!(decide(&gate, 200, &at(2, 180)), Decision::Open(Opened::Short));
+    }
+
+    #[test]
+    fn a_response_with_a_hole_is_not_short() {
+        let view = View { hole: true, ..at(21, 90) };
+        assert_eq!(decide(&Gate::default(), 100, &view), Decision::Wait(Time::from_micros(10_000_000)));
     }
 
     #[test]

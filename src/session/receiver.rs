@@ -73,6 +73,11 @@ impl Receiver {
         self.fin.is_some_and(|fin| self.received > fin)
     }
 
+    /// Whether something is missing before what has come.
+    pub(super) fn has_hole(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
     /// RCV.NXT.
     #[expect(clippy::cast_possible_truncation, reason = "sequence numbers are offsets modulo 2^32")]
     pub(super) fn rcv_nxt(&self) -> Seq {
@@ -137,7 +142,7 @@ impl Receiver {
         self.join();
         self.last_at = now;
         let enough = self.received - self.acked >= 2 * u64::from(segment.mss) || self.finished();
-        self.ack_after(now, if enough || !self.ranges.is_empty() { lag } else { lag.max(DELAYED_ACK) });
+        self.ack_after(now, if enough || self.has_hole() { lag } else { lag.max(DELAYED_ACK) });
         Arrived::InOrder
     }
 

@@ -403,6 +403,7 @@ impl Session {
             now,
             received: receiver.received(),
             last_received: receiver.last_at(),
+            hole: receiver.has_hole(),
             quiet_since: receiver.quiet_since(),
             slowest_answer: self.slowest_answer,
             last_sent: connection.last_sent,
