@@ -285,7 +285,8 @@ impl Session {
 
     /// When, and as what, the session ends if nothing happens.
     fn expiry(&self) -> Option<(Time, End)> {
-        let idle = (self.last_activity + self.config.idle_timeout, End::Idle);
+        let why = if self.phase == Phase::Joining { End::NotJoined } else { End::Idle };
+        let idle = (self.last_activity + self.config.idle_timeout, why);
         let Some(connection) = &self.connection else { return Some(idle) };
         if let State::TimeWait(until) = connection.state {
             return Some((until, End::Completed));
