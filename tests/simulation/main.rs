@@ -113,4 +113,5 @@ families! {
     intercept_outage,
     refused_claims,
     server_first,
+    everything_at_once,
 }

@@ -457,6 +457,26 @@ const SCENARIOS: &[Scenario] = &[
             setup.styles.push(Style::Batches(2));
         },
     },
+    Scenario {
+        name: "everything_at_once",
+        seeds: 200,
+        alter: |setup, rng| {
+            for leg in [&mut setup.send, &mut setup.response, &mut setup.tunnel] {
+                leg.loss = rng.within(0..=30);
+                disorder(leg, rng);
+            }
+            setup.capture.reorder = 100;
+            setup.capture.held = rng.size(10..=20_000);
+            setup.retransmit = rng.within(0..=100);
+            setup.styles = vec![Style::Lockstep, Style::Window(3), Style::Batches(2)];
+            setup.closes = vec![Close::Client, Close::Server, Close::Half, Close::Reset];
+            setup.answers = rng.pick(&[Answers::Equal, Answers::Shorter, Answers::Longer]);
+            setup.target_delay = 0..=rng.pick(&[1_000, 200_000]);
+            setup.read_rate = rng.pick(&[None, Some(1_000)]);
+            setup.receive_buffer = rng.pick(&[2_048, 16_384]);
+            setup.strict_gate = false;
+        },
+    },
 ];
 
 /// The families, in the order of the table.

@@ -345,6 +345,11 @@ impl Target {
         }
     }
 
+    /// Whether the applications have read all that came.
+    pub(crate) fn has_read_all(&self) -> bool {
+        self.conns.iter().all(|conn| conn.closed || !self.sockets.get::<Socket>(conn.handle).can_recv())
+    }
+
     /// When the stack or an application has something to do.
     pub(crate) fn wakes_at(&mut self, now: Time) -> Option<Time> {
         let stack = self.iface.poll_at(instant(now), &self.sockets);

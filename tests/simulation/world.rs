@@ -183,7 +183,7 @@ impl World {
 
     /// The next time something happens; `None` when nothing of interest can.
     fn next_instant(&mut self) -> Option<Time> {
-        if self.events.is_empty() && self.replayer.sessions() == 0 {
+        if self.events.is_empty() && self.replayer.sessions() == 0 && self.target.has_read_all() {
             return None;
         }
         let event = self.events.peek().map(|Reverse((at, _))| *at);
