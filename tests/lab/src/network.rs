@@ -270,6 +270,13 @@ impl Network {
         Ok(SocketAddr::new(self.host(Role::Target, index)?.back(family), PORT))
     }
 
+    /// Takes the link between a host and a switch down, at the switch's end: the host keeps its routes, but loses its
+    /// carrier. Or brings it up again.
+    pub(crate) fn set_link(&self, host: &Host, segment: Segment, up: bool) -> Result<()> {
+        let state = if up { "up" } else { "down" };
+        run(Command::new("ip").args(["link", "set", &port_name(host, segment), state]), None).map(drop)
+    }
+
     /// The state of every host.
     pub(crate) fn snapshot(&self) -> Result<Vec<Snapshot>> {
         self.hosts.iter().map(|host| host.namespace.snapshot()).collect()
@@ -413,7 +420,7 @@ impl Drop for Network {
 }
 
 /// The bridge's end of a host's link.
-fn port_name(host: &Host, segment: Segment) -> String {
+pub(crate) fn port_name(host: &Host, segment: Segment) -> String {
     format!("{}{}-{}", host.role.name(), host.number, segment.number())
 }
 

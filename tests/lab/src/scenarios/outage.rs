@@ -1,0 +1,95 @@
+//! Hosts of the replay go away and come back: what was captured meanwhile arrives afterwards.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::ongoing::{RATE, after, begin, end};
+use super::{Context, Offloads, Scenario};
+use crate::chain::{Chain, Setup, keep_alive, short};
+use crate::load::{Connections, Load, Pace, Request};
+use crate::network::{Family, Role, Segment};
+
+/// How long things are away, in requests of production.
+const OUTAGE: u64 = 5 * RATE as u64;
+/// Retransmissions come every four seconds at least, a tunnel's connection every five.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What happens, and what heals it.
+type Fault = fn(&mut Chain) -> Result<()>;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    let faults: [(&str, Fault, Fault); 3] = [
+        ("target-stopped", Chain::stop_target, Chain::start_target_again),
+        ("target-unplugged", |chain| plug(chain, false), |chain| plug(chain, true)),
+        ("intercept-killed", |chain| chain.intercept(0)?.kill(), Chain::start_intercepts),
+    ];
+    let mut scenarios = Vec::new();
+    for (what, fault, heal) in faults {
+        for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
+            scenarios.push(Scenario::new(format!("outage/{what}-{kind}"), Offloads::On, move |context| {
+                outlived(context, connections, fault, heal)
+            }));
+        }
+    }
+    scenarios.push(Scenario::new("outage/memory-limit", Offloads::On, memory_limit));
+    scenarios
+}
+
+/// Whether the target's link has a carrier.
+fn plug(chain: &mut Chain, up: bool) -> Result<()> {
+    let network = chain.network();
+    network.set_link(network.host(Role::Target, 0)?, Segment::Back, up)
+}
+
+/// Something is away for five seconds; every request of before, meanwhile and after arrives once.
+fn outlived(context: &Context, connections: Connections, fault: Fault, heal: Fault) -> Result<String> {
+    let setup = Setup { patience: PATIENCE, ..Setup::new(context.plan(), Family::V4) };
+    let mut chain = Chain::start(setup, &context.scratch)?;
+    let load = begin(&mut chain, connections, 600)?;
+    after(&load, 1_000)?;
+    fault(&mut chain)?;
+    let before = chain.target()?.len();
+    after(&load, context.seconds(OUTAGE))?;
+    let meanwhile = chain.target()?.len() - before;
+    heal(&mut chain)?;
+    after(&load, 1_000)?;
+    end(load)?;
+    let comparison = chain.compare(1)?;
+    let counters = chain.stop_tcpcopies()?;
+    ensure!(comparison.perfect(), "{comparison}; {counters}");
+    // The server's log is written a moment late.
+    ensure!(meanwhile < 1_000, "{meanwhile} requests arrived during the outage");
+    chain.finish()?;
+    Ok(comparison.to_string())
+}
+
+/// The target is away while more is captured than the memory limit allows: what does not arrive afterwards is counted,
+/// what does is whole.
+fn memory_limit(context: &Context) -> Result<String> {
+    const SIZE: usize = 100_000;
+    const LIMIT_MIB: u64 = 16;
+    let setup = Setup::new(context.plan(), Family::V4).tcpcopy(&format!("--memory-limit {LIMIT_MIB}MiB"));
+    let mut chain = Chain::start(Setup { patience: PATIENCE, ..setup }, &context.scratch)?;
+    let before = chain.usage()?.0.peak_kib;
+    let load = chain.load(Pace::Rate(100), keep_alive(20), 600)?;
+    let load = chain.begin(Load { request: Request::Post(SIZE), ..load })?;
+    after(&load, 100)?;
+    plug(&mut chain, false)?;
+    // Twice what there is room for.
+    after(&load, 2 * (LIMIT_MIB << 20) / SIZE as u64)?;
+    plug(&mut chain, true)?;
+    after(&load, 100)?;
+    end(load)?;
+    let comparison = chain.compare(1)?;
+    chain.check_bodies(SIZE)?;
+    let grown = chain.usage()?.0.peak_kib - before;
+    let counters = chain.stop_tcpcopies()?;
+    let counted = counters.of("ended.shed") + counters.group("unused", &["no_session"]);
+    ensure!(comparison.lost_count > 0, "the limit was not reached: {comparison}; {counters}");
+    ensure!(counted > 0, "not counted: {comparison}; {counters}");
+    ensure!(comparison.duplicated == 0 && comparison.extra == 0, "{comparison}; {counters}");
+    ensure!(grown < 2 * (LIMIT_MIB << 10), "{grown} KiB for {LIMIT_MIB} MiB; {counters}");
+    chain.finish()?;
+    Ok(format!("{comparison}, {grown} KiB; {counters}"))
+}
