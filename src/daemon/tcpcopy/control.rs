@@ -71,7 +71,10 @@ impl Control {
     pub(super) fn run(mut self, notifier: &Notifier) -> Result<(), Failure> {
         let outcome = self.watch_over(notifier);
         notifier.stopping();
+        // The rules' counter goes with them, and the kernel's with the queues.
+        let duplicated = self.parts.rules.duplicated();
         self.parts.rules.take_out();
+        let kernel_dropped = self.kernel_dropped();
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
         self.totals = Snapshot::default();
@@ -86,7 +89,7 @@ impl Control {
                 self.totals.merge(&snapshot);
             }
         }
-        self.log_stats();
+        self.log_stats(duplicated, kernel_dropped);
         tracing::info!("stopped; the rules and the sink are gone");
         outcome
     }
@@ -135,7 +138,8 @@ impl Control {
                     self.totals.merge(&snapshot);
                     self.reports += 1;
                     if self.reports == self.parts.workers.len() {
-                        self.log_stats();
+                        let duplicated = self.parts.rules.duplicated();
+                        self.log_stats(duplicated, self.kernel_dropped());
                     }
                 }
                 Report::Ended { worker, why } => {
@@ -186,8 +190,7 @@ impl Control {
             .sum()
     }
 
-    fn log_stats(&mut self) {
-        let duplicated = self.parts.rules.duplicated();
+    fn log_stats(&self, duplicated: Option<u64>, kernel_dropped: u64) {
         let Snapshot { replay, .. } = &self.totals;
         let micros = |permille| replay.response_time.quantile(permille).map(|time| time.as_micros());
         let list = |names: &mut dyn Iterator<Item = (&'static str, u64)>| {
@@ -215,7 +218,7 @@ impl Control {
             claims_refused = replay.claims_refused,
             skipped_bytes = replay.skipped_bytes,
             buffered = self.totals.buffered,
-            kernel_dropped = self.kernel_dropped(),
+            kernel_dropped,
             overruns = self.totals.overruns,
             malformed = self.totals.malformed,
             verdicts_refused = self.totals.verdicts_refused,

@@ -10,7 +10,7 @@ pub(crate) struct Counters(BTreeMap<String, u64>);
 impl Counters {
     /// Adds those of the last `stats` line of a log; `None` if there is none.
     pub(crate) fn add_last(&mut self, log: &str) -> Option<()> {
-        let (_, line) = log.lines().rev().find_map(|line| line.split_once(": stats "))?;
+        let (_, line) = log.lines().rev().find_map(|line| line.split_once(" stats "))?;
         for (name, value) in fields(line) {
             if let Ok(count) = value.parse::<u64>() {
                 *self.0.entry(name.to_owned()).or_default() += count;
@@ -70,9 +70,9 @@ mod tests {
 
     #[test]
     fn the_last_line_counts() {
-        let log = "x INFO tcpcopy: stats captured=1\n\
-                   x INFO tcpcopy: stats captured=20 unused=\"\" ended=\"completed=5 shed=2 idle=1\" buffered=0\n\
-                   x INFO tcpcopy: stopped";
+        let log = "x INFO stats captured=1\n\
+                   x INFO stats captured=20 unused=\"\" ended=\"completed=5 shed=2 idle=1\" buffered=0\n\
+                   x INFO stopped";
         let mut counters = Counters::default();
         counters.add_last(log).unwrap();
         assert_eq!((counters.of("captured"), counters.of("ended.shed"), counters.of("odd")), (20, 2, 0));

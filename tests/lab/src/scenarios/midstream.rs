@@ -14,7 +14,7 @@ use crate::wait;
 pub(super) fn scenarios() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     for (name, pace, connections, requests) in
-        [("200", Pace::Rate(200), keep_alive(10), 400), ("saturation", Pace::Flood, keep_alive(50), 20_000)]
+        [("200", Pace::Rate(200), keep_alive(10), 400), ("saturation", Pace::Flood, keep_alive(50), 100_000)]
     {
         scenarios.push(Scenario::new(format!("midstream/joined-at-{name}"), Offloads::On, move |context| {
             joined(context, pace, connections, if context.long { 10 * requests } else { requests })
