@@ -12,7 +12,7 @@ use crate::middlebox::Middlebox;
 use crate::network::{Family, Plan, Role};
 
 /// Requests a second.
-const RATE: u32 = 400;
+const RATE: u32 = 800;
 /// A packet can be lost several times in a row, and is sent again after up to four seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Frames of a hundred that are overtaken.
@@ -42,7 +42,7 @@ fn lost(context: &Context, leg: Leg, percent: u8, connections: Connections) -> R
     let setup = Setup { patience: PATIENCE, ..Setup::new(context.plan(), Family::V4) };
     let mut chain = Chain::start(setup, &context.scratch)?;
     faults::lose(&chain, leg, percent)?;
-    let load = chain.load(Pace::Rate(RATE), connections, context.seconds(2))?;
+    let load = chain.load(Pace::Rate(RATE), connections, context.seconds(1))?;
     chain.run(load)?;
     let comparison = chain.expect_perfect(1)?;
     let packets = faults::stop_losing(&chain, leg)?;
@@ -63,7 +63,7 @@ fn reordered(context: &Context, leg: Leg, connections: Connections) -> Result<St
         Leg::Tunnel => (Request::Get(10_000), Role::Assistant, 36524),
     };
     let middlebox = Middlebox::start(chain.network().host(role, 0)?, port, OVERTAKEN)?;
-    let load = chain.load(Pace::Rate(RATE / 2), connections, context.seconds(2))?;
+    let load = chain.load(Pace::Rate(RATE / 4), connections, context.seconds(1))?;
     chain.run(Load { request, ..load })?;
     let comparison = chain.expect_perfect(1)?;
     if let Request::Post(size) = request {

@@ -14,8 +14,8 @@ use crate::wait;
 
 /// How long things are away, in requests of production.
 const OUTAGE: u64 = 5 * RATE as u64;
-/// Retransmissions come every four seconds at least, a tunnel's connection every five.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Retransmissions come every four seconds at least.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long everything that waited may take to arrive.
 const CATCH_UP: Duration = Duration::from_secs(20);
@@ -50,8 +50,7 @@ fn plug(chain: &mut Chain, up: bool) -> Result<()> {
 /// Something is away for five seconds: every request that was made meanwhile arrives once it is back, and every one of
 /// before and after. A server that is stopped may have taken requests that it does not answer any more; they are counted.
 fn outlived(context: &Context, connections: Connections, fault: Fault, heal: Fault) -> Result<String> {
-    let setup = Setup { patience: PATIENCE, ..Setup::new(context.plan(), Family::V4) };
-    let mut chain = Chain::start(setup, &context.scratch)?;
+    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
     let load = chain.load(Pace::Rate(RATE), connections, 600)?;
     let first = load.first_id;
     let load = chain.begin(load)?;

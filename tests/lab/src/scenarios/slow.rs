@@ -42,7 +42,7 @@ fn start(context: &Context, delay: Duration) -> Result<Chain> {
 fn waits(context: &Context, delay: Duration) -> Result<String> {
     let mut chain = start(context, delay)?;
     let connections = keep_alive(usize::try_from(CONNECTIONS)?);
-    let load = chain.load(Pace::Rate(CONNECTIONS * 10), connections, context.seconds(2))?;
+    let load = chain.load(Pace::Rate(CONNECTIONS * 10), connections, context.seconds(1))?;
     chain.run(load)?;
     let comparison = chain.expect_perfect(1)?;
     in_order(&mut chain)?;
