@@ -209,6 +209,12 @@ impl Host {
             .collect()
     }
 
+    /// Takes its link down at the switch's end: the host keeps its routes, but loses its carrier. Or brings it up again.
+    pub(crate) fn set_link(&self, segment: Segment, up: bool) -> Result<()> {
+        let state = if up { "up" } else { "down" };
+        run(Command::new("ip").args(["link", "set", &port_name(self, segment), state]), None).map(drop)
+    }
+
     fn mac(&self, segment: Segment) -> String {
         format!("02:91:{:02x}:{:02x}:00:{:02x}", segment.number(), self.role.number(), self.number)
     }
@@ -268,13 +274,6 @@ impl Network {
     /// The service address of a target.
     pub(crate) fn target(&self, index: usize, family: Family) -> Result<SocketAddr> {
         Ok(SocketAddr::new(self.host(Role::Target, index)?.back(family), PORT))
-    }
-
-    /// Takes the link between a host and a switch down, at the switch's end: the host keeps its routes, but loses its
-    /// carrier. Or brings it up again.
-    pub(crate) fn set_link(&self, host: &Host, segment: Segment, up: bool) -> Result<()> {
-        let state = if up { "up" } else { "down" };
-        run(Command::new("ip").args(["link", "set", &port_name(host, segment), state]), None).map(drop)
     }
 
     /// The state of every host.

@@ -43,8 +43,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 /// Whether the target's link has a carrier.
 fn plug(chain: &mut Chain, up: bool) -> Result<()> {
-    let network = chain.network();
-    network.set_link(network.host(Role::Target, 0)?, Segment::Back, up)
+    chain.network().host(Role::Target, 0)?.set_link(Segment::Back, up)
 }
 
 /// Something is away for five seconds: every request that was made meanwhile arrives once it is back, and every one of
