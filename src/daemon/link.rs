@@ -18,7 +18,10 @@ use crate::wire::{FlowId, FlowKey, Time};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LAST_DELAY: Duration = Duration::from_secs(5);
+/// Sessions wait for the intercept that is back, and an attempt costs one packet.
+const LAST_DELAY: Duration = Duration::from_secs(1);
+/// A connection that lasts shorter is to be tried ever more seldom too.
+const STABLE: Duration = Duration::from_secs(5);
 
 /// What happened on a [`Link`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,8 +247,7 @@ impl Link {
         if was_open || refused.is_some() {
             self.event = Some(LinkEvent::Down { refused });
         }
-        // A connection that is lost as soon as it is made is to be tried ever more seldom too.
-        if self.up.take().is_some_and(|up| now >= up + LAST_DELAY) {
+        if self.up.take().is_some_and(|up| now >= up + STABLE) {
             self.delay = FIRST_DELAY;
         }
         let delay = self.jittered();

@@ -69,6 +69,8 @@ impl Control {
     pub(super) fn run(mut self) -> Result<(), Failure> {
         let outcome = self.watch_over();
         notify::stopping();
+        // The rules' counter goes with them.
+        let duplicated = self.parts.rules.duplicated();
         self.parts.rules.take_out();
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
@@ -79,7 +81,7 @@ impl Control {
                 self.totals.merge(&snapshot);
             }
         }
-        self.log_stats();
+        self.log_stats(duplicated);
         tracing::info!("stopped; the rules and the sink are gone");
         outcome
     }
@@ -117,7 +119,8 @@ impl Control {
                 Report::Counters(snapshot) => {
                     self.totals.merge(&snapshot);
                     if self.rounds.answered() {
-                        self.log_stats();
+                        let duplicated = self.parts.rules.duplicated();
+                        self.log_stats(duplicated);
                     }
                 }
                 Report::Ended(ended) => return Err(ended.failure("restart tcpcopy")),
@@ -155,8 +158,7 @@ impl Control {
         }
     }
 
-    fn log_stats(&mut self) {
-        let duplicated = self.parts.rules.duplicated();
+    fn log_stats(&self, duplicated: Option<u64>) {
         let Snapshot { replay, .. } = &self.totals;
         let micros = |permille| replay.response_time.quantile(permille).map(|time| time.as_micros());
         let list = |names: &mut dyn Iterator<Item = (&'static str, u64)>| {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::counters::Counters;
 use crate::daemon::{Daemon, Program, Usage};
 use crate::leak::LeakDetector;
 use crate::load::{Closer, Connections, Load, Pace, Report, Request, Running};
@@ -16,7 +17,7 @@ use crate::observer::{self, Observer};
 use crate::records::{Answers, Comparison};
 use crate::wait;
 
-/// How long the target's log must be quiet before what is missing counts as lost.
+/// [`Setup::patience`] where nothing disturbs the replay.
 const QUIET: Duration = Duration::from_secs(3);
 /// How long the online server's log must be quiet once the load is over: it is flushed every 100 ms.
 const FLUSHED: Duration = Duration::from_millis(250);
@@ -34,12 +35,16 @@ pub(crate) struct Setup {
     pub(crate) family: Family,
     /// How the servers behave.
     pub(crate) behaviour: Behaviour,
+    /// How the targets behave, if not the same.
+    pub(crate) target_behaviour: Option<Behaviour>,
     /// What each tcpcopy replays (`-x`); empty: port 80 to the first target.
     pub(crate) mappings: Vec<String>,
     /// Further options of each tcpcopy; `{n}` stands for its number, from 1.
     pub(crate) tcpcopy: Vec<String>,
     /// Further options of each intercept.
     pub(crate) intercept: Vec<String>,
+    /// How long the target's log must be quiet before what is missing counts as lost.
+    pub(crate) patience: Duration,
 }
 
 impl Setup {
@@ -49,6 +54,8 @@ impl Setup {
             plan,
             family,
             behaviour: Behaviour::default(),
+            target_behaviour: None,
+            patience: QUIET,
             mappings: Vec::new(),
             tcpcopy: Vec::new(),
             intercept: Vec::new(),
@@ -70,7 +77,8 @@ pub(crate) struct Chain {
     intercepts: Vec<Daemon>,
     online: Vec<Observer>,
     target: Vec<Observer>,
-    _servers: Vec<Nginx>,
+    _online_servers: Vec<Nginx>,
+    target_servers: Vec<Nginx>,
     leaks: Vec<LeakDetector>,
     network: Network,
     before: Vec<Snapshot>,
@@ -83,26 +91,23 @@ impl Chain {
     /// Builds the network and starts the servers, but no daemon.
     pub(crate) fn prepare(setup: Setup, scratch: &Path) -> Result<Self> {
         let network = Network::build(&setup.plan)?;
-        let mut servers = Vec::new();
-        let mut observers = |role| -> Result<Vec<Observer>> {
-            network
-                .all(role)
-                .map(|host| {
-                    let server = Nginx::start(host.namespace(), scratch, &setup.behaviour)?;
-                    let observer = Observer::watch(&server);
-                    servers.push(server);
-                    observer
-                })
-                .collect()
+        let servers = |role, behaviour| -> Result<Vec<Nginx>> {
+            let hosts = network.all(role);
+            hosts.map(|host| Nginx::start(host.namespace(), scratch, behaviour)).collect()
         };
-        let (online, target) = (observers(Role::Online)?, observers(Role::Target)?);
+        let online_servers = servers(Role::Online, &setup.behaviour)?;
+        let other = setup.target_behaviour.as_ref();
+        let target_servers = servers(Role::Target, other.unwrap_or(&setup.behaviour))?;
+        let observers = |servers: &[Nginx]| servers.iter().map(Observer::watch).collect::<Result<Vec<_>>>();
+        let (online, target) = (observers(&online_servers)?, observers(&target_servers)?);
         let (leaks, before) = (LeakDetector::all(&network)?, network.snapshot()?);
         Ok(Self {
             tcpcopies: Vec::new(),
             intercepts: Vec::new(),
             online,
             target,
-            _servers: servers,
+            _online_servers: online_servers,
+            target_servers,
             leaks,
             network,
             before,
@@ -202,6 +207,28 @@ impl Chain {
         self.intercepts.get_mut(index).context("no such intercept")
     }
 
+    /// Stops the first target's server.
+    pub(crate) fn stop_target(&mut self) -> Result<()> {
+        self.target_servers.first_mut().context("no target")?.stop()
+    }
+
+    /// Starts the first target's server again.
+    pub(crate) fn start_target_again(&mut self) -> Result<()> {
+        let host = self.network.host(Role::Target, 0)?;
+        self.target_servers.first_mut().context("no target")?.start_again(host.namespace())
+    }
+
+    /// Stops all tcpcopies, each with exit code 0, and returns what they counted, all together.
+    pub(crate) fn stop_tcpcopies(&mut self) -> Result<Counters> {
+        let mut counters = Counters::default();
+        for tcpcopy in &mut self.tcpcopies {
+            tcpcopy.stop()?;
+            counters.add_last(&tcpcopy.output()?).context("tcpcopy logs no `stats` at its end")?;
+        }
+        self.tcpcopies.clear();
+        Ok(counters)
+    }
+
     /// A load from all addresses of the first client on all online servers, with fresh ids: adjust it and run it.
     pub(crate) fn load(&mut self, pace: Pace, connections: Connections, seconds: u64) -> Result<Load> {
         let family = self.setup.family;
@@ -261,7 +288,9 @@ impl Chain {
         let lines = wait::settled(LIMIT, FLUSHED, FLUSHED, &mut all, |_| true)?;
         let target = &mut self.target;
         let mut all = || target.iter_mut().map(|target| Ok(target.update()?.lines())).sum::<Result<u64>>();
-        wait::settled(LIMIT, QUIET, SETTLE, &mut all, |&count| count >= lines * u64::from(times))?;
+        wait::settled(LIMIT, self.setup.patience, SETTLE, &mut all, |&count| {
+            count >= lines * u64::from(times)
+        })?;
         Ok(Comparison::of(&self.online()?, &self.target()?, times))
     }
 

@@ -6,12 +6,15 @@
 
 mod chain;
 mod command_line;
+mod counters;
 mod daemon;
 mod demo;
+mod faults;
 mod isolation;
 mod leak;
 mod load;
 mod measure;
+mod middlebox;
 mod namespace;
 mod network;
 mod nginx;

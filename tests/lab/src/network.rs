@@ -209,6 +209,12 @@ impl Host {
             .collect()
     }
 
+    /// Takes its link down at the switch's end: the host keeps its routes, but loses its carrier. Or brings it up again.
+    pub(crate) fn set_link(&self, segment: Segment, up: bool) -> Result<()> {
+        let state = if up { "up" } else { "down" };
+        run(Command::new("ip").args(["link", "set", &port_name(self, segment), state]), None).map(drop)
+    }
+
     fn mac(&self, segment: Segment) -> String {
         format!("02:91:{:02x}:{:02x}:00:{:02x}", segment.number(), self.role.number(), self.number)
     }
@@ -413,7 +419,7 @@ impl Drop for Network {
 }
 
 /// The bridge's end of a host's link.
-fn port_name(host: &Host, segment: Segment) -> String {
+pub(crate) fn port_name(host: &Host, segment: Segment) -> String {
     format!("{}{}-{}", host.role.name(), host.number, segment.number())
 }
 

@@ -51,27 +51,45 @@ impl Nginx {
         }
         fs::write(prefix.join("nginx.conf"), configuration(behaviour))?;
         fs::write(prefix.join("logs/access.log"), "")?;
-        let child = on
-            .command("nginx")
+        let mut nginx = Self { child: Self::spawn(on, &prefix)?, prefix };
+        nginx.wait_listening(on)?;
+        Ok(nginx)
+    }
+
+    /// Ends it as an operator does: the connections it has are closed.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        sys::signal(self.child.id(), sys::Signal::Term)?;
+        wait::until(Duration::from_secs(5), "nginx ends", || Ok(self.child.try_wait()?.is_some()))
+    }
+
+    /// Starts it again after [`Nginx::stop`], on the same host; its logs go on.
+    pub(crate) fn start_again(&mut self, on: &Namespace) -> Result<()> {
+        self.child = Self::spawn(on, &self.prefix)?;
+        self.wait_listening(on)
+    }
+
+    fn spawn(on: &Namespace, prefix: &Path) -> Result<Child> {
+        on.command("nginx")
             // The path of a UNIX socket may be short only: the configuration's is relative to this directory.
-            .current_dir(&prefix)
+            .current_dir(prefix)
             .arg("-p")
-            .arg(&prefix)
+            .arg(prefix)
             .args(["-e", "logs/error.log", "-c", "nginx.conf"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(prefix.join("logs/start.log"))?)
             .spawn()
-            .context("cannot run nginx (Debian package nginx-light)")?;
-        let mut nginx = Self { child, prefix };
+            .context("cannot run nginx (Debian package nginx-light)")
+    }
+
+    fn wait_listening(&mut self, on: &Namespace) -> Result<()> {
         wait::until(Duration::from_secs(10), &format!("nginx on {} listens", on.name()), || {
-            if let Some(status) = nginx.child.try_wait()? {
-                let said = fs::read_to_string(nginx.prefix.join("logs/start.log"))?;
+            if let Some(status) = self.child.try_wait()? {
+                let said = fs::read_to_string(self.prefix.join("logs/start.log"))?;
                 bail!("nginx on {} ended with {status}: {}", on.name(), said.trim());
             }
             on.enter(|| std::net::TcpStream::connect(("127.0.0.1", crate::network::PORT)).is_ok())
-        })?;
-        Ok(nginx)
+        })
     }
 
     /// The log of GETs and small requests; see [`crate::records`].

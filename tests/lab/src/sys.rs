@@ -137,6 +137,26 @@ pub(crate) fn bind_without_port(socket: &impl AsFd) -> io::Result<()> {
     .map(drop)
 }
 
+/// Restricts a packet socket to one link: it captures what comes there, and what is written to it leaves there.
+pub(crate) fn bind_to_link(socket: &impl AsFd, link: &str) -> io::Result<()> {
+    let name = CString::new(link)?;
+    // SAFETY: the string ends in a zero byte and outlives the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    let size = u32::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
+    let address = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,
+        sll_protocol: u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?.to_be(),
+        // Index 0 is no link, and would be all of them.
+        sll_ifindex: i32::try_from(index).ok().filter(|index| *index > 0).ok_or(io::ErrorKind::NotFound)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: `address` is a struct sockaddr_ll of the given size and valid for the call.
+    check(unsafe { libc::bind(socket.as_fd().as_raw_fd(), (&raw const address).cast(), size) }).map(drop)
+}
+
 /// The kernel's receive time of the packet last read from `socket`, nanoseconds since the epoch.
 pub(crate) fn last_packet_time(socket: &impl AsFd) -> io::Result<u64> {
     const SIOCGSTAMPNS: libc::c_ulong = 0x8907; // linux/sockios.h, SIOCGSTAMPNS_OLD: takes a struct timespec

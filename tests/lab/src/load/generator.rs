@@ -207,6 +207,7 @@ impl Generator {
     fn next_job(&mut self, due: Instant) -> Job {
         let id = self.load.first_id + self.report.made;
         self.report.made += 1;
+        self.progress.made.store(self.report.made, Ordering::SeqCst);
         Job { id, due }
     }
 

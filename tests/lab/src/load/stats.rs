@@ -34,6 +34,8 @@ impl Latency {
 /// What a load did so far, for others to see while it goes on.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
+    /// Requests made, exact at any moment.
+    pub(super) made: AtomicU64,
     /// Requests answered as they should be.
     pub(crate) answered: AtomicU64,
     /// Requests that failed.
@@ -43,6 +45,11 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Requests made: those with higher ids come later than this call.
+    pub(crate) fn made(&self) -> u64 {
+        self.made.load(Ordering::SeqCst)
+    }
+
     /// Publishes what happened so far.
     pub(super) fn publish(&self, report: &Report) {
         self.answered.store(report.answered, Ordering::Relaxed);

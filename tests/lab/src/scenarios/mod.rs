@@ -4,7 +4,13 @@ mod bodies;
 mod errors;
 mod fidelity;
 mod itself;
+mod loss;
+mod midstream;
+mod ongoing;
+mod outage;
 mod safety;
+mod scale;
+mod slow;
 mod topology;
 
 use std::path::PathBuf;
@@ -81,6 +87,11 @@ pub(crate) fn all() -> Vec<Scenario> {
         bodies::scenarios(),
         safety::scenarios(),
         topology::scenarios(),
+        loss::scenarios(),
+        midstream::scenarios(),
+        outage::scenarios(),
+        scale::scenarios(),
+        slow::scenarios(),
         errors::scenarios(),
     ];
     subjects.into_iter().flatten().collect()

@@ -2,19 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
+use super::ongoing::{RATE, after, begin, end, production};
 use super::{Context, Offloads, Scenario};
-use crate::chain::{Chain, Setup, keep_alive, short, sound};
-use crate::load::{Connections, Pace, Report, Running};
+use crate::chain::{Chain, Setup, keep_alive, short};
+use crate::load::{Connections, Pace};
 use crate::network::{Family, Plan, Role};
 use crate::sys::Signal;
 use crate::wait;
 
 /// The sink's name, unless configured otherwise.
 const SINK: &str = "tcpcopy0";
-/// The load under which things happen, requests a second.
-const RATE: u32 = 1_000;
 /// How long a daemon may take to notice and repair.
 const REPAIR: Duration = Duration::from_secs(5);
 
@@ -230,34 +229,6 @@ fn shape(rules: &str) -> String {
         .join(" ")
 }
 
-/// Starts the production load; it goes on until it is ended.
-fn begin(chain: &mut Chain, connections: Connections, seconds: u64) -> Result<Running> {
-    let load = chain.load(Pace::Rate(RATE), connections, seconds)?;
-    chain.begin(load)
-}
-
-/// Waits until so many more production requests have been answered.
-fn after(load: &Running, more: u64) -> Result<()> {
-    let answered = || load.progress().answered.load(std::sync::atomic::Ordering::Relaxed);
-    let goal = answered() + more;
-    let limit = Duration::from_secs(2 + 2 * more / u64::from(RATE));
-    wait::until(limit, "production goes on", || {
-        let failed = load.progress().failed.load(std::sync::atomic::Ordering::Relaxed);
-        if failed > 0 || (load.ended() && answered() < goal) {
-            bail!("{failed} production requests failed");
-        }
-        Ok(answered() >= goal)
-    })
-}
-
-/// Ends the production load, of which no request may have failed.
-fn end(load: Running) -> Result<Report> {
-    load.stop();
-    let report = load.finish()?;
-    sound(&report)?;
-    Ok(report)
-}
-
 /// A fresh load is replayed in full.
 fn expect_replay(chain: &mut Chain) -> Result<()> {
     let load = chain.load(Pace::Rate(RATE), short(), 1)?;
@@ -270,11 +241,6 @@ fn expect_replay(chain: &mut Chain) -> Result<()> {
     wait::until(REPAIR, "new sessions are replayed in full afterwards", || {
         Ok(arrived(chain)? == report.answered)
     })
-}
-
-fn production(report: &mut Report) -> String {
-    let (p50, p99, max) = (report.latency.at(500), report.latency.at(990), report.latency.at(1000));
-    format!("production {} answered, 0 failed, p50 {p50} µs, p99 {p99} µs, max {max} µs", report.answered)
 }
 
 #[cfg(test)]

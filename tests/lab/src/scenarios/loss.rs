@@ -1,0 +1,76 @@
+//! Bad networks between the hosts of the replay cost time, and no request.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Context, Offloads, Scenario};
+use crate::chain::{Chain, Setup, keep_alive, short};
+use crate::faults::{self, Leg};
+use crate::load::{Connections, Load, Pace, Request};
+use crate::middlebox::Middlebox;
+use crate::network::{Family, Plan, Role};
+
+/// Requests a second.
+const RATE: u32 = 800;
+/// A packet can be lost several times in a row, and is sent again after up to four seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Frames of a hundred that are overtaken.
+const OVERTAKEN: u8 = 10;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    let mut scenarios = Vec::new();
+    for leg in [Leg::Requests, Leg::Responses, Leg::Tunnel] {
+        for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
+            for percent in [1, 5] {
+                let name = format!("loss/{percent}-percent-{}-{kind}", leg.name());
+                scenarios.push(Scenario::new(name, Offloads::On, move |context| {
+                    lost(context, leg, percent, connections)
+                }));
+            }
+            let name = format!("loss/reordering-{}-{kind}", leg.name());
+            scenarios.push(Scenario::new(name, Offloads::Off, move |context| {
+                reordered(context, leg, connections)
+            }));
+        }
+    }
+    scenarios
+}
+
+/// Some packets of a leg are lost.
+fn lost(context: &Context, leg: Leg, percent: u8, connections: Connections) -> Result<String> {
+    let setup = Setup { patience: PATIENCE, ..Setup::new(context.plan(), Family::V4) };
+    let mut chain = Chain::start(setup, &context.scratch)?;
+    faults::lose(&chain, leg, percent)?;
+    let load = chain.load(Pace::Rate(RATE), connections, context.seconds(1))?;
+    chain.run(load)?;
+    let comparison = chain.expect_perfect(1)?;
+    let packets = faults::stop_losing(&chain, leg)?;
+    ensure!(packets > 0 || leg == Leg::Tunnel, "no packet was lost");
+    chain.finish()?;
+    Ok(format!("{comparison}, {packets} packets lost"))
+}
+
+/// Some packets of a leg are overtaken by those after them.
+fn reordered(context: &Context, leg: Leg, connections: Connections) -> Result<String> {
+    let plan = Plan { offloads: false, ..context.plan() };
+    let setup = Setup { patience: PATIENCE, ..Setup::new(plan, Family::V4) };
+    let mut chain = Chain::start(setup, &context.scratch)?;
+    // As many packets as an order needs.
+    let (request, role, port) = match leg {
+        Leg::Requests => (Request::Post(20_000), Role::Target, 80),
+        Leg::Responses => (Request::Get(10_000), Role::Target, 80),
+        Leg::Tunnel => (Request::Get(10_000), Role::Assistant, 36524),
+    };
+    let middlebox = Middlebox::start(chain.network().host(role, 0)?, port, OVERTAKEN)?;
+    let load = chain.load(Pace::Rate(RATE / 4), connections, context.seconds(1))?;
+    chain.run(Load { request, ..load })?;
+    let comparison = chain.expect_perfect(1)?;
+    if let Request::Post(size) = request {
+        chain.check_bodies(size)?;
+    }
+    let overtaken = middlebox.finish()?;
+    ensure!(overtaken > 0, "no packet was overtaken");
+    chain.finish()?;
+    Ok(format!("{comparison}, {overtaken} packets overtaken"))
+}
