@@ -34,6 +34,10 @@ pub(crate) struct Setup {
     pub(crate) family: Family,
     /// How the servers behave.
     pub(crate) behaviour: Behaviour,
+    /// How the targets' servers behave, if not as the online servers.
+    pub(crate) target_behaviour: Option<Behaviour>,
+    /// The port of servers that the scenario starts itself: there is no nginx then.
+    pub(crate) port: Option<u16>,
     /// What each tcpcopy replays (`-x`); empty: port 80 to the first target.
     pub(crate) mappings: Vec<String>,
     /// Further options of each tcpcopy; `{n}` stands for its number, from 1.
@@ -49,6 +53,8 @@ impl Setup {
             plan,
             family,
             behaviour: Behaviour::default(),
+            target_behaviour: None,
+            port: None,
             mappings: Vec::new(),
             tcpcopy: Vec::new(),
             intercept: Vec::new(),
@@ -85,10 +91,15 @@ impl Chain {
         let network = Network::build(&setup.plan)?;
         let mut servers = Vec::new();
         let mut observers = |role| -> Result<Vec<Observer>> {
+            let behaviour = match (&setup.target_behaviour, role) {
+                (Some(behaviour), Role::Target) => behaviour,
+                _ => &setup.behaviour,
+            };
             network
                 .all(role)
+                .filter(|_| setup.port.is_none())
                 .map(|host| {
-                    let server = Nginx::start(host.namespace(), scratch, &setup.behaviour)?;
+                    let server = Nginx::start(host.namespace(), scratch, behaviour)?;
                     let observer = Observer::watch(&server);
                     servers.push(server);
                     observer
@@ -135,7 +146,7 @@ impl Chain {
         let mut arguments = Vec::new();
         for index in 0..usize::from(self.setup.plan.targets) {
             arguments.push("--target".to_owned());
-            arguments.push(self.network.target(index, self.setup.family)?.to_string());
+            arguments.push(self.target_address(index)?.to_string());
         }
         arguments.push("--insecure".to_owned());
         arguments.extend(self.setup.intercept.iter().cloned());
@@ -146,7 +157,8 @@ impl Chain {
     pub(crate) fn tcpcopy_arguments(&self, index: usize) -> Result<Vec<String>> {
         let family = self.setup.family;
         let mapping = if self.setup.mappings.is_empty() {
-            format!("80-{}", self.network.target(0, family)?)
+            let target = self.target_address(0)?;
+            format!("{}-{target}", target.port())
         } else {
             self.setup.mappings.join(",")
         };
@@ -161,6 +173,15 @@ impl Chain {
             vec!["-x".to_owned(), mapping, "-s".to_owned(), intercepts.join(","), "--insecure".to_owned()];
         arguments.extend(self.setup.tcpcopy.iter().map(|option| option.replace("{n}", &number)));
         Ok(arguments)
+    }
+
+    /// What is replayed to.
+    fn target_address(&self, index: usize) -> Result<SocketAddr> {
+        let mut target = self.network.target(index, self.setup.family)?;
+        if let Some(port) = self.setup.port {
+            target.set_port(port);
+        }
+        Ok(target)
     }
 
     /// Starts intercept on every assistant and waits until all are ready.

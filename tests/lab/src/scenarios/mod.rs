@@ -4,6 +4,7 @@ mod bodies;
 mod errors;
 mod fidelity;
 mod itself;
+mod redis;
 mod safety;
 mod topology;
 
@@ -82,6 +83,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         safety::scenarios(),
         topology::scenarios(),
         errors::scenarios(),
+        redis::scenarios(),
     ];
     subjects.into_iter().flatten().collect()
 }
