@@ -3,7 +3,10 @@
 mod bodies;
 mod errors;
 mod fidelity;
+mod http;
 mod itself;
+mod memcached;
+mod postgres;
 mod redis;
 mod safety;
 mod topology;
@@ -83,7 +86,10 @@ pub(crate) fn all() -> Vec<Scenario> {
         safety::scenarios(),
         topology::scenarios(),
         errors::scenarios(),
+        http::scenarios(),
         redis::scenarios(),
+        memcached::scenarios(),
+        postgres::scenarios(),
     ];
     subjects.into_iter().flatten().collect()
 }
