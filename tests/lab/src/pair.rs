@@ -26,6 +26,8 @@ const POLL: Duration = Duration::from_millis(50);
 pub(crate) struct Site<'a> {
     /// Its host.
     pub(crate) on: &'a Namespace,
+    /// The family of its clients.
+    pub(crate) family: Family,
     /// Its directory.
     pub(crate) directory: &'a Path,
 }
@@ -68,7 +70,7 @@ impl Pair {
         let directories = [Role::Online, Role::Target].map(|role| -> Result<PathBuf> {
             let on = chain.network().host(role, 0)?.namespace();
             let directory = server::directory(&context.scratch, name, on)?;
-            let command = launch(&Site { on, directory: &directory })?;
+            let command = launch(&Site { on, family, directory: &directory })?;
             servers.push(Server::start(on, &directory, command, port)?);
             Ok(directory)
         });
@@ -104,8 +106,8 @@ impl Pair {
     ) -> Result<String> {
         let [online, target] = [Role::Online, Role::Target].map(|role| self.chain.network().host(role, 0));
         let [at_online, at_target] = &self.directories;
-        let online = Site { on: online?.namespace(), directory: at_online };
-        let target = Site { on: target?.namespace(), directory: at_target };
+        let online = Site { on: online?.namespace(), family: self.family, directory: at_online };
+        let target = Site { on: target?.namespace(), family: self.family, directory: at_target };
         let mut answers = (String::new(), String::new());
         let mut same = || -> Result<bool> {
             answers = (ask(&online).context("the online server")?, ask(&target).context("the target")?);

@@ -67,11 +67,6 @@ impl Talk {
         self.stream.read_to_end(&mut bytes).context("receiving the rest")?;
         Ok(bytes)
     }
-
-    /// A second handle to send with while this one receives.
-    pub(crate) fn sender(&self) -> Result<TcpStream> {
-        self.stream.get_ref().try_clone().context("duplicating a socket")
-    }
 }
 
 /// Runs `work` for each number below `count` at once, each on a thread of the host; fails as the first that failed.

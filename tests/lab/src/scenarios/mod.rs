@@ -1,9 +1,11 @@
 //! What must hold, by subject. Each scenario runs in namespaces of its own and ends with figures or an error.
 
 mod bodies;
+mod both_speak;
 mod errors;
 mod fidelity;
 mod http;
+mod http2;
 mod itself;
 mod memcached;
 mod postgres;
@@ -87,6 +89,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         topology::scenarios(),
         errors::scenarios(),
         http::scenarios(),
+        http2::scenarios(),
+        both_speak::scenarios(),
         redis::scenarios(),
         memcached::scenarios(),
         postgres::scenarios(),
