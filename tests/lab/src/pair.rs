@@ -48,7 +48,7 @@ impl Site<'_> {
 #[derive(Debug)]
 pub(crate) struct Pair {
     // Before the chain: servers end before their hosts.
-    _servers: Vec<Server>,
+    servers: Vec<Server>,
     directories: [PathBuf; 2],
     chain: Chain,
     port: u16,
@@ -78,7 +78,7 @@ impl Pair {
         let directories = [online?, target?];
         chain.start_intercepts()?;
         chain.start_tcpcopies()?;
-        Ok(Self { _servers: servers, directories, chain, port, family })
+        Ok(Self { servers, directories, chain, port, family })
     }
 
     /// The service as clients know it.
@@ -100,7 +100,7 @@ impl Pair {
 
     /// Waits until the target says what the online server says; the clients must be done. Returns what both say.
     pub(crate) fn expect_same(
-        &self,
+        &mut self,
         what: &str,
         ask: impl Fn(&Site<'_>) -> Result<String>,
     ) -> Result<String> {
@@ -123,7 +123,15 @@ impl Pair {
         });
         match stayed {
             Ok(()) => Ok(answers.0),
-            Err(error) => bail!("{what} differ, {}: {error:#}", difference(&answers.0, &answers.1)),
+            Err(error) => {
+                // Before what follows from it.
+                for server in &mut self.servers {
+                    if let Some(status) = server.ended()? {
+                        bail!("a server ended with {status}; {what} differ");
+                    }
+                }
+                bail!("{what} differ, {}: {error:#}", difference(&answers.0, &answers.1));
+            }
         }
     }
 

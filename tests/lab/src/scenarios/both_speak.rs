@@ -77,7 +77,7 @@ fn talked(
     arguments: &[&str],
     messages: usize,
 ) -> Result<String> {
-    let pair = Pair::start(context, family, (protocol.name, PORT), protocol.server)?;
+    let mut pair = Pair::start(context, family, (protocol.name, PORT), protocol.server)?;
     let (address, port) = (pair.service()?.ip().to_string(), PORT.to_string());
     let script = context.scratch.join("client.py");
     fs::write(&script, protocol.client)?;

@@ -33,7 +33,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 fn replayed(context: &Context, family: Family, requests: u64, options: &str) -> Result<String> {
     let requests = context.seconds(requests);
     let count = requests.to_string();
-    let pair = Pair::start(context, family, ("nghttpd", PORT), launch)?;
+    let mut pair = Pair::start(context, family, ("nghttpd", PORT), launch)?;
     let mut words: Vec<&str> = options.split(' ').collect();
     let url = format!("http://{}/{}", pair.service()?, words.pop().unwrap_or_default());
     let body = context.scratch.join("f100000").to_string_lossy().into_owned();

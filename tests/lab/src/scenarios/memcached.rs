@@ -54,7 +54,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 fn same(context: &Context, family: Family, client: Client) -> Result<String> {
-    let pair = Pair::start(context, family, ("memcached", PORT), launch)?;
+    let mut pair = Pair::start(context, family, ("memcached", PORT), launch)?;
     let server = pair.service()?;
     at_once(pair.client()?, CLIENTS, move |number| client(server, number))?;
     let statistics = pair.expect_same("the statistics", |site| site.on.enter(statistics)?)?;

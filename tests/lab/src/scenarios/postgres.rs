@@ -22,7 +22,7 @@ const TEMPLATE: &str = "postgres-template";
 /// What a line of the 20 MB says, about 100 bytes.
 const LINES: usize = 200_000;
 
-type Work = fn(&Context, &Pair, &[&str]) -> Result<()>;
+type Work = fn(&Context, &mut Pair, &[&str]) -> Result<()>;
 
 /// Checksums of pgbench's tables. The balances are sums, so the order of the transactions does not matter; `mtime` does.
 const PGBENCH: &str = "
@@ -43,8 +43,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     ];
     let scenario = |(name, family, work, options, sums): (&str, _, Work, &'static [&'static str], _)| {
         Scenario::new(format!("postgres/{name}"), Offloads::On, move |context| {
-            let pair = Pair::start(context, family, ("postgres", PORT), launch)?;
-            work(context, &pair, options)?;
+            let mut pair = Pair::start(context, family, ("postgres", PORT), launch)?;
+            work(context, &mut pair, options)?;
             let said = pair.expect_same("the checksums", |site| ask(site, sums))?;
             pair.finish()?;
             Ok(said.trim().replace('\n', ", "))
@@ -100,7 +100,7 @@ fn ask(site: &Site<'_>, question: &str) -> Result<String> {
 }
 
 /// Makes the tables and runs transactions of the kind of TPC-B, all over the network.
-fn pgbench(_context: &Context, pair: &Pair, options: &[&str]) -> Result<()> {
+fn pgbench(_context: &Context, pair: &mut Pair, options: &[&str]) -> Result<()> {
     let (address, port) = (pair.service()?.ip().to_string(), PORT.to_string());
     let pgbench = format!("{PROGRAMS}/pgbench");
     let common = ["-h", &address, "-p", &port, "-U", USER];
@@ -112,7 +112,7 @@ fn pgbench(_context: &Context, pair: &Pair, options: &[&str]) -> Result<()> {
 }
 
 /// Sends a table of 20 MB, and has it sent back.
-fn copy(context: &Context, pair: &Pair, _options: &[&str]) -> Result<()> {
+fn copy(context: &Context, pair: &mut Pair, _options: &[&str]) -> Result<()> {
     let (address, port) = (pair.service()?.ip().to_string(), PORT.to_string());
     let file = context.scratch.join("lines.txt");
     let lines: String = (0..LINES).map(line).collect();

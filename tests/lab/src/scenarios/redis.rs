@@ -50,7 +50,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 /// A scenario in which `load` talks to the online server.
 fn scenario(name: &str, family: Family, load: impl Fn(&Context, &Pair) -> Result<()> + 'static) -> Scenario {
     Scenario::new(name, Offloads::On, move |context| {
-        let pair = Pair::start(context, family, ("redis", PORT), launch)?;
+        let mut pair = Pair::start(context, family, ("redis", PORT), launch)?;
         load(context, &pair)?;
         let digest = pair.expect_same("the data's digests", |site| ask(site, &["DEBUG", "DIGEST"]))?;
         let statistics = pair.expect_same("the commands run", commands)?;
