@@ -26,8 +26,11 @@
 //! Imports point one way, and `tests/layout.rs` enforces it:
 //!
 //! ```text
-//! daemon -> doctor -> { config, netfilter, capture } -> sys
-//! daemon -> { replayer, router, tunnel } -> session -> wire
+//! daemon                   -> all below
+//! doctor                   -> config, netfilter, capture, sys
+//! netfilter, capture       -> sys, wire
+//! config, replayer         -> session, wire
+//! session, router, tunnel  -> wire
 //! ```
 //!
 //! `wire`, `session`, `replayer`, `router` and `tunnel` do no I/O and read no clock: `now` comes in.

@@ -63,6 +63,18 @@ impl Sender {
     }
 }
 
+/// Sends so many packets, as fast as they are received: only so many are under way.
+fn send_paced(packets: u32, received: &AtomicU64) {
+    const AHEAD: u64 = 20_000;
+    let sender = Sender::new();
+    for number in 0..packets.into() {
+        while number >= received.load(Ordering::Relaxed) + AHEAD {
+            std::thread::yield_now();
+        }
+        sender.send(number);
+    }
+}
+
 /// IPv4 and UDP without checksums: the kernel fills in the one, and UDP needs none.
 fn udp_packet(payload: &[u8]) -> Vec<u8> {
     let udp_len = u16::try_from(8 + payload.len()).unwrap();
@@ -142,22 +154,13 @@ fn a_burst_nobody_reads_waits_in_the_buffer() {
 fn a_flood_is_received_exactly_once() {
     isolated("a_flood_is_received_exactly_once", || {
         const FLOOD: u32 = 200_000;
-        const AHEAD: u64 = 20_000;
         let mut queue = NfQueue::open(QUEUE, QueueOptions::packets()).unwrap();
         queue_discard_port();
         let received = AtomicU64::new(0);
         let mut next = 0;
 
         let total = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let sender = Sender::new();
-                for number in 0..FLOOD.into() {
-                    while number >= received.load(Ordering::Relaxed) + AHEAD {
-                        std::thread::yield_now();
-                    }
-                    sender.send(number);
-                }
-            });
+            scope.spawn(|| send_paced(FLOOD, &received));
             receive(&mut queue, FLOOD, |captured| {
                 assert_eq!(number_in_udp(captured.bytes), next);
                 next += 1;
@@ -459,19 +462,10 @@ fn cost_of_receive_and_verdict() {
 
 fn flood(name: &str, queue: &mut NfQueue) {
     const FLOOD: u32 = 1_000_000;
-    const AHEAD: u64 = 20_000;
     let received = AtomicU64::new(0);
     let mut count = 0;
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let sender = Sender::new();
-            for number in 0..FLOOD.into() {
-                while number >= received.load(Ordering::Relaxed) + AHEAD {
-                    std::thread::yield_now();
-                }
-                sender.send(number);
-            }
-        });
+        scope.spawn(|| send_paced(FLOOD, &received));
         let (start, began) = (cpu_time(), Instant::now());
         let total = receive(queue, FLOOD, |_| {
             count += 1;

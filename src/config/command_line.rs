@@ -49,7 +49,7 @@ pub(super) fn read(
     Err(ConfigError::usage(program.name, &complaint(program, &error)))
 }
 
-/// The command line as clap knows it; also what shell completions could be made from.
+/// The command line as clap knows it; the manual pages are tested against it.
 pub fn command(program: &'static Program) -> Command {
     let mut command = Command::new(program.name)
         .about(program.about)

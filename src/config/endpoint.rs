@@ -1,47 +1,13 @@
 //! Addresses, ports and names of interfaces as they are written in the configuration.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 
 use super::value::{FromText, Invalid};
-use crate::wire::prefix::Prefix;
+use crate::wire::Mapping;
+use crate::wire::prefix::{Prefix, PrefixError};
 
 /// The port of the tunnel between `tcpcopy` and `intercept`, the C tools' too.
-pub const TUNNEL_PORT: u16 = 36524;
-
-/// One `-x` mapping: what is captured, and where it is replayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Mapping {
-    /// The address that clients connect to, as they write it; `None` is every local address of the
-    /// target's family.
-    pub online: Option<IpAddr>,
-    /// The port that clients connect to.
-    pub port: u16,
-    /// Where the replayed connections go. Of the family of `online`.
-    pub target: SocketAddr,
-}
-
-impl Mapping {
-    /// Whether a connection exists that both mappings capture.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        let family = self.target.is_ipv4() == other.target.is_ipv4();
-        let address = match (self.online, other.online) {
-            (Some(mine), Some(theirs)) => mine == theirs,
-            (None, _) | (_, None) => true,
-        };
-        family && address && self.port == other.port
-    }
-}
-
-impl fmt::Display for Mapping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.online {
-            Some(address) => write!(f, "{}-{}", SocketAddr::new(address, self.port), self.target),
-            None => write!(f, "{}-{}", self.port, self.target),
-        }
-    }
-}
+const TUNNEL_PORT: u16 = 36524;
 
 impl FromText for Mapping {
     const EXPECTED: &'static str =
@@ -83,14 +49,6 @@ impl FromText for Mapping {
             }
         }
         Ok(Self { online, port, target })
-    }
-}
-
-impl FromStr for Mapping {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        Self::from_text(text)
     }
 }
 
@@ -163,8 +121,7 @@ impl FromText for Prefix {
     const EXPECTED: &'static str = "a prefix of addresses such as 10.99.0.0/24, 10.99.0.x or fd00:99::/64";
 
     fn from_text(text: &str) -> Result<Self, Invalid> {
-        let prefix: Self =
-            text.parse().map_err(|error: crate::wire::prefix::PrefixError| Invalid(error.to_string()))?;
+        let prefix: Self = text.parse().map_err(|error: PrefixError| Invalid(error.to_string()))?;
         if prefix.nth(0).is_none_or(|host| host.is_loopback() || !is_host(host)) {
             return Err(Invalid(format!(
                 "{text:?} holds no addresses that a client could have; name a prefix of hosts"

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::common::{self, Workers};
 use super::endpoint::{Bind, Service};
 use super::key::{Key, Kind, Program};
 use super::layers::Layers;
 use super::units::Span;
-use super::value::{AutoOr, List, Number, Text, choice};
+use super::value::{List, Number, Text, choice};
 use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
 
 /// What `intercept` is to do. Valid as it is.
@@ -42,19 +43,19 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-choice! {
-    /// What becomes of responses that nobody claimed.
-    pub enum Unclaimed {
-        /// They end here.
-        Drop = "drop",
-        /// They go on: this host routes other traffic of the target too.
-        Accept = "accept",
-    }
-    expected "\"drop\" or \"accept\""
+/// What becomes of responses that nobody claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Unclaimed {
+    /// They end here.
+    Drop,
+    /// They go on: this host routes other traffic of the target too.
+    Accept,
 }
 
-/// The most worker threads.
-const MAX_WORKERS: u64 = 256;
+choice! {
+    Unclaimed { Drop = "drop", Accept = "accept", }
+    expected "\"drop\" or \"accept\""
+}
 
 /// `intercept` and its keys.
 pub static PROGRAM: Program = Program {
@@ -107,15 +108,7 @@ const KEYS: &[Key] = &[
         default: "36524",
         help: "Port to listen on",
     },
-    Key {
-        name: "workers",
-        option: "workers",
-        short: None,
-        kind: Kind::Number,
-        value_name: "N",
-        default: "\"auto\"",
-        help: "Worker threads; auto is one a processor",
-    },
+    common::workers("Worker threads; auto is one a processor"),
     Key {
         name: "unclaimed",
         option: "unclaimed",
@@ -125,15 +118,7 @@ const KEYS: &[Key] = &[
         default: "\"drop\"",
         help: "Responses that no tcpcopy claimed: drop, or accept if this host is a router",
     },
-    Key {
-        name: "insecure",
-        option: "insecure",
-        short: None,
-        kind: Kind::Flag,
-        value_name: "BOOL",
-        default: "false",
-        help: "Let other hosts connect without a key: who can connect can read headers",
-    },
+    common::insecure("Let other hosts connect without a key: who can connect can read headers"),
     Key {
         name: "receive-hold",
         option: "receive-hold",
@@ -152,15 +137,7 @@ const KEYS: &[Key] = &[
         default: "262144",
         help: "Most flows at a time; the oldest gives way",
     },
-    Key {
-        name: "queue",
-        option: "queue",
-        short: None,
-        kind: Kind::Number,
-        value_name: "N",
-        default: "36540",
-        help: "Netfilter queue of the first worker; the others follow",
-    },
+    common::queue("36540"),
     Key {
         name: "accept-mark",
         option: "accept-mark",
@@ -170,15 +147,7 @@ const KEYS: &[Key] = &[
         default: "0x74637061",
         help: "Mark on unclaimed packets that are accepted, by which rules know them",
     },
-    Key {
-        name: "log",
-        option: "log",
-        short: None,
-        kind: Kind::Text,
-        value_name: "LEVEL",
-        default: "\"info\"",
-        help: "What to log: error, warn, info, debug (flows) or trace (packets)",
-    },
+    common::log("What to log: error, warn, info, debug (flows) or trace (packets)"),
 ];
 
 /// From the `getopt` string of intercept 1.0.
@@ -200,11 +169,11 @@ const C_OPTIONS: &[(char, &str)] = &[
 /// The values as they were written, each valid by itself.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Raw {
+pub(super) struct Raw {
     target: List<Service>,
     bind: Text<Bind>,
     port: Number<1, 65_535>,
-    workers: AutoOr<1, MAX_WORKERS>,
+    workers: Workers,
     unclaimed: Text<Unclaimed>,
     insecure: bool,
     receive_hold: Text<Span>,
@@ -217,25 +186,18 @@ struct Raw {
 impl Settings {
     /// Reads the command line (which begins with the program's name), the environment and the file.
     pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Action<Self>, ConfigError> {
-        Self::load_in(arguments, Surroundings::of_process(&PROGRAM))
-    }
-
-    pub(super) fn load_in(
-        arguments: impl IntoIterator<Item = OsString>,
-        surroundings: Surroundings<'_>,
-    ) -> Result<Action<Self>, ConfigError> {
-        super::load(&PROGRAM, arguments, surroundings, Self::settle)
+        super::load(&PROGRAM, arguments, Surroundings::of_process(&PROGRAM), Self::settle)
     }
 
     /// Checks what only the values together can show.
-    fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
+    pub(super) fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
         let Text(Bind(address)) = raw.bind;
         let settings = Self {
             targets: raw.target.0.into_iter().map(|Service(address)| address).collect(),
             // 0.0.0.0 stays: all addresses, but of IPv4 only.
             bind: (address != IpAddr::from([0_u8; 16])).then_some(address),
             port: raw.port.to(),
-            workers: raw.workers.to().unwrap_or_else(|| super::processors().clamp(1, 256)),
+            workers: raw.workers.or(common::processors()),
             unclaimed: raw.unclaimed.0,
             insecure: raw.insecure,
             receive_hold: raw.receive_hold.0.0,
@@ -257,7 +219,7 @@ impl Settings {
             let message = "none is named; say whose responses to take, as --target 10.0.0.9:8080";
             return Some(("target", message.to_owned()));
         }
-        if let Some(message) = super::refuse_twice(&self.targets) {
+        if let Some(message) = common::refuse_twice(&self.targets) {
             return Some(("target", message));
         }
         if !self.insecure && !self.bind.is_some_and(|address| address.is_loopback()) {
@@ -271,6 +233,6 @@ impl Settings {
             );
             return Some(("bind", message));
         }
-        super::refuse_queues(self.queue, self.workers).map(|message| ("queue", message))
+        common::refuse_queues(self.queue, self.workers).map(|message| ("queue", message))
     }
 }

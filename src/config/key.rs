@@ -61,12 +61,12 @@ pub struct Program {
 
 impl Key {
     /// The environment variable that sets it.
-    pub fn variable(&self, prefix: &str) -> String {
+    pub(super) fn variable(&self, prefix: &str) -> String {
         format!("{prefix}{}", self.name.replace(['.', '-'], "_").to_ascii_uppercase())
     }
 
     /// The option as a user writes it: `-n/--copies`.
-    pub fn option_text(&self) -> String {
+    pub(super) fn option_text(&self) -> String {
         match self.short {
             Some(short) => format!("-{short}/--{}", self.option),
             None => format!("--{}", self.option),

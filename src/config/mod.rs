@@ -10,9 +10,11 @@
 //!
 //! The raw values are private; what comes out of here is checked, singly and together, and needs no
 //! later look. This module does no network I/O: whether addresses exist is the business of
-//! [`doctor`](crate::doctor). It imports [`wire`](crate::wire) only.
+//! [`doctor`](crate::doctor). It imports [`wire`](crate::wire), and [`session`](crate::session) for the
+//! choices that are a session's.
 
 mod command_line;
+mod common;
 mod endpoint;
 pub mod intercept;
 pub mod key;
@@ -23,15 +25,11 @@ mod value;
 
 use std::ffi::OsString;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use command_line::command;
-pub use endpoint::{Mapping, TUNNEL_PORT};
-pub use units::{Size, Span};
-pub use value::Invalid;
-
 use serde::de::DeserializeOwned;
+
+pub use command_line::command;
 
 use key::Program;
 use layers::{Inputs, Layers};
@@ -102,20 +100,23 @@ impl ConfigError {
     }
 }
 
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// What stops the program.
+    Error,
+    /// What an operator should act on.
+    Warn,
+    /// The life of the program.
+    Info,
+    /// The life of each session.
+    Debug,
+    /// Each packet.
+    Trace,
+}
+
 choice! {
-    /// How much is logged.
-    pub enum LogLevel {
-        /// What stops the program.
-        Error = "error",
-        /// What an operator should act on.
-        Warn = "warn",
-        /// The life of the program.
-        Info = "info",
-        /// The life of each session.
-        Debug = "debug",
-        /// Each packet.
-        Trace = "trace",
-    }
+    LogLevel { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace", }
     expected "\"error\", \"warn\", \"info\", \"debug\" or \"trace\""
 }
 
@@ -172,26 +173,6 @@ fn load<R: DeserializeOwned, S>(
         return Ok(Action::Print("the configuration is valid\n".to_owned()));
     }
     Ok(Action::Run(settings))
-}
-
-/// The number of processors this process may use.
-fn processors() -> u16 {
-    std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(u16::MAX))
-}
-
-/// What is wrong with addresses of which one is named twice.
-fn refuse_twice(addresses: &[SocketAddr]) -> Option<String> {
-    let twice = addresses
-        .iter()
-        .enumerate()
-        .find(|(index, address)| addresses.iter().take(*index).any(|other| other == *address));
-    twice.map(|(_, address)| format!("{address} is named twice; leave one out"))
-}
-
-/// What is wrong with a first queue from which the workers' queues do not fit.
-fn refuse_queues(first: u16, workers: u16) -> Option<String> {
-    (u32::from(first) + u32::from(workers) > 65_536)
-        .then(|| format!("{workers} workers from queue {first} on go beyond 65535; choose a lower one"))
 }
 
 #[cfg(test)]

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::endpoint::{InterfaceName, Mapping, Peer};
+use super::common::{self, Workers};
+use super::endpoint::{InterfaceName, Peer};
 use super::key::{Key, Kind, Program};
 use super::layers::Layers;
 use super::units::{Size, Span};
-use super::value::{AutoOr, List, Number, Text, choice};
+use super::value::{List, Number, Text, choice};
 use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
-use crate::wire::prefix::Prefix;
+use crate::session::{GateMode, Latency, MidStream};
+use crate::wire::{Mapping, Prefix};
 
 /// What `tcpcopy` is to do. Valid as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub struct Settings {
     /// [`Latency::Client`] has nothing to go by then.
     pub handshake_acks: bool,
     /// What upstream bytes wait for.
-    pub gate: Gate,
+    pub gate: GateMode,
     /// Whose network latency the target feels.
     pub latency: Latency,
     /// How long upstream bytes wait for a response before they go without.
@@ -76,40 +78,19 @@ pub struct Settings {
 }
 
 choice! {
-    /// What upstream bytes wait for.
-    pub enum Gate {
-        /// The response that the client had seen when it sent them.
-        Response = "response",
-        /// Nothing.
-        None = "none",
-    }
+    GateMode { Response = "response", None = "none", }
     expected "\"response\" or \"none\""
 }
 
 choice! {
-    /// Whose network latency the target feels.
-    pub enum Latency {
-        /// The client's: acknowledgements and gated sends lag by its round-trip time.
-        Client = "client",
-        /// None: all goes as fast as the gates open.
-        None = "none",
-    }
+    Latency { Client = "client", None = "none", }
     expected "\"client\" or \"none\""
 }
 
 choice! {
-    /// What becomes of connections that are older than the capture.
-    pub enum MidStream {
-        /// They are replayed from their next request on.
-        Join = "join",
-        /// They are left out.
-        Skip = "skip",
-    }
+    MidStream { Join = "join", Skip = "skip", }
     expected "\"join\" or \"skip\""
 }
-
-/// The most worker threads; far beyond any machine, and the queue numbers still fit.
-const MAX_WORKERS: u64 = 256;
 
 /// `tcpcopy` and its keys.
 pub static PROGRAM: Program = Program {
@@ -180,24 +161,10 @@ const KEYS: &[Key] = &[
         default: "100",
         help: "Replay this part of the connections",
     },
-    Key {
-        name: "workers",
-        option: "workers",
-        short: None,
-        kind: Kind::Number,
-        value_name: "N",
-        default: "\"auto\"",
-        help: "Worker threads; auto is half the processors",
-    },
-    Key {
-        name: "insecure",
-        option: "insecure",
-        short: None,
-        kind: Kind::Flag,
-        value_name: "BOOL",
-        default: "false",
-        help: "Allow a tunnel without a key to another host: who can reach it can read and forge headers",
-    },
+    common::workers("Worker threads; auto is half the processors"),
+    common::insecure(
+        "Allow a tunnel without a key to another host: who can reach it can read and forge headers",
+    ),
     Key {
         name: "gate",
         option: "gate",
@@ -288,15 +255,7 @@ const KEYS: &[Key] = &[
         default: "1500",
         help: "Largest packet that reaches the target",
     },
-    Key {
-        name: "queue",
-        option: "queue",
-        short: None,
-        kind: Kind::Number,
-        value_name: "N",
-        default: "36520",
-        help: "Netfilter queue of the first worker; the others follow",
-    },
+    common::queue("36520"),
     Key {
         name: "mark",
         option: "mark",
@@ -315,15 +274,7 @@ const KEYS: &[Key] = &[
         default: "\"tcpcopy0\"",
         help: "Interface to make for the copies",
     },
-    Key {
-        name: "log",
-        option: "log",
-        short: None,
-        kind: Kind::Text,
-        value_name: "LEVEL",
-        default: "\"info\"",
-        help: "What to log: error, warn, info, debug (sessions) or trace (packets)",
-    },
+    common::log("What to log: error, warn, info, debug (sessions) or trace (packets)"),
 ];
 
 /// From the `getopt` string of tcpcopy 1.3.
@@ -356,15 +307,15 @@ const C_OPTIONS: &[(char, &str)] = &[
 /// The values as they were written, each valid by itself.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Raw {
+pub(super) struct Raw {
     map: List<Mapping>,
     intercept: List<Peer>,
     pool: List<Prefix>,
     copies: Number<1, 1023>,
     percent: Number<1, 100>,
-    workers: AutoOr<1, MAX_WORKERS>,
+    workers: Workers,
     insecure: bool,
-    gate: Text<Gate>,
+    gate: Text<GateMode>,
     response_timeout: Text<Span>,
     latency: Text<Latency>,
     mid_stream: Text<MidStream>,
@@ -390,26 +341,18 @@ struct RawCapture {
 impl Settings {
     /// Reads the command line (which begins with the program's name), the environment and the file.
     pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Action<Self>, ConfigError> {
-        Self::load_in(arguments, Surroundings::of_process(&PROGRAM))
-    }
-
-    pub(super) fn load_in(
-        arguments: impl IntoIterator<Item = OsString>,
-        surroundings: Surroundings<'_>,
-    ) -> Result<Action<Self>, ConfigError> {
-        super::load(&PROGRAM, arguments, surroundings, Self::settle)
+        super::load(&PROGRAM, arguments, Surroundings::of_process(&PROGRAM), Self::settle)
     }
 
     /// Checks what only the values together can show.
-    fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
-        let workers = raw.workers.to().unwrap_or_else(|| (super::processors() / 2).clamp(1, 256));
+    pub(super) fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
         let settings = Self {
             mappings: raw.map.0,
             intercepts: raw.intercept.0.into_iter().map(|Peer(address)| address).collect(),
             pools: raw.pool.0,
             copies: raw.copies.to(),
             percent: raw.percent.to(),
-            workers,
+            workers: raw.workers.or(common::processors() / 2),
             insecure: raw.insecure,
             queue: raw.queue.to(),
             mark: raw.mark.to(),
@@ -462,7 +405,7 @@ impl Settings {
         if self.intercepts.is_empty() {
             return Some(("intercept", "none is named; say where intercept runs, as -s 10.0.0.8".to_owned()));
         }
-        if let Some(message) = super::refuse_twice(&self.intercepts) {
+        if let Some(message) = common::refuse_twice(&self.intercepts) {
             return Some(("intercept", message));
         }
         let remote = self.intercepts.iter().find(|address| !self.insecure && !address.ip().is_loopback())?;
@@ -514,7 +457,7 @@ impl Settings {
                 format!("{} is below 1280, the least that IPv6 allows (RFC 8200)", self.mtu),
             ));
         }
-        if let Some(message) = super::refuse_queues(self.queue, self.workers) {
+        if let Some(message) = common::refuse_queues(self.queue, self.workers) {
             return Some(("queue", message));
         }
         let least = 16 << 20;

@@ -4,8 +4,12 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::*;
+use crate::config::common::processors;
 use crate::config::key::Kind;
-use crate::config::tcpcopy::{Gate, Latency, MidStream};
+use crate::config::units::{Size, Span};
+use crate::config::value::FromText;
+use crate::session::{GateMode, Latency, MidStream};
+use crate::wire::{Mapping, Prefix};
 
 /// A command line, an environment and perhaps a file.
 #[derive(Default)]
@@ -31,15 +35,20 @@ impl Setting<'_> {
     }
 
     fn tcpcopy(&self) -> Result<Action<tcpcopy::Settings>, ConfigError> {
-        let path = temporary();
-        let action = tcpcopy::Settings::load_in(self.arguments("tcpcopy"), self.surroundings(&path));
-        let _ = std::fs::remove_file(&path);
-        action
+        self.load(&tcpcopy::PROGRAM, tcpcopy::Settings::settle)
     }
 
     fn intercept(&self) -> Result<Action<intercept::Settings>, ConfigError> {
+        self.load(&intercept::PROGRAM, intercept::Settings::settle)
+    }
+
+    fn load<R: DeserializeOwned, S>(
+        &self,
+        program: &'static Program,
+        settle: impl FnOnce(&Layers, R) -> Result<S, ConfigError>,
+    ) -> Result<Action<S>, ConfigError> {
         let path = temporary();
-        let action = intercept::Settings::load_in(self.arguments("intercept"), self.surroundings(&path));
+        let action = load(program, self.arguments(program.name), self.surroundings(&path), settle);
         let _ = std::fs::remove_file(&path);
         action
     }
@@ -76,7 +85,7 @@ fn intercept_error(options: &str) -> String {
 fn the_c_users_command_line_is_understood() {
     let settings = tcpcopy_settings("-x 80-10.0.0.9:8080 -s 10.0.0.8 -c 10.99.0.x -n 3 -r 50 --insecure");
 
-    assert_eq!(settings.mappings, ["80-10.0.0.9:8080".parse().expect("mapping")]);
+    assert_eq!(settings.mappings, [Mapping::from_text("80-10.0.0.9:8080").expect("mapping")]);
     assert_eq!(settings.intercepts, ["10.0.0.8:36524".parse().expect("address")]);
     assert_eq!(settings.pools, ["10.99.0.0/24".parse().expect("prefix")]);
     assert_eq!((settings.copies, settings.percent), (3, 50));
@@ -92,12 +101,12 @@ fn defaults_are_the_documented_ones() {
     assert_eq!((settings.queue, settings.mark, settings.mtu), (36520, 0x7463_7079, 1500));
     assert_eq!(
         (settings.gate, settings.latency, settings.mid_stream),
-        (Gate::Response, Latency::Client, MidStream::Join)
+        (GateMode::Response, Latency::Client, MidStream::Join)
     );
     assert_eq!(settings.sink, "tcpcopy0");
     assert_eq!(settings.response_timeout, Duration::from_secs(30));
     assert_eq!(settings.memory_limit, 512 << 20);
-    assert!(settings.workers >= 1 && settings.workers <= processors());
+    assert!(settings.workers >= 1 && u64::from(settings.workers) <= processors());
     assert_eq!(settings.log, LogSettings { program: "tcpcopy", level: LogLevel::Info });
     assert_eq!(settings.warnings, Vec::<String>::new());
 }
@@ -388,16 +397,15 @@ proptest::proptest! {
     #[test]
     fn no_text_makes_a_parser_panic(text in ".{0,40}", near in "[-0-9a-fx.:,/\\[\\]@ ]{0,40}") {
         for text in [text, near] {
-            let _ = text.parse::<Mapping>();
-            let _ = text.parse::<crate::wire::prefix::Prefix>();
-            let _ = text.parse::<Span>();
-            let _ = text.parse::<Size>();
+            let _ = Mapping::from_text(&text);
+            let _ = Prefix::from_text(&text);
+            let _ = Span::from_text(&text);
+            let _ = Size::from_text(&text);
         }
     }
 
     #[test]
-    fn what_is_written_reads_back(address: u32, wide: u128, port in 1_u16.., length in 0_u8..=32, micros in 0..u64::MAX / 1000, bytes: u64) {
-        use crate::wire::prefix::Prefix;
+    fn what_is_written_reads_back(address: u32, wide: u128, port in 1_u16.., length in 0_u8..=32, bytes: u64) {
         let prefixes = [Prefix::new(std::net::Ipv4Addr::from(address).into(), length), Prefix::new(std::net::Ipv6Addr::from(wide).into(), length * 4)];
         for prefix in prefixes.into_iter().flatten() {
             proptest::prop_assert_eq!(prefix.to_string().parse(), Ok(prefix));
@@ -406,9 +414,8 @@ proptest::proptest! {
         }
         for online in [None, Some(std::net::IpAddr::from([10, 0, 0, 1]))] {
             let mapping = Mapping { online, port, target: (std::net::Ipv4Addr::from(address | 0x0100_0000).octets().map(|octet| octet.min(223)), port).into() };
-            proptest::prop_assert_eq!(mapping.to_string().parse(), Ok(mapping));
+            proptest::prop_assert_eq!(Mapping::from_text(&mapping.to_string()), Ok(mapping));
         }
-        proptest::prop_assert_eq!(Span(Duration::from_micros(micros)).to_string().parse(), Ok(Span(Duration::from_micros(micros))));
-        proptest::prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
+        proptest::prop_assert_eq!(Size::from_text(&Size(bytes).to_string()), Ok(Size(bytes)));
     }
 }

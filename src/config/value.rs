@@ -11,7 +11,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 /// Why a text is not a valid value: one sentence that says what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Invalid(pub String);
+pub(super) struct Invalid(pub String);
 
 /// A value that is written as text.
 pub(super) trait FromText: Sized {
@@ -151,32 +151,15 @@ impl<const LEAST: u64, const MOST: u64> Number<LEAST, MOST> {
 }
 
 impl<const LEAST: u64, const MOST: u64> AutoOr<LEAST, MOST> {
-    /// The number in the type it is used in, which the bounds fit; `None` for `"auto"`.
-    pub(super) fn to<T: TryFrom<u64>>(self) -> Option<T> {
-        self.0.map(|number| Number::<LEAST, MOST>(number).to())
+    /// The number, or what the program chooses for `"auto"`, brought within the bounds.
+    pub(super) fn or<T: TryFrom<u64>>(self, chosen: u64) -> T {
+        Number::<LEAST, MOST>(self.0.unwrap_or_else(|| chosen.clamp(LEAST, MOST))).to()
     }
 }
 
-/// Declares an enum whose variants are words of the configuration.
+/// Says which words of the configuration stand for the variants of an enum.
 macro_rules! choice {
-    ($(#[$doc:meta])* pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ } expected $expected:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
-
-        impl $name {
-            /// The word that stands for it in the configuration.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
+    ($name:ident { $($variant:ident = $word:literal,)+ } expected $expected:literal) => {
         impl $crate::config::value::FromText for $name {
             const EXPECTED: &'static str = $expected;
 

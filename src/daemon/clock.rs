@@ -1,6 +1,6 @@
 //! Where [`Time`] comes from.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use crate::wire::Time;
 
@@ -25,9 +25,4 @@ impl Clock {
     pub fn now(self) -> Time {
         self.at + self.started.elapsed()
     }
-}
-
-/// How long a loop may wait for events: until `deadline`, or forever.
-pub fn wait(now: Time, deadline: Option<Time>) -> Option<Duration> {
-    deadline.map(|at| at.since(now))
 }

@@ -7,12 +7,12 @@ use std::process::ExitCode;
 
 use super::logging;
 use crate::config::ConfigError;
-use crate::doctor::{Check, Finding, Severity};
+use crate::doctor::{Check, Finding};
 
 /// The exit codes in use, with the numbers of `sysexits.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-pub enum Code {
+pub(super) enum Code {
     /// The command line is wrong (`EX_USAGE`).
     Usage = 64,
     /// Something that is needed is not there or taken: a port, a queue (`EX_UNAVAILABLE`).
@@ -29,16 +29,16 @@ pub enum Code {
 
 /// Why a program ends before its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub(super) struct Failure {
     /// What the process exits with.
-    pub code: Code,
+    pub(super) code: Code,
     /// One line: what failed, on what, and what to do.
-    pub message: String,
+    pub(super) message: String,
 }
 
 impl Failure {
     /// A failure with this code and message. Line breaks in the message become blanks.
-    pub fn new(code: Code, message: impl fmt::Display) -> Self {
+    pub(super) fn new(code: Code, message: impl fmt::Display) -> Self {
         let message = message.to_string();
         Self { code, message: message.split_whitespace().collect::<Vec<_>>().join(" ") }
     }
@@ -47,7 +47,7 @@ impl Failure {
     ///
     /// `what` says what was attempted and `remedy` what to do if it is nothing as plain as a lack of privilege.
     #[expect(clippy::wildcard_enum_match_arm, reason = "all other kinds are the system's")]
-    pub fn system(what: impl fmt::Display, error: &io::Error, remedy: impl fmt::Display) -> Self {
+    pub(super) fn system(what: impl fmt::Display, error: &io::Error, remedy: impl fmt::Display) -> Self {
         match error.kind() {
             io::ErrorKind::PermissionDenied => Self::new(
                 Code::Permission,
@@ -89,7 +89,7 @@ impl From<Finding> for Failure {
 /// Runs a program's body and turns what comes of it into the exit code; says on standard error why it failed.
 ///
 /// A panic is a fault of the program: its own message is followed by exit code 70.
-pub fn run(program: &str, body: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
+pub(super) fn run(program: &str, body: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
@@ -101,7 +101,7 @@ pub fn run(program: &str, body: impl FnOnce() -> Result<(), Failure>) -> ExitCod
 }
 
 /// Prints a text that was asked for. A reader who has had enough (`--help | head -1`) is no failure.
-pub fn print(text: &str) -> Result<(), Failure> {
+pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -109,19 +109,6 @@ pub fn print(text: &str) -> Result<(), Failure> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-/// Logs the warnings among the findings; the first error is why the program cannot start.
-pub fn heed(findings: Vec<Finding>) -> Result<(), Failure> {
-    for finding in findings {
-        match finding.severity {
-            Severity::Error => return Err(finding.into()),
-            Severity::Warning => {
-                tracing::warn!(check = ?finding.check, remedy = %finding.remedy, "{}", finding.what);
-            }
-        }
-    }
-    Ok(())
 }
 
 fn report(program: &str, failure: &Failure) {

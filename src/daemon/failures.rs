@@ -55,7 +55,7 @@ impl From<InstallError> for Failure {
 }
 
 /// The error's message, followed by those of its causes that it does not quote.
-pub fn with_causes(error: &dyn Error) -> String {
+pub(super) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

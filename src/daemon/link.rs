@@ -104,11 +104,6 @@ impl Link {
         self.token
     }
 
-    /// The intercept's address.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// The intercept worker it connects to.
     pub fn worker(&self) -> u16 {
         self.hello.worker

@@ -20,7 +20,7 @@ use crate::config::{LogLevel, LogSettings};
 /// # Errors
 ///
 /// When the process has a subscriber already.
-pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
+pub(super) fn init(settings: &LogSettings) -> Result<(), TryInitError> {
     let filter = filter(settings.level);
     let mut refused = None;
     if stderr_is_journal() {
@@ -44,7 +44,7 @@ pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
 /// Whether standard error is a stream of the journal's, as `JOURNAL_STREAM` says (systemd.exec(5)).
 ///
 /// The variable alone is not enough: children inherit it, and their output may be redirected.
-pub fn stderr_is_journal() -> bool {
+pub(super) fn stderr_is_journal() -> bool {
     let Some(stream) = std::env::var_os("JOURNAL_STREAM").and_then(|stream| stream.into_string().ok()) else {
         return false;
     };

@@ -1,14 +1,28 @@
 //! The running programs: what surrounds and drives the modules that do no I/O.
+//!
+//! [`tcpcopy`] and [`intercept`] are the programs; what both do alike is here:
+//!
+//! | file | subject |
+//! |---|---|
+//! | `start`, `exit`, `failures` | how a program begins and ends, and what errors mean for it |
+//! | `logging`, `quiet`, `notify` | what it tells: the journal, without being flooded; the service manager |
+//! | `threads`, `wait`, `signals`, [`clock`] | threads and their loops |
+//! | `queues`, `statistics` | the workers' queues; the rhythm of their counters |
+//! | `pipe`, [`link`] | a tunnel's socket; tcpcopy's connection that is kept up |
 
 pub mod clock;
-pub mod exit;
-pub mod failures;
+mod exit;
+mod failures;
 pub mod intercept;
 pub mod link;
-pub mod logging;
-pub mod notify;
-pub mod pipe;
-pub mod quiet;
-pub mod signals;
+mod logging;
+mod notify;
+mod pipe;
+mod queues;
+mod quiet;
+mod signals;
+mod start;
+mod statistics;
 pub mod tcpcopy;
-pub mod threads;
+mod threads;
+mod wait;

@@ -20,7 +20,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Registered once for both directions: mio reports edges, and the two flags remember them until
 /// the kernel says that there is nothing to read, or no room to write.
 #[derive(Debug)]
-pub struct Pipe {
+pub(super) struct Pipe {
     stream: TcpStream,
     readable: bool,
     writable: bool,
@@ -28,13 +28,13 @@ pub struct Pipe {
 
 impl Pipe {
     /// Takes a non-blocking stream, connected or connecting.
-    pub fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: TcpStream) -> Self {
         Self { stream, readable: false, writable: false }
     }
 
     /// Registers the socket and sets its options. Small frames leave at once, and a peer that is
     /// gone is noticed.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))
@@ -47,30 +47,30 @@ impl Pipe {
     }
 
     /// Takes the socket out of its loop, to be registered in another.
-    pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+    pub(super) fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         registry.deregister(&mut self.stream)
     }
 
     /// Remembers what an event of this socket's token says.
-    pub fn ready(&mut self, event: &Event) {
+    pub(super) fn ready(&mut self, event: &Event) {
         // A closed or failed socket is read, and written, to learn of it.
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_write_closed();
     }
 
     /// Whether [`Pipe::receive`] has something to do.
-    pub fn is_readable(&self) -> bool {
+    pub(super) fn is_readable(&self) -> bool {
         self.readable
     }
 
     /// The address of the other end; an IPv4 one as such, also if the listener is for both.
-    pub fn peer(&self) -> io::Result<SocketAddr> {
+    pub(super) fn peer(&self) -> io::Result<SocketAddr> {
         let address = self.stream.peer_addr()?;
         Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
     /// Whether a connecting socket is connected by now.
-    pub fn is_connected(&self) -> io::Result<bool> {
+    pub(super) fn is_connected(&self) -> io::Result<bool> {
         if let Some(error) = self.stream.take_error()? {
             return Err(error);
         }
@@ -82,7 +82,7 @@ impl Pipe {
     }
 
     /// Reads once. The end of the stream is an error of kind `UnexpectedEof`.
-    pub fn receive(&mut self, now: Time, endpoint: &mut impl Endpoint) -> io::Result<()> {
+    pub(super) fn receive(&mut self, now: Time, endpoint: &mut impl Endpoint) -> io::Result<()> {
         if !self.readable {
             return Ok(());
         }
@@ -106,7 +106,7 @@ impl Pipe {
     }
 
     /// Writes what is pending, as far as the kernel takes it.
-    pub fn flush(&mut self, endpoint: &mut impl Endpoint) -> io::Result<()> {
+    pub(super) fn flush(&mut self, endpoint: &mut impl Endpoint) -> io::Result<()> {
         while self.writable && !endpoint.pending().is_empty() {
             match self.stream.write(endpoint.pending()) {
                 Ok(n) => endpoint.sent(n),

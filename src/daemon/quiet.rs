@@ -6,7 +6,7 @@ use crate::wire::Time;
 
 /// Lets a few lines through at once, and then one in each interval.
 #[derive(Clone, Copy, Debug)]
-pub struct Quiet {
+pub(super) struct Quiet {
     interval: Duration,
     burst: u32,
     left: u32,
@@ -16,12 +16,12 @@ pub struct Quiet {
 
 impl Quiet {
     /// `burst` lines at once, and one more after each `interval`.
-    pub fn new(burst: u32, interval: Duration) -> Self {
+    pub(super) fn new(burst: u32, interval: Duration) -> Self {
         Self { interval, burst, left: burst, refilled: Time::ZERO, kept_back: 0 }
     }
 
     /// Whether to log a line now: the number of lines that were kept back since the last one.
-    pub fn allow(&mut self, now: Time) -> Option<u64> {
+    pub(super) fn allow(&mut self, now: Time) -> Option<u64> {
         while self.left < self.burst && now >= self.refilled + self.interval {
             self.left += 1;
             self.refilled += self.interval;

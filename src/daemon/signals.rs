@@ -13,7 +13,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
+pub(super) enum Signal {
     /// To stop in good order: SIGTERM or SIGINT.
     Stop,
     /// To read the configuration again: SIGHUP.
@@ -25,13 +25,13 @@ pub enum Signal {
 /// Poll its descriptor for readability (`mio::unix::SourceFd`); when it is, or at any other time,
 /// call [`drain`](Self::drain).
 #[derive(Debug)]
-pub struct Signals {
+pub(super) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
 }
 
 impl Signals {
     /// Takes over SIGTERM, SIGINT and SIGHUP. To be called before other threads start.
-    pub fn install() -> io::Result<Self> {
+    pub(super) fn install() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         write.set_nonblocking(true)?;
@@ -39,9 +39,23 @@ impl Signals {
         Ok(Self { delivery })
     }
 
+    /// Whether a stop was asked for since the last call. A reload is declined in the log: `program` reads
+    /// its configuration at the start only.
+    pub(super) fn stop_asked(&mut self, program: &str) -> bool {
+        for signal in self.drain() {
+            match signal {
+                Signal::Stop => return true,
+                Signal::Reload => {
+                    tracing::warn!("the configuration is read at the start only: restart {program}");
+                }
+            }
+        }
+        false
+    }
+
     /// What has been asked for since the last call; each kind once, however often it was sent.
     /// Empties the descriptor and never waits.
-    pub fn drain(&mut self) -> Vec<Signal> {
+    pub(super) fn drain(&mut self) -> Vec<Signal> {
         let mut asked = Vec::new();
         for number in self.delivery.pending() {
             let signal = if number == SIGHUP { Signal::Reload } else { Signal::Stop };

@@ -2,16 +2,15 @@
 //!
 //! Most reports about tools of this kind are about deployments where nothing arrives. What can be seen from
 //! one host without sending a packet is looked at here; each [`Finding`] carries its remedy. Nothing here
-//! changes the host, and no state is kept. Imports [`config`](crate::config) and [`wire`](crate::wire).
+//! changes the host, and no state is kept. Imports [`config`](crate::config) and [`sys`](crate::sys).
 
-mod capabilities;
 mod host;
 mod kernel;
 
 use std::fmt;
 
 use crate::config::{intercept, tcpcopy};
-use capabilities::{Capability, missing};
+use crate::sys::capabilities::{Capability, has_capability};
 use host::Host;
 
 /// What was looked at.
@@ -89,15 +88,12 @@ pub fn assistant(settings: &intercept::Settings) -> Vec<Finding> {
 
 /// Checks the capabilities, and with them what the kernel can do: without them it does not say.
 fn privileges(program: &str, needed: &[Capability]) -> Vec<Finding> {
-    let lacking = match std::fs::read_to_string("/proc/self/status") {
-        Ok(status) => missing(&status, needed),
-        // Without /proc there is no telling; what lacks then shows in the first call that needs it.
-        Err(_) => Vec::new(),
-    };
-    if lacking.is_empty() {
+    // Where /proc does not tell, what lacks shows in the first call that needs it.
+    let lacks = |capability: &&Capability| has_capability(**capability).is_ok_and(|has| !has);
+    let names: Vec<_> = needed.iter().filter(lacks).map(|capability| capability.name()).collect();
+    if names.is_empty() {
         return kernel::check();
     }
-    let names: Vec<_> = lacking.iter().map(|capability| capability.name()).collect();
     let list: Vec<_> = needed.iter().map(|capability| capability.name().to_ascii_lowercase()).collect();
     vec![Finding::error(
         Check::Capabilities,

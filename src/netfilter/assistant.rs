@@ -10,9 +10,8 @@
 use std::net::SocketAddr;
 
 use super::online::queue_rules;
-use super::ruleset::{
-    Chain, End, Family, Hook, Match, Prefix, Queues, Rule, Ruleset, Statement, Table, TableName,
-};
+use super::ruleset::{Chain, End, Family, Hook, Match, Queues, Rule, Ruleset, Statement, Table, TableName};
+use crate::wire::Prefix;
 
 const RAW: i32 = -300;
 

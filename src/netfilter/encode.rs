@@ -7,8 +7,9 @@ use nftnl::expr::{Bitwise, Cmp, CmpOp, Counter, Immediate, Meta, Register as Cra
 use nftnl::{Chain as ChainMessage, Rule as RuleMessage};
 
 use super::batch::QueueKind;
-use super::ruleset::{Device, End, Family, Match, Prefix, Rule, Statement};
+use super::ruleset::{Device, End, Family, Match, Rule, Statement};
 use crate::sys::expr::{Base, Expr, Register};
+use crate::wire::Prefix;
 use crate::wire::flow::SPLIT_SEED;
 
 /// `IPPROTO_TCP`, in the one byte that `meta l4proto` loads.

@@ -29,7 +29,7 @@ pub use message::Counters;
 pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, online};
 pub use readback::{Presence, present};
 pub use ruleset::{
-    BadTableName, Chain, Device, End, Families, Family, Hook, Match, Prefix, Queues, Rule, Ruleset, Set,
-    Statement, Table, TableName,
+    BadTableName, Chain, Device, End, Families, Family, Hook, Match, Queues, Rule, Ruleset, Set, Statement,
+    Table, TableName,
 };
 pub use watch::{Change, RulesWatch};

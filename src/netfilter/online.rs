@@ -23,9 +23,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::ruleset::{
-    Chain, Device, End, Families, Family, Hook, Match, Prefix, Queues, Rule, Ruleset, Set, Statement, Table,
+    Chain, Device, End, Families, Family, Hook, Match, Queues, Rule, Ruleset, Set, Statement, Table,
     TableName,
 };
+use crate::wire::Prefix;
 
 /// What IPv4 copies are routed to: TEST-NET-1 (RFC 5737). Copies keep their own destination; the address only makes a
 /// route, and with the interface given none has to exist.

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use crate::wire::Prefix;
+
 /// The name of a table, checked to be one that nft can read back: a letter or `_`, then letters, digits, `_`, `-`, `.`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TableName(String);
@@ -62,64 +64,6 @@ impl TableName {
 impl std::fmt::Display for TableName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// Addresses that share their first bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Prefix {
-    address: IpAddr,
-    length: u8,
-}
-
-impl Prefix {
-    /// The prefix of `length` bits that `address` is in, or `None` if the address has fewer bits than that.
-    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
-        let address = match address {
-            IpAddr::V4(v4) => {
-                let host_bits = 32_u32.checked_sub(length.into())?;
-                let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
-                IpAddr::V4((v4.to_bits() & mask).into())
-            }
-            IpAddr::V6(v6) => {
-                let host_bits = 128_u32.checked_sub(length.into())?;
-                let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
-                IpAddr::V6((v6.to_bits() & mask).into())
-            }
-        };
-        Some(Self { address, length })
-    }
-
-    /// The prefix that holds one address only.
-    pub fn single(address: IpAddr) -> Self {
-        let length = match address {
-            IpAddr::V4(_) => 32,
-            IpAddr::V6(_) => 128,
-        };
-        Self { address, length }
-    }
-
-    /// The lowest address.
-    pub fn address(&self) -> IpAddr {
-        self.address
-    }
-
-    /// The number of bits that are shared.
-    pub fn length(&self) -> u8 {
-        self.length
-    }
-
-    /// True if only one address is in it.
-    pub fn is_one_address(&self) -> bool {
-        match self.address {
-            IpAddr::V4(_) => self.length == 32,
-            IpAddr::V6(_) => self.length == 128,
-        }
-    }
-
-    /// True if all addresses of the family are in it.
-    pub fn is_everything(&self) -> bool {
-        self.length == 0
     }
 }
 

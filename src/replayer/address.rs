@@ -87,7 +87,7 @@ mod tests {
     fn config(pools: &[&str], workers: u16, worker: u16) -> Config {
         Config {
             session: Arc::default(),
-            routes: Vec::new(),
+            mappings: Vec::new(),
             pools: pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
             copies: 1,
             percent: 100,

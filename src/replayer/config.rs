@@ -1,21 +1,10 @@
 //! What a replayer is told when it is made.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::session;
-use crate::wire::Prefix;
-
-/// Connections to `online` are replayed onto `target`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// The address the clients connect to; `None` is any.
-    pub online: Option<IpAddr>,
-    /// The port the clients connect to.
-    pub port: u16,
-    /// Where their sessions are replayed.
-    pub target: SocketAddr,
-}
+use crate::wire::{Mapping, Prefix};
 
 /// Settings of a replayer.
 #[derive(Clone, Debug)]
@@ -23,7 +12,7 @@ pub struct Config {
     /// Settings of every session.
     pub session: Arc<session::Config>,
     /// What is replayed where.
-    pub routes: Vec<Route>,
+    pub mappings: Vec<Mapping>,
     /// Addresses of the replayed clients; those of the captured ones if empty.
     pub pools: Vec<Prefix>,
     /// Sessions made of each captured connection, at least 1.
@@ -44,12 +33,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// The target of connections to `online`. A route that names the address goes before one that
+    /// The target of connections to `online`. A mapping that names the address goes before one that
     /// does not.
     pub(super) fn target_of(&self, online: SocketAddr) -> Option<SocketAddr> {
-        let fits = |route: &&Route| route.port == online.port() && route.target.is_ipv4() == online.is_ipv4();
-        let exact = self.routes.iter().filter(fits).find(|route| route.online == Some(online.ip()));
-        let any = || self.routes.iter().filter(fits).find(|route| route.online.is_none());
-        exact.or_else(any).map(|route| route.target)
+        let fits = |mapping: &&Mapping| {
+            mapping.port == online.port() && mapping.target.is_ipv4() == online.is_ipv4()
+        };
+        let exact = self.mappings.iter().filter(fits).find(|mapping| mapping.online == Some(online.ip()));
+        let any = || self.mappings.iter().filter(fits).find(|mapping| mapping.online.is_none());
+        exact.or_else(any).map(|mapping| mapping.target)
     }
 }

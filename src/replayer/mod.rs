@@ -29,7 +29,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, Route};
+pub use config::Config;
 pub use counters::{Counters, Unused};
 pub use histogram::Histogram;
 pub use replay::{Claim, Replayer, Transmit};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::session::{self, Answer, End, Taken};
-use crate::wire::{Flags, FlowId, FlowKey, Outgoing, Seq, TcpHeader, TcpOptions, Time, parse};
+use crate::wire::{Flags, FlowId, FlowKey, Mapping, Outgoing, Seq, TcpHeader, TcpOptions, Time, parse};
 
 const ONLINE: &str = "10.1.0.1:80";
 const TARGET: &str = "10.2.0.2:8080";
@@ -19,7 +19,7 @@ fn addr(text: &str) -> SocketAddr {
 fn config() -> Config {
     Config {
         session: Arc::default(),
-        routes: vec![Route { online: None, port: 80, target: addr(TARGET) }],
+        mappings: vec![Mapping { online: None, port: 80, target: addr(TARGET) }],
         pools: Vec::new(),
         copies: 1,
         percent: 100,
@@ -198,9 +198,9 @@ fn a_port_used_again_begins_a_session_beside_the_old_one() {
     let lens =
         |sent: &[Transmit]| sent.iter().map(|transmit| transmit.header.payload_len).collect::<Vec<_>>();
     assert_eq!(lens(&b.target(other, header(700, 9_001, Flags::SYN | A, 0))), [2]);
-    let last = b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0));
-    assert_eq!(lens(&last), [3, 0]);
-    assert_eq!(last[1].header.flags, Flags::RST | A);
+    assert_eq!(lens(&b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0))), [3]);
+    let last = b.target(addr(CLIENT), header(501, 104, A, 0));
+    assert_eq!(last.iter().map(|transmit| transmit.header.flags).collect::<Vec<_>>(), [Flags::RST | A]);
 }
 
 #[test]

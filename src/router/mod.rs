@@ -199,6 +199,19 @@ pub struct Counters {
     pub expired: u64,
 }
 
+impl Counters {
+    /// Adds another router's counters to these.
+    pub fn merge(&mut self, other: &Self) {
+        self.outcomes.merge(&other.outcomes);
+        self.claims += other.claims;
+        self.refused_taken += other.refused_taken;
+        self.refused_target += other.refused_target;
+        self.refused_full += other.refused_full;
+        self.evicted += other.evicted;
+        self.expired += other.expired;
+    }
+}
+
 /// A claimed flow.
 #[derive(Debug)]
 struct Claimed {

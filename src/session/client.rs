@@ -12,6 +12,10 @@ const MIN_RTT: Duration = Duration::from_millis(1);
 const DEFAULT_SCALE: u8 = 7;
 const DEFAULT_MSS: u16 = 1460;
 
+/// The downstream offset that the first acknowledgment seen stands for. Not 0: one from before it
+/// may follow, since the capture may disorder packets.
+const FIRST_ACKED: u64 = 1 << 32;
+
 /// The client's side of the captured connection.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -22,8 +26,10 @@ pub(super) struct Client {
     /// The largest window seen, in bytes. Pure ACKs are not captured, so a small one may be stale,
     /// and a closed one would hold the target's response for good.
     window: u32,
-    /// The last acknowledgment number, and the downstream bytes it stands for.
+    /// The last acknowledgment number, and the downstream offset it stands for.
     acked: Option<(Seq, u64)>,
+    /// The lowest downstream offset acknowledged, as far as was seen: where the response begins.
+    first_acked: u64,
     last_at: Time,
     /// From SYN to the handshake's ACK. Unknown if that was not captured: the time to the first data
     /// is no measure of it, because a client may connect and wait.
@@ -39,6 +45,7 @@ impl Client {
             timestamps: syn.options.timestamps.is_some(),
             window: u32::from(syn.window),
             acked: None,
+            first_acked: FIRST_ACKED,
             last_at: now,
             rtt: None,
         }
@@ -51,14 +58,20 @@ impl Client {
             scale: Some(DEFAULT_SCALE),
             timestamps: header.options.timestamps.is_some(),
             window: u32::from(u16::MAX),
-            acked: Some((header.ack, 0)),
+            acked: Some((header.ack, FIRST_ACKED)),
+            first_acked: FIRST_ACKED,
             last_at: now,
             rtt: None,
         }
     }
 
-    /// Takes in a segment's acknowledgment, window and time. Returns how many downstream bytes the
-    /// client had seen when it sent it.
+    /// The lowest downstream offset acknowledged so far.
+    pub(super) fn first_acked(&self) -> u64 {
+        self.first_acked
+    }
+
+    /// Takes in a segment's acknowledgment, window and time. Returns the downstream offset up to
+    /// which the client had seen the response when it sent it.
     pub(super) fn observe(&mut self, now: Time, header: &TcpHeader) -> u64 {
         if !header.flags.contains(Flags::RST) {
             let window = u32::from(header.window) << self.scale.unwrap_or(0);
@@ -67,16 +80,17 @@ impl Client {
         let gap = now - self.last_at;
         self.last_at = now;
         if !header.flags.ack() {
-            return self.acked.map_or(0, |(_, offset)| offset);
+            return self.acked.map_or(FIRST_ACKED, |(_, offset)| offset);
         }
         let Some((last, offset)) = self.acked else {
-            self.acked = Some((header.ack, 0));
+            self.acked = Some((header.ack, FIRST_ACKED));
             if header.segment_len() == 0 {
                 self.rtt = Some(gap.min(MAX_RTT));
             }
-            return 0;
+            return FIRST_ACKED;
         };
         let seen = header.ack.unwrap_near(offset, last).unwrap_or(0);
+        self.first_acked = self.first_acked.min(seen);
         if seen > offset {
             self.acked = Some((header.ack, seen));
         }
@@ -96,11 +110,5 @@ impl Client {
     /// The window field to send in a segment without SYN.
     pub(super) fn window_field(&self) -> u16 {
         u16::try_from(self.window >> self.scale.unwrap_or(0)).unwrap_or(u16::MAX)
-    }
-
-    /// Whether a segment was sent after a further response, compared with the last one seen: the
-    /// beginning of a request.
-    pub(super) fn acknowledges_more(&self, header: &TcpHeader) -> bool {
-        header.flags.ack() && self.acked.is_some_and(|(last, _)| header.ack.is_after(last))
     }
 }

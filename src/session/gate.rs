@@ -7,9 +7,15 @@
 //! * when `t >= L`;
 //! * when `0 < t < L` and the target has been quiet for a while: its response is shorter. A
 //!   shortfall seen once is expected again, so a constant one costs its quiet time once;
-//! * when `t = 0` and the target answered more than `L` *before* the last burst left, and has been
-//!   quiet since: the responses to pipelined requests came together;
+//! * when `t < L`, but with what the target had sent beyond the gates before, its *surplus*, it is
+//!   enough: a client that pipelines sends its next request while responses are still to come. A
+//!   target whose responses are longer than the online server's has a surplus, too, so this holds
+//!   only after a quiet time, until the surplus has proved right;
 //! * after the response timeout.
+//!
+//! A surplus proves right when the client's acknowledgments come to exactly where the target's
+//! response was: they *foresaw* each other. It proves wrong when they pass that place by, and what is
+//! proved wrong is forgotten, so differences do not add up.
 //!
 //! With latency emulation, the opening lags by the client's round-trip time, as the real client's
 //! next request would.
@@ -48,6 +54,9 @@ crate::counted!(Opened {
     Ungated => "ungated",
 });
 
+/// Times that a surplus which has proved right may be wrong before it is no longer trusted.
+const MAX_DOUBTS: u8 = 3;
+
 /// What the gate says of the waiting burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
@@ -65,8 +74,12 @@ pub(super) struct View {
     pub(super) received: u64,
     /// When the last of it came, or the connection was opened.
     pub(super) last_received: Time,
+    /// Since when the target could have sent more.
+    pub(super) quiet_since: Time,
     /// When upstream bytes last left.
     pub(super) last_sent: Time,
+    /// The longest that the target has taken to begin a response.
+    pub(super) slowest_answer: Duration,
     /// The target's smoothed round-trip time.
     pub(super) target_rtt: Option<Duration>,
     /// How much the opening lags behind the response.
@@ -76,17 +89,31 @@ pub(super) struct View {
 /// The gate of one session.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
-    /// The gate value up to which bursts have passed.
+    /// The gate value up to which bursts have passed, or where the response begins.
     passed: u64,
+    /// A burst has passed.
+    begun: bool,
     /// `received` when the last burst passed.
     base: u64,
-    /// What the target had sent beyond `L` when the last burst passed.
+    /// What the target had sent beyond the gate when the last burst passed.
     surplus: u64,
+    /// The gate at which a surplus will have proved right.
+    foreseen: Option<u64>,
+    /// A surplus has proved right, and how often it was wrong since.
+    trusted: bool,
+    doubts: u8,
     /// By how much the last short response was short.
     shortfall: Option<u64>,
 }
 
 impl Gate {
+    /// The online server's response begins at the downstream offset `first`, as far as is known.
+    pub(super) fn begin(&mut self, first: u64) {
+        if !self.begun {
+            self.passed = first;
+        }
+    }
+
     /// Downstream bytes the online server sent between the last burst and this one: `L`.
     pub(super) fn online_response(&self, mark: &Mark) -> u64 {
         mark.gate.saturating_sub(self.passed)
@@ -104,15 +131,17 @@ impl Gate {
             return Decision::Open(Opened::Ungated);
         }
         let answered = self.target_response(view.received);
-        let quiet_since = view.last_received.max(view.last_sent);
-        let (due, how) = if answered >= wanted {
+        let in_all = answered + self.surplus;
+        let quiet_since = view.quiet_since.max(view.last_sent);
+        let (due, how) = if answered >= wanted || in_all == wanted || (self.trusted && in_all > wanted) {
             (view.last_received + view.lag, Opened::Answered)
+        } else if in_all > wanted {
+            let quiet = quiet_time(view.target_rtt).max(view.slowest_answer * 2);
+            (quiet_since + quiet + view.lag, Opened::Answered)
         } else if answered > 0 {
-            let expected = self.shortfall == Some(wanted - answered);
+            let expected = self.shortfall == Some(wanted - in_all);
             let quiet = if expected { EXPECTED_QUIET } else { quiet_time(view.target_rtt) };
             (quiet_since + quiet + view.lag, Opened::Short)
-        } else if self.surplus >= wanted {
-            (quiet_since + quiet_time(view.target_rtt) + view.lag, Opened::Answered)
         } else {
             (view.last_sent.max(mark.captured) + config.response_timeout, Opened::TimedOut)
         };
@@ -126,28 +155,69 @@ impl Gate {
         }
     }
 
+    /// Whether, and if not when, a connection may be left for the burst at `mark`, before which bytes
+    /// are missing: once what it was sent is answered. How long that answer is nobody knows, because
+    /// `mark` tells of the answer to the missing bytes too.
+    pub(super) fn decide_leaving(&self, config: &Config, view: &View) -> Decision {
+        let due = if config.gate == GateMode::None {
+            view.now
+        } else if self.target_response(view.received) > 0 {
+            view.quiet_since.max(view.last_sent) + quiet_time(view.target_rtt) + view.lag
+        } else {
+            view.last_sent + config.response_timeout
+        };
+        if view.now >= due { Decision::Open(Opened::Short) } else { Decision::Wait(due) }
+    }
+
     /// The burst at `mark` passes.
     pub(super) fn pass(&mut self, mark: &Mark, received: u64, how: Opened) {
         let wanted = self.online_response(mark);
-        let answered = self.target_response(received);
-        match how {
-            Opened::Answered if answered == 0 => self.surplus -= wanted.min(self.surplus),
-            Opened::Answered => self.surplus = answered - wanted.min(answered),
-            Opened::Short => {
-                self.shortfall = Some(wanted - wanted.min(answered));
-                self.surplus = 0;
-            }
-            Opened::TimedOut | Opened::Ungated => self.surplus = 0,
-        }
+        let in_all = self.target_response(received) + self.surplus;
+        self.begun = true;
         self.passed = self.passed.max(mark.gate);
         self.base = received;
+        match how {
+            Opened::Answered => {
+                self.surplus = in_all - wanted.min(in_all);
+                self.foresee(in_all == wanted);
+            }
+            Opened::Short => {
+                self.shortfall = Some(wanted - wanted.min(in_all));
+                self.distrust();
+            }
+            Opened::TimedOut => self.distrust(),
+            // Nothing was waited for, so nothing was learned.
+            Opened::Ungated => {}
+        }
+    }
+
+    /// Judges the surplus by the gate that has just passed; `exact` if it left none.
+    fn foresee(&mut self, exact: bool) {
+        if exact || self.foreseen == Some(self.passed) {
+            (self.trusted, self.doubts, self.foreseen) = (true, 0, None);
+        } else if self.foreseen.is_some_and(|foreseen| foreseen < self.passed) {
+            self.foreseen = None;
+            self.doubts += 1;
+            if !self.trusted || self.doubts > MAX_DOUBTS {
+                self.distrust();
+            }
+        }
+        if self.surplus > 0 && self.foreseen.is_none() {
+            self.foreseen = Some(self.passed + self.surplus);
+        }
+    }
+
+    /// What the target has sent so far says nothing of the gates to come.
+    fn distrust(&mut self) {
+        (self.surplus, self.foreseen, self.trusted, self.doubts) = (0, None, false, 0);
     }
 
     /// A new connection: nothing has been received on it, and the burst at `mark` begins it.
     pub(super) fn restart(&mut self, mark: &Mark) {
+        self.begun = true;
         self.passed = self.passed.max(mark.gate);
         self.base = 0;
-        self.surplus = 0;
+        self.distrust();
     }
 }
 
@@ -160,7 +230,7 @@ mod tests {
     use super::*;
 
     fn mark(gate: u64) -> Mark {
-        Mark { offset: 10, gate, captured: Time::ZERO }
+        Mark { offset: 10, before: 10, gate, captured: Time::ZERO }
     }
 
     fn at(millis: u64, received: u64) -> View {
@@ -168,7 +238,9 @@ mod tests {
             now: Time::from_micros(millis * 1000),
             received,
             last_received: Time::from_micros(1000),
+            quiet_since: Time::from_micros(1000),
             last_sent: Time::ZERO,
+            slowest_answer: Duration::ZERO,
             target_rtt: Some(Duration::from_millis(1)),
             lag: Duration::ZERO,
         }
@@ -216,9 +288,29 @@ mod tests {
     fn responses_to_pipelined_requests_may_come_together() {
         let mut gate = Gate::default();
         gate.pass(&mark(100), 300, Opened::Answered);
+        assert_eq!(decide(&gate, 200, &at(1, 300)), Decision::Wait(Time::from_micros(21_000)));
         assert_eq!(decide(&gate, 200, &at(21, 300)), Decision::Open(Opened::Answered));
         gate.pass(&mark(200), 300, Opened::Answered);
+        assert_eq!(decide(&gate, 300, &at(1, 300)), Decision::Open(Opened::Answered), "to the byte");
         gate.pass(&mark(300), 300, Opened::Answered);
         assert_eq!(decide(&gate, 400, &at(21, 300)), Decision::Wait(Time::from_micros(10_000_000)));
+    }
+
+    #[test]
+    fn a_surplus_that_proved_right_is_trusted() {
+        let mut gate = Gate::default();
+        gate.pass(&mark(100), 300, Opened::Answered);
+        gate.pass(&mark(200), 400, Opened::Answered);
+        gate.pass(&mark(300), 500, Opened::Answered);
+        assert_eq!(decide(&gate, 400, &at(1, 500)), Decision::Open(Opened::Answered), "as foreseen at 300");
+    }
+
+    #[test]
+    fn longer_responses_do_not_add_up() {
+        let mut gate = Gate::default();
+        gate.pass(&mark(100), 130, Opened::Answered);
+        gate.pass(&mark(200), 260, Opened::Answered);
+        gate.pass(&mark(300), 390, Opened::Answered);
+        assert_eq!(decide(&gate, 400, &at(1, 390)), Decision::Wait(Time::from_micros(10_000_000)));
     }
 }

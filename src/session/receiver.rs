@@ -39,6 +39,7 @@ pub(super) struct Receiver {
     ranges: Vec<(u64, u64)>,
     fin: Option<u64>,
     last_at: Time,
+    acked_at: Time,
     ack_due: Option<Time>,
 }
 
@@ -52,6 +53,7 @@ impl Receiver {
             ranges: Vec::new(),
             fin: None,
             last_at: now,
+            acked_at: now,
             ack_due: Some(now + HANDSHAKE_ACK),
         }
     }
@@ -83,9 +85,17 @@ impl Receiver {
     }
 
     /// Something that carries RCV.NXT left.
-    pub(super) fn ack_sent(&mut self) {
+    pub(super) fn ack_sent(&mut self, now: Time) {
         self.acked = self.received;
+        self.acked_at = now;
         self.ack_due = None;
+    }
+
+    /// Since when the target could have said more, if it had more to say. A target that obeys Nagle
+    /// (RFC 1122, 4.2.3.4) keeps the end of a response until all before it is acknowledged, so it
+    /// may be waiting for an ACK that is still delayed.
+    pub(super) fn quiet_since(&self) -> Time {
+        self.last_at.max(self.acked_at).max(self.ack_due.unwrap_or(Time::ZERO))
     }
 
     /// An ACK is wanted after `lag`.
@@ -180,7 +190,7 @@ mod tests {
 
     fn receiver() -> Receiver {
         let mut rx = Receiver::new(Time::ZERO, IRS);
-        rx.ack_sent();
+        rx.ack_sent(Time::ZERO);
         rx
     }
 

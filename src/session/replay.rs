@@ -17,6 +17,10 @@ use crate::wire::{Flags, Seq, TcpHeader, Time};
 /// How long the target may keep its side open after it has acknowledged our FIN.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// By how much the initial sequence number of each connection of a session is ahead of the one
+/// before it: more than is ever in flight.
+const ISS_STEP: u32 = 1 << 24;
+
 /// Where a session stands with its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -47,12 +51,17 @@ pub struct Session {
     /// Where the last burst that passed begins, and when the target first answered it.
     burst_start: u64,
     pub(super) first_answer: Option<Time>,
-    hole_since: Option<Time>,
     pub(super) last_activity: Time,
+    /// The longest that the target has taken to begin a response.
+    slowest_answer: Duration,
     /// Resets by the target since it last acknowledged something.
     pub(super) resets: u8,
+    /// Sequence number after the last data seen, and its acknowledgment, while joining.
+    joining: Option<(Seq, Seq)>,
     isn: Option<Seq>,
     syn_seen: bool,
+    /// How many connections were opened.
+    connections: u32,
 }
 
 impl Session {
@@ -87,11 +96,13 @@ impl Session {
             connecting: None,
             burst_start: 0,
             first_answer: None,
-            hole_since: None,
             last_activity: now,
+            slowest_answer: Duration::ZERO,
             resets: 0,
+            joining: None,
             isn: None,
             syn_seen: false,
+            connections: 0,
         }
     }
 
@@ -124,7 +135,11 @@ impl Session {
     /// `max_segment`: TCP bytes without options that fit a packet to the target.
     pub fn connect(&mut self, now: Time, max_segment: u16) {
         let Some(base) = self.connecting.take() else { return };
-        let iss = self.upstream.seq_at(base).sub(1);
+        // The first connection has the client's sequence numbers. Later ones are well ahead of all
+        // before them (RFC 9293, 3.4.1), so that the target can tell them apart: it may still hold an
+        // earlier one on the same ports, or have it in TIME-WAIT.
+        let iss = self.upstream.seq_at(base).sub(1).add(self.connections.wrapping_mul(ISS_STEP));
+        self.connections = self.connections.wrapping_add(1);
         self.connection = Some(Connection::new(now, iss, base, &self.client, max_segment));
         self.burst_start = base;
         self.last_activity = now;
@@ -135,17 +150,20 @@ impl Session {
     pub fn handle_client(&mut self, now: Time, header: &TcpHeader, payload: &[u8]) -> Taken {
         match self.phase {
             Phase::Ended => return Taken::Late,
-            Phase::Joining if !self.begins_request(header, payload) => {
-                if header.flags.fin() || header.flags.rst() {
-                    self.end(now, End::NotJoined);
+            Phase::Joining => {
+                if !self.begins_request(header, payload) {
+                    if header.flags.fin() || header.flags.rst() {
+                        self.end(now, End::NotJoined);
+                    }
+                    return Taken::BeforeJoin;
                 }
-                return Taken::BeforeJoin;
+                self.upstream = Upstream::new(header.seq);
             }
-            Phase::Joining => self.upstream = Upstream::new(header.seq),
             Phase::Live => {}
         }
         self.last_activity = now;
         let gate = self.client.observe(now, header);
+        self.gate.begin(self.client.first_acked());
         let again = header.flags.syn() && std::mem::replace(&mut self.syn_seen, true);
         let taken = if !header.flags.syn() {
             self.take(now, header, payload, gate)
@@ -165,8 +183,25 @@ impl Session {
         taken
     }
 
-    fn begins_request(&self, header: &TcpHeader, payload: &[u8]) -> bool {
-        !payload.is_empty() && self.client.acknowledges_more(header)
+    /// Whether a segment of a connection captured mid-stream begins a request: it was sent after
+    /// more of the response than the data before it, and nothing is missing in between.
+    fn begins_request(&mut self, header: &TcpHeader, payload: &[u8]) -> bool {
+        if payload.is_empty() || !header.flags.ack() {
+            return false;
+        }
+        let end = header.seq.add(header.payload_len);
+        let Some((next, acked)) = &mut self.joining else {
+            self.joining = Some((end, header.ack));
+            return false;
+        };
+        let begins = header.seq == *next && header.ack.is_after(*acked);
+        if end.is_after(*next) {
+            *next = end;
+        }
+        if header.ack.is_after(*acked) {
+            *acked = header.ack;
+        }
+        begins
     }
 
     fn take(&mut self, now: Time, header: &TcpHeader, payload: &[u8], gate: u64) -> Taken {
@@ -204,7 +239,6 @@ impl Session {
     }
 
     fn after_client(&mut self, now: Time) {
-        self.hole_since = self.upstream.has_hole().then(|| self.hole_since.unwrap_or(now));
         if self.upstream.buffered() > self.config.buffer_limit {
             self.end(now, End::BufferLimit);
         } else if self.connection.is_none() && self.connecting.is_none() {
@@ -233,14 +267,20 @@ impl Session {
         {
             return self.end(now, why);
         }
-        if self.hole_since.is_some_and(|since| now >= since + self.config.gap_timeout) {
-            self.give_hole_up(now);
+        while self.hole_due().is_some_and(|due| now >= due) {
+            self.upstream.skip_hole();
+            self.after_client(now);
         }
         let Some(connection) = &mut self.connection else { return };
         if connection.sender.timer().is_some_and(|timer| now >= timer) {
             connection.sender.handle_timer(now);
             connection.syn_due = connection.state == State::SynSent;
         }
+    }
+
+    /// When the hole in what was captured is taken for lost.
+    fn hole_due(&self) -> Option<Time> {
+        self.upstream.hole_since().map(|since| since + self.config.gap_timeout)
     }
 
     /// When, and as what, the session ends if nothing happens.
@@ -261,7 +301,6 @@ impl Session {
         if self.phase == Phase::Ended {
             return None;
         }
-        let hole = self.hole_since.map(|since| since + self.config.gap_timeout);
         let connection = self.connection.as_ref();
         let timer = connection.and_then(|connection| connection.sender.timer());
         let ack = connection.and_then(|connection| connection.receiver.as_ref()).and_then(Receiver::ack_due);
@@ -271,7 +310,7 @@ impl Session {
             Decision::Open(_) => Time::ZERO,
         });
         let expiry = self.expiry().map(|(due, _)| due);
-        [expiry, hole, timer, ack, gate].into_iter().flatten().min()
+        [expiry, self.hole_due(), timer, ack, gate].into_iter().flatten().min()
     }
 
     /// What happened, or is wanted.
@@ -306,7 +345,8 @@ impl Session {
         let fin = matches!(close, Some(Close::Fin(_)));
         let highest = connection.sender.max();
         let Some(Range { from, to, fin }) = connection.sender.next(now, limit, fin) else {
-            if matches!(close, Some(Close::Reset(at)) if connection.sender.nxt() == at) {
+            // The online server had all of it before the reset, so the target must, too.
+            if matches!(close, Some(Close::Reset(at)) if connection.sender.una() == at) {
                 self.end(now, End::ClientReset);
                 return self.farewell.take();
             }
@@ -321,7 +361,7 @@ impl Session {
         let mut header = connection.segment(now, &self.client, flags, connection.sender.seq_at(from));
         header.payload_len = u32::try_from(to - from).unwrap_or(u32::MAX);
         if let Some(receiver) = &mut connection.receiver {
-            receiver.ack_sent();
+            receiver.ack_sent(now);
         }
         Some(header)
     }
@@ -330,7 +370,7 @@ impl Session {
         let connection = self.connection.as_mut()?;
         let receiver = connection.receiver.as_mut()?;
         receiver.ack_due().filter(|due| now >= *due)?;
-        receiver.ack_sent();
+        receiver.ack_sent(now);
         let seq = connection.sender.seq_at(connection.sender.max());
         Some(connection.segment(now, &self.client, Flags::ACK, seq))
     }
@@ -345,6 +385,7 @@ impl Session {
                 return self.reconnect(now, mark.offset);
             }
             match decision {
+                Decision::Open(_) if mark.follows_gap() => return self.reconnect(now, mark.before),
                 Decision::Open(how) => self.pass(&mark, how),
                 Decision::Wait(_) => return,
             }
@@ -355,16 +396,26 @@ impl Session {
     fn waiting_at_gate(&self, now: Time) -> Option<(Mark, Decision)> {
         let connection = self.connection.as_ref().filter(|connection| connection.state == State::Open)?;
         let receiver = connection.receiver.as_ref()?;
-        let mark = self.upstream.waiting().filter(|mark| connection.sender.nxt() >= mark.offset)?;
+        let mark = self.upstream.waiting().filter(|mark| connection.sender.nxt() >= mark.before)?;
         let view = View {
             now,
             received: receiver.received(),
             last_received: receiver.last_at(),
+            quiet_since: receiver.quiet_since(),
+            slowest_answer: self.slowest_answer,
             last_sent: connection.last_sent,
             target_rtt: connection.sender.rtt(),
             lag: self.lag(),
         };
-        Some((mark, self.gate.decide(&self.config, &mark, &view)))
+        if !mark.follows_gap() {
+            return Some((mark, self.gate.decide(&self.config, &mark, &view)));
+        }
+        // A reset would take what is not acknowledged with it.
+        let acknowledged = connection.sender.una() >= mark.before;
+        let unused = connection.sender.max() == connection.sender.base();
+        let leaving = || self.gate.decide_leaving(&self.config, &view);
+        let decision = if unused { Decision::Open(Opened::Ungated) } else { leaving() };
+        acknowledged.then_some((mark, decision))
     }
 
     fn pass(&mut self, mark: &Mark, how: Opened) {
@@ -373,6 +424,8 @@ impl Session {
         let sent = connection.last_sent;
         if mark.offset > self.burst_start {
             let first_answer = self.first_answer.take();
+            self.slowest_answer =
+                self.slowest_answer.max(first_answer.map_or(Duration::ZERO, |at| at - sent));
             self.events.push_back(Event::Exchange(Exchange {
                 request_bytes: mark.offset - self.burst_start,
                 online_bytes: self.gate.online_response(mark),
@@ -452,16 +505,6 @@ impl Session {
             None if closed => self.end(now, End::Completed),
             None => self.upstream.release(to),
         }
-    }
-
-    /// What was captured has a hole that will not fill.
-    fn give_hole_up(&mut self, now: Time) {
-        self.hole_since = None;
-        let released = self.upstream.start();
-        let (lost, from) = self.upstream.skip_hole(released);
-        self.events.push_back(Event::Skipped(lost));
-        self.connecting = None;
-        self.reconnect(now, from);
     }
 
     /// Ends the session, with a RST if the target does not know yet.

@@ -105,6 +105,11 @@ impl Sender {
         self.iss
     }
 
+    /// Offset of the first byte of the connection.
+    pub(super) fn base(&self) -> u64 {
+        self.base
+    }
+
     /// First unacknowledged offset.
     pub(super) fn una(&self) -> u64 {
         self.una

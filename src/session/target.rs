@@ -109,6 +109,12 @@ impl Session {
             }
             return Answer::Unacceptable;
         }
+        if matches!(connection.state, State::TimeWait(_)) {
+            // RFC 9293, 3.10.7.4: both sides had closed, this changes nothing. The target forgets a
+            // connection with our last ACK, and answers what comes after it with a reset.
+            self.end(now, End::Completed);
+            return Answer::Reset;
+        }
         let unacknowledged = connection.sender.una();
         self.connection = None;
         self.first_answer = None;

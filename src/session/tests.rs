@@ -10,6 +10,8 @@ const CLIENT_ISN: Seq = Seq(u32::MAX - 50);
 const ONLINE_ISN: Seq = Seq(7_000);
 const TARGET_ISN: Seq = Seq(u32::MAX - 20);
 const MS: Duration = Duration::from_millis(1);
+/// By how much the sequence numbers of a second connection are ahead.
+const NEXT: u32 = 1 << 24;
 
 fn options(timestamps: bool) -> TcpOptions {
     TcpOptions {
@@ -174,6 +176,31 @@ fn one_request_per_connection_from_syn_to_time_wait() {
 }
 
 #[test]
+fn a_reset_in_time_wait_is_no_failure() {
+    let mut b = Bench::established();
+    b.client(1, 1, Flags::FIN | A, b"");
+    b.run();
+    b.target(1, 2, Flags::FIN | A, 0);
+    assert_eq!(b.run(), [sent(A, 2, 2, b"")]);
+    assert_eq!(b.target(2, 2, Flags::RST, 0), Answer::Reset);
+    b.run();
+    assert_eq!(b.ended(), Some(End::Completed));
+}
+
+#[test]
+fn a_target_that_waits_for_our_ack_is_not_quiet() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 201, pa(), b"two");
+    b.run();
+    b.target(1, 4, A, 150);
+    let sent = b.wait(45 * MS);
+    assert_eq!(sent, [Sent { flags: A, seq: 4, ack: 151, data: Vec::new() }], "the delayed ACK first");
+    b.target(151, 4, pa(), 50);
+    assert_eq!(b.run().first().map(|s| s.data.clone()), Some(b"two".to_vec()));
+}
+
+#[test]
 fn a_request_waits_for_the_response_before_it() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");
@@ -261,6 +288,16 @@ fn duplicates_and_disorder_of_the_capture_leave_no_trace() {
 }
 
 #[test]
+fn the_first_acknowledgment_captured_need_not_be_the_first() {
+    let mut b = Bench::established();
+    b.client(4, 201, pa(), b"two");
+    b.client(1, 1, pa(), b"one");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"one")], "two waits for the response to one");
+    b.target(1, 4, pa(), 200);
+    assert_eq!(b.run(), [sent(pa(), 4, 201, b"two")]);
+}
+
+#[test]
 fn headers_out_of_order_are_acknowledged_as_rfc_9293_says() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"get");
@@ -291,9 +328,13 @@ fn a_target_that_closes_early_gets_the_next_request_on_a_new_connection() {
     b.target(1, 4, Flags::FIN | A, 100);
     b.client(4, 101, pa(), b"two");
     let flags: Vec<_> = b.run().iter().map(|s| (s.flags, s.seq)).collect();
-    assert_eq!(flags, [(Flags::RST | A, 4), (Flags::SYN, 3)], "the old one ends, SYN precedes the byte");
-    b.target(0, 4, Flags::SYN | A, 0);
-    assert_eq!(b.run(), [sent(pa(), 4, 1, b"two")]);
+    assert_eq!(
+        flags,
+        [(Flags::RST | A, 4), (Flags::SYN, NEXT + 3)],
+        "the old one ends, SYN precedes the byte"
+    );
+    b.target(0, NEXT + 4, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 4, 1, b"two")]);
     assert_eq!(b.skipped(), 0);
 }
 
@@ -306,9 +347,9 @@ fn a_reset_resends_the_request_that_was_not_acknowledged() {
     b.client(4, 101, pa(), b"two");
     b.run();
     assert_eq!(b.target(101, 4, Flags::RST, 0), Answer::Reset);
-    assert_eq!(b.run(), [sent(Flags::SYN, 3, 0, b"")]);
-    b.target(0, 4, Flags::SYN | A, 0);
-    assert_eq!(b.run(), [sent(pa(), 4, 1, b"two")]);
+    assert_eq!(b.run(), [sent(Flags::SYN, NEXT + 3, 0, b"")]);
+    b.target(0, NEXT + 4, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 4, 1, b"two")]);
 }
 
 #[test]
@@ -343,6 +384,19 @@ fn an_old_half_open_connection_on_the_target_is_reset() {
 }
 
 #[test]
+fn an_old_connection_of_ours_on_the_target_is_not_taken_for_the_new_one() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, Flags::FIN | A, 100);
+    b.client(4, 101, pa(), b"two");
+    b.run();
+    // The reset was lost: the target answers the SYN on the same ports with a challenge ACK.
+    assert_eq!(b.target(102, 4, A, 0), Answer::Unacceptable);
+    assert_eq!(b.run(), [sent(Flags::RST, 4, 0, b"")]);
+}
+
+#[test]
 fn a_connection_captured_mid_stream_joins_at_a_request_boundary() {
     let now = Time::from_micros(1);
     let header = client_header(100, 500, pa(), 3);
@@ -357,21 +411,66 @@ fn a_connection_captured_mid_stream_joins_at_a_request_boundary() {
 }
 
 #[test]
-fn a_hole_in_the_capture_costs_one_request() {
+fn a_connection_captured_mid_stream_joins_behind_no_hole() {
+    let now = Time::from_micros(1);
+    let session = Session::join(now, Arc::default(), &client_header(100, 500, pa(), 3));
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
+    b.client(100, 500, pa(), b"mid");
+    assert_eq!(b.client(104, 900, pa(), b"torn"), Taken::BeforeJoin, "a byte of it was lost");
+    b.client(108, 990, A, b"");
+    assert_eq!(b.client(108, 990, pa(), b"next"), Taken::Data, "an ACK before it changes nothing");
+}
+
+#[test]
+fn a_hole_in_the_capture_costs_what_it_tears() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");
     b.run();
     b.target(1, 4, pa(), 100);
-    // "two", which follows, was lost by the capture.
+    // "two", which follows, was lost by the capture; "three" may be its end.
     b.client(7, 201, pa(), b"three");
     b.wait(Duration::from_secs(2));
     assert!(b.events.is_empty(), "it may still come");
+    b.client(12, 301, pa(), b"four");
     let after = b.wait(Duration::from_secs(2));
     let flags: Vec<_> = after.iter().map(|s| (s.flags, s.seq)).collect();
-    assert_eq!(flags[..2], [(Flags::RST | A, 4), (Flags::SYN, 6)]);
-    b.target(0, 7, Flags::SYN | A, 0);
-    assert_eq!(b.run(), [sent(pa(), 7, 1, b"three")]);
-    assert_eq!(b.skipped(), 3);
+    assert_eq!(flags[..2], [(Flags::RST | A, 4), (Flags::SYN, NEXT + 11)]);
+    b.target(0, NEXT + 12, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 12, 1, b"four")]);
+    assert_eq!(b.skipped(), 8);
+}
+
+#[test]
+fn whole_requests_before_a_hole_are_delivered() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 101, pa(), b"two");
+    b.client(10, 301, pa(), b"four");
+    b.client(14, 401, pa(), b"five");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"one")]);
+    b.wait(Duration::from_secs(4));
+    b.target(1, 4, pa(), 100);
+    assert_eq!(b.run(), [sent(pa(), 4, 101, b"two")], "though the hole was given up long since");
+    b.target(101, 7, A, 0);
+    assert_eq!(b.wait(Duration::from_secs(1)), [], "its response is awaited");
+    b.target(101, 7, pa(), 80);
+    let after = b.wait(Duration::from_secs(1));
+    let flags: Vec<_> = after.iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(flags, [(A, 7), (Flags::RST | A, 7), (Flags::SYN, NEXT + 13)]);
+    b.target(0, NEXT + 14, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 14, 1, b"five")]);
+    assert_eq!(b.skipped(), 7);
+}
+
+#[test]
+fn a_close_behind_a_hole_ends_the_session() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    b.client(7, 201, Flags::FIN | A, b"");
+    b.wait(Duration::from_secs(4));
+    assert_eq!((b.ended(), b.skipped()), (Some(End::Completed), 3));
 }
 
 #[test]
@@ -421,8 +520,10 @@ fn a_reused_port_ends_the_old_connection_after_its_data() {
     b.client(1, 1, pa(), b"bye");
     assert!(b.session.is_new_connection(&client_header(9, 0, Flags::SYN, 0)));
     b.session.client_is_gone(b.now);
-    let flags: Vec<_> = b.run().iter().map(|s| (s.flags, s.seq, s.data.len())).collect();
-    assert_eq!(flags, [(pa(), 1, 3), (Flags::RST | A, 4, 0)]);
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"bye")], "a reset now could overtake it, or outlive it");
+    b.target(1, 4, A, 0);
+    let flags: Vec<_> = b.run().iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(flags, [(Flags::RST | A, 4)]);
     assert_eq!(b.ended(), Some(End::ClientReset));
 }
 

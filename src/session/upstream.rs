@@ -3,6 +3,11 @@
 //! Positions are offsets in the client's byte stream, 0 being the first byte taken. A *mark* is
 //! where a burst begins: the first byte that the client sent after it had acknowledged more of the
 //! response. Bursts are what the gate lets pass, and their beginnings are request boundaries.
+//!
+//! A hole that will not fill is given up ([`Upstream::skip_hole`]). What precedes it is sent as far as
+//! it goes, since nobody can tell how many whole requests it holds; what follows is dropped up to the
+//! next mark, which is to be sent on a new connection. The first segment behind the hole is no mark:
+//! what was lost may have been the beginning of its request.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,10 +18,19 @@ use crate::wire::{Seq, Time};
 pub(super) struct Mark {
     /// Offset of the burst's first byte, or of FIN or RST.
     pub(super) offset: u64,
-    /// Downstream bytes the client had acknowledged when it sent it.
+    /// Where the stream before it ends: at `offset`, or at the hole that lies between.
+    pub(super) before: u64,
+    /// The downstream offset the client had acknowledged when it sent it.
     pub(super) gate: u64,
     /// When it was captured.
     pub(super) captured: Time,
+}
+
+impl Mark {
+    /// Whether bytes before it are missing, so that a new connection must begin with it.
+    pub(super) fn follows_gap(&self) -> bool {
+        self.before < self.offset
+    }
 }
 
 /// How the client ended its stream.
@@ -91,6 +105,10 @@ pub(super) struct Upstream {
     /// How many of `marks`, from the front, the gate has passed.
     passed: usize,
     last_gate: Option<u64>,
+    /// Where the stream breaks off, while the mark behind a given up hole is looked for.
+    broken: Option<u64>,
+    /// Offset before which everything was released.
+    released: u64,
     close: Option<Close>,
     /// Gate and capture time of `close`.
     close_mark: (u64, Time),
@@ -108,15 +126,17 @@ impl Upstream {
             marks: VecDeque::new(),
             passed: 0,
             last_gate: None,
+            broken: None,
+            released: 0,
             close: None,
             close_mark: (0, Time::ZERO),
             buffered: 0,
         }
     }
 
-    /// Offset of the first byte held, or of the next one to come.
+    /// Offset of the first byte that was neither acknowledged nor skipped.
     pub(super) fn start(&self) -> u64 {
-        self.chunks.front().map_or(self.end, |chunk| chunk.offset)
+        self.released
     }
 
     /// Offset after the last contiguous byte.
@@ -134,9 +154,10 @@ impl Upstream {
         self.buffered
     }
 
-    /// Whether segments wait behind a hole.
-    pub(super) fn has_hole(&self) -> bool {
-        !self.ahead.is_empty()
+    /// Since when a hole keeps segments, or the close, waiting.
+    pub(super) fn hole_since(&self) -> Option<Time> {
+        let close = self.close.filter(|close| close.offset() > self.end).map(|_| self.close_mark.1);
+        self.ahead.first_key_value().map(|(_, chunk)| chunk.captured).or(close)
     }
 
     /// The sequence number the client gave the byte at `offset`.
@@ -215,22 +236,33 @@ impl Upstream {
         }
         if self.close().is_some() {
             let (gate, captured) = self.close_mark;
-            self.mark(self.end, gate, captured);
+            if self.broken.is_some() || self.begins_burst(gate) {
+                self.mark(self.end, gate, captured);
+            }
         }
     }
 
     fn append(&mut self, chunk: Chunk) {
-        self.mark(chunk.offset, chunk.gate, chunk.captured);
         self.end_seq = self.end_seq.add(u32::try_from(chunk.data.len()).unwrap_or(u32::MAX));
         self.end = chunk.end();
+        if self.begins_burst(chunk.gate) {
+            self.mark(chunk.offset, chunk.gate, chunk.captured);
+        } else if self.broken.is_some() {
+            self.buffered -= chunk.data.len();
+            return;
+        }
         self.chunks.push_back(chunk);
     }
 
+    /// Whether what the client sent at `gate` was sent after more of the response than all before.
+    fn begins_burst(&self, gate: u64) -> bool {
+        self.last_gate.is_none_or(|last| gate > last)
+    }
+
     fn mark(&mut self, offset: u64, gate: u64, captured: Time) {
-        if self.last_gate.is_none_or(|last| gate > last) {
-            self.last_gate = Some(gate);
-            self.marks.push_back(Mark { offset, gate, captured });
-        }
+        let before = self.broken.take().unwrap_or(offset);
+        self.last_gate = self.last_gate.max(Some(gate));
+        self.marks.push_back(Mark { offset, before, gate, captured });
     }
 
     /// Takes in the client's FIN or RST, which comes after the byte before `seq`.
@@ -268,8 +300,8 @@ impl Upstream {
     /// Offset up to which bytes may leave, and whether the close may follow them.
     pub(super) fn limit(&self) -> (u64, bool) {
         match self.waiting() {
-            Some(mark) => (mark.offset, false),
-            None => (self.end, self.close().is_some()),
+            Some(mark) => (mark.before, false),
+            None => (self.broken.unwrap_or(self.end), self.close().is_some()),
         }
     }
 
@@ -288,6 +320,7 @@ impl Upstream {
 
     /// Forgets what lies before `offset`: the target has it.
     pub(super) fn release(&mut self, offset: u64) {
+        self.released = self.released.max(offset.min(self.end));
         while let Some(chunk) = self.chunks.front() {
             if chunk.end() > offset {
                 break;
@@ -305,30 +338,27 @@ impl Upstream {
     /// gate has passed nothing from there on. `None` if there is no boundary yet.
     pub(super) fn restart_at_boundary(&mut self, offset: u64) -> Option<Mark> {
         let index = self.marks.iter().position(|mark| mark.offset >= offset)?;
-        let mark = self.marks.get(index).copied()?;
         self.marks.drain(..index);
         self.passed = 0;
+        let mark = self.marks.front_mut()?;
+        mark.before = mark.offset;
+        let mark = *mark;
         self.release(mark.offset);
         Some(mark)
     }
 
-    /// Gives the hole up: the stream goes on with the first segment behind it. Everything
-    /// contiguous that was not released is dropped with it, because the request it belongs to is
-    /// torn. Returns how many bytes were lost, and where the stream goes on.
-    pub(super) fn skip_hole(&mut self, released: u64) -> (u64, u64) {
-        let Some((&offset, first)) = self.ahead.first_key_value() else { return (0, self.end) };
-        let gate = first.gate;
-        let lost = offset - released.min(offset);
-        self.buffered -= self.chunks.iter().map(|chunk| chunk.data.len()).sum::<usize>();
-        self.chunks.clear();
-        self.marks.clear();
-        self.passed = 0;
+    /// Gives the first hole up. See the module.
+    pub(super) fn skip_hole(&mut self) {
+        let (offset, gate) = match (self.ahead.first_key_value(), self.close) {
+            (Some((&offset, first)), _) => (offset, first.gate),
+            (None, Some(close)) if close.offset() > self.end => (close.offset(), self.close_mark.0),
+            (None, Some(_) | None) => return,
+        };
+        self.broken.get_or_insert(self.end);
         self.end_seq = self.seq_at(offset);
         self.end = offset;
-        // Only what the client sent after a further response is a boundary.
-        self.last_gate = Some(self.last_gate.unwrap_or(0).min(gate));
+        self.last_gate = self.last_gate.max(Some(gate));
         self.join_ahead();
-        (lost, offset)
     }
 }
 
@@ -356,10 +386,10 @@ mod tests {
     fn segments_join_across_the_wrap_in_any_order() {
         let mut up = stream();
         assert_eq!(up.insert(seq(4), b"efgh", 0, NOW), Inserted::OutOfOrder);
-        assert!(up.has_hole());
+        assert!(up.hole_since().is_some());
         assert_eq!(up.insert(seq(0), b"abcde", 0, NOW), Inserted::InOrder);
         assert_eq!(up.insert(seq(2), b"cd", 0, NOW), Inserted::Duplicate);
-        assert_eq!((up.end(), up.buffered(), up.has_hole()), (8, 8, false));
+        assert_eq!((up.end(), up.buffered(), up.hole_since()), (8, 8, None));
         assert_eq!(bytes(&up, 1, 7), b"bcdefg");
         assert_eq!(up.seq_at(8), seq(8));
     }
@@ -411,11 +441,31 @@ mod tests {
         let mut up = stream();
         up.insert(seq(0), b"abc", 0, NOW);
         up.pass();
-        up.insert(seq(6), b"ghi", 9, NOW);
-        assert_eq!(up.skip_hole(3), (3, 6));
-        assert_eq!((up.end(), up.buffered()), (9, 3));
-        assert_eq!(up.waiting().map(|m| m.offset), Some(6));
-        assert_eq!(bytes(&up, 6, 9), b"ghi");
+        up.insert(seq(3), b"def", 5, NOW);
+        up.insert(seq(8), b"i", 9, NOW);
+        up.insert(seq(9), b"jkl", 9, NOW);
+        up.insert(seq(12), b"mno", 14, NOW);
+        up.skip_hole();
+        assert_eq!((up.end(), up.hole_since(), up.buffered()), (15, None, 9), "i to l are dropped");
+        up.pass();
+        assert_eq!(up.limit(), (6, false), "what precedes the hole leaves");
+        let mark = up.waiting().expect("the next request");
+        assert_eq!((mark.offset, mark.before, mark.follows_gap()), (12, 6, true));
+        assert_eq!(up.restart_at_boundary(6).map(|mark| mark.follows_gap()), Some(false));
+        assert_eq!((up.start(), up.buffered()), (12, 3));
+        assert_eq!(bytes(&up, 12, 15), b"mno");
+    }
+
+    #[test]
+    fn a_hole_before_the_close_is_one_too() {
+        let mut up = stream();
+        up.insert(seq(0), b"abc", 0, NOW);
+        up.pass();
+        up.set_close(seq(6), false, 5, NOW);
+        assert_eq!((up.hole_since(), up.close()), (Some(NOW), None));
+        up.skip_hole();
+        assert_eq!((up.hole_since(), up.close()), (None, Some(Close::Fin(6))));
+        assert_eq!(up.waiting().map(|mark| (mark.offset, mark.before)), Some((6, 3)));
     }
 
     #[test]
@@ -443,7 +493,7 @@ mod tests {
                 up.insert(Seq(u32::MAX - 100).add(at), &stream[from..from + len], 0, NOW);
             }
             let end = usize::try_from(up.end()).expect("short");
-            proptest::prop_assert!(end >= 240 && !up.has_hole());
+            proptest::prop_assert!(end >= 240 && up.hole_since().is_none());
             proptest::prop_assert_eq!(bytes(&up, 0, up.end()), &stream[..end]);
             proptest::prop_assert_eq!(up.buffered(), end);
         }

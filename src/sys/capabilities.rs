@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn the_effective_mask_is_read() {
         let status = "Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t0000000000003000\nCapBnd:\t0\n";
-        assert_eq!(effective(status), Some(0x3000));
+        assert_eq!(effective(status), Some(1 << Capability::NetAdmin as u8 | 1 << Capability::NetRaw as u8));
     }
 
     #[test]

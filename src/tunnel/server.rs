@@ -125,11 +125,6 @@ impl Server {
         self.stats
     }
 
-    /// Frames of unknown kinds that were passed over.
-    pub fn unknown_frames(&self) -> u64 {
-        self.decoder.unknown()
-    }
-
     /// When [`Server::handle_timeout`] is due; long ago if [`Server::poll_event`] is.
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.state {

@@ -8,6 +8,7 @@
 //! Nothing here holds state. Imports nothing of the crate.
 
 pub mod flow;
+mod mapping;
 mod options;
 mod outgoing;
 mod packet;
@@ -18,6 +19,7 @@ mod tcp;
 mod time;
 
 pub use flow::{FlowId, FlowKey};
+pub use mapping::Mapping;
 pub use options::{TcpOptions, Timestamps};
 pub use outgoing::{MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing};
 pub use packet::{Packet, Reject, parse};

@@ -19,13 +19,6 @@ pub struct Packet<'a> {
     pub payload: &'a [u8],
 }
 
-impl Packet<'_> {
-    /// Whether the whole payload is at hand.
-    pub fn is_complete(&self) -> bool {
-        usize::try_from(self.header.payload_len).is_ok_and(|len| len == self.payload.len())
-    }
-}
-
 /// Why a packet is refused. Each is a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Reject {
@@ -165,7 +158,6 @@ mod tests {
             assert_eq!(packet.header, header());
             assert_eq!(packet.payload, b"hello");
             assert_eq!((packet.src.port(), packet.dst.port()), (1234, 80));
-            assert!(packet.is_complete());
         }
     }
 
@@ -194,7 +186,6 @@ mod tests {
             let packet = parse(cut, bytes.len()).expect("headers are whole");
             assert_eq!(packet.header.payload_len, 5);
             assert_eq!(packet.payload, b"he");
-            assert!(!packet.is_complete());
         }
     }
 

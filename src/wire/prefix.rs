@@ -55,6 +55,21 @@ impl Prefix {
         Some(Self { address: from_bits(bits, address), length })
     }
 
+    /// The prefix that holds one address only.
+    pub fn single(address: IpAddr) -> Self {
+        Self { address, length: width(address) }
+    }
+
+    /// Whether one address only lies in it.
+    pub fn is_one_address(&self) -> bool {
+        self.length == width(self.address)
+    }
+
+    /// Whether every address of the family lies in it.
+    pub fn is_everything(&self) -> bool {
+        self.length == 0
+    }
+
     /// The first address, with all host bits zero.
     pub fn address(&self) -> IpAddr {
         self.address

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 use tcpcopy::netfilter::{
     AssistantSpec, Capture, Chain, Change, End, Families, Family, Hook, InstallError, Installed, Match,
-    OnlineSpec, Place, Prefix, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement, Table,
-    TableName, Unclaimed, assistant, online, present, remove_table,
+    OnlineSpec, Place, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement, Table, TableName,
+    Unclaimed, assistant, online, present, remove_table,
 };
-use tcpcopy::wire;
+use tcpcopy::wire::{self, Prefix};
 
 use support::{in_namespace, make_sink, nft_load, online_example, run};
 

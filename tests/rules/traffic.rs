@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 use tcpcopy::netfilter::{
-    Capture, Family, InstallError, Installed, OnlineSpec, Prefix, Presence, Queues, online, present,
+    Capture, Family, InstallError, Installed, OnlineSpec, Presence, Queues, online, present,
 };
-use tcpcopy::wire::{self, Flags, TcpHeader};
+use tcpcopy::wire::{self, Flags, Prefix, TcpHeader};
 
 use crate::support::{in_namespace, make_sink, online_example, run};
 

@@ -16,10 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::WAKER;
 use super::worker::{Newcomer, Order};
-use crate::daemon::clock::{self, Clock};
+use crate::daemon::clock::Clock;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::threads::Outbox;
+use crate::daemon::wait::wait;
 use crate::tunnel::{Closed, Hello, Limits, Refuse, Server, ServerEvent};
 use crate::wire::Time;
 
@@ -120,9 +121,8 @@ impl Acceptor {
         let mut events = Events::with_capacity(256);
         while !self.stop.asked.load(Ordering::Acquire) {
             let now = self.clock.now();
-            if let Err(error) = self.poll.poll(&mut events, clock::wait(now, self.deadline(now)))
-                && error.kind() != io::ErrorKind::Interrupted
-            {
+            let deadline = self.deadline(now);
+            if let Err(error) = wait(&mut self.poll, &mut events, now, deadline) {
                 tracing::error!(%error, "the acceptor cannot wait for connections: no new tcpcopy can connect");
                 return;
             }

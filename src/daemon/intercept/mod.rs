@@ -1,10 +1,10 @@
 //! The program `intercept`: takes the target's responses and tells their claimers.
 //!
-//! | thread | owns |
-//! |---|---|
-//! | main, as `control` | signals, the rules and their watch, the statistics ([`control`]) |
-//! | `acceptor` | the listener, and connections until their hello ([`acceptor`]) |
-//! | `worker-0`… | a queue, its router, and the tunnels of those who claim its flows ([`worker`]) |
+//! | thread | file | owns |
+//! |---|---|---|
+//! | main, as `control` | `control` | signals, the rules and their watch, the statistics |
+//! | `acceptor` | `acceptor` | the listener, and connections until their hello |
+//! | `worker-0`… | `worker`, `connections` | a queue, its router, and the tunnels of those who claim its flows |
 //!
 //! Workers share nothing. The others speak to them through a channel and a waker, and they answer
 //! the same way.
@@ -24,18 +24,17 @@ use std::process::ExitCode;
 use mio::{Poll, Token};
 
 use super::clock::Clock;
-use super::exit::{self, Code, Failure};
-use super::logging;
-use super::notify::Notifier;
+use super::exit::{self, Failure};
+use super::notify;
+use super::queues;
 use super::signals::Signals;
+use super::start::{self, cannot};
 use super::threads;
-use crate::capture::{NfQueue, QueueOptions};
+use crate::capture::QueueOptions;
 use crate::config::Action;
 use crate::config::intercept::{PROGRAM, Settings, Unclaimed};
 use crate::doctor;
-use crate::netfilter::{
-    self, AssistantSpec, Installed, Place, QueueKind, Queues, RulesWatch, Ruleset, TableName,
-};
+use crate::netfilter::{self, AssistantSpec, Installed, Place, Queues, RulesWatch, Ruleset, TableName};
 use acceptor::Acceptor;
 use control::{Control, Parts};
 use worker::Worker;
@@ -49,11 +48,7 @@ pub fn main() -> ExitCode {
         Action::Print(text) => exit::print(&text),
         Action::RemoveRules => remove_rules(),
         Action::Run(settings) => {
-            logging::init(&settings.log).map_err(|error| Failure::new(Code::Software, error))?;
-            for warning in &settings.warnings {
-                tracing::warn!("{warning}");
-            }
-            exit::heed(doctor::assistant(&settings))?;
+            start::begin(&settings.log, &settings.warnings, || doctor::assistant(&settings))?;
             run(&settings)
         }
     })
@@ -75,73 +70,38 @@ fn remove_rules() -> Result<(), Failure> {
 
 fn run(settings: &Settings) -> Result<(), Failure> {
     let clock = Clock::start();
-    let signals = Signals::install().map_err(|error| startup("take over signals", &error))?;
+    let signals = Signals::install().map_err(cannot("take over signals"))?;
     let (listener, address) = listener::bind(settings)?;
-    // Queues are opened before there are threads: see `sys::nfqueue`.
-    let queues = open_queues(settings)?;
-    let ruleset = ruleset(settings)?;
-    let watch = RulesWatch::open(ruleset.name.clone()).map_err(|error| startup("watch the rules", &error))?;
+    let numbers = queues::number(settings.queue, settings.workers)?;
+    let queues = queues::open(numbers, QueueOptions::headers())?;
+    let ruleset = ruleset(settings, numbers);
+    let watch = RulesWatch::open(ruleset.name.clone()).map_err(cannot("watch the rules"))?;
     let rules = Installed::install(&ruleset)?;
-    let kind = match rules.queue_kind() {
-        QueueKind::Native => "native",
-        QueueKind::Compat => "compat",
-    };
+    let kind = queues::kind_name(rules.queue_kind());
 
-    let poll = Poll::new().map_err(|error| startup("make a poll", &error))?;
-    let (reports, inbox) =
-        threads::inbox(poll.registry(), WAKER).map_err(|error| startup("make a waker", &error))?;
+    let poll = Poll::new().map_err(cannot("make a poll"))?;
+    let (reports, inbox) = threads::inbox(poll.registry(), WAKER).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
     for (index, queue) in (0..).zip(queues) {
-        let worker =
-            Worker::new(index, queue, settings, clock).map_err(|error| startup("set a worker up", &error))?;
-        workers
-            .push(worker::spawn(worker, reports.clone()).map_err(|error| startup("start a worker", &error))?);
+        let worker = Worker::new(index, queue, settings, clock).map_err(cannot("set a worker up"))?;
+        workers.push(worker::spawn(worker, reports.clone()).map_err(cannot("start a worker"))?);
     }
     let orders: Vec<_> = workers.iter().map(|handle| handle.orders.clone()).collect();
     let acceptor = Acceptor::new(listener, orders, clock)
         .and_then(acceptor::spawn)
-        .map_err(|error| startup("start accepting", &error))?;
+        .map_err(cannot("start accepting"))?;
 
-    let notifier = Notifier::new();
-    let first_queue = settings.queue;
-    tracing::info!(workers = settings.workers, queue = first_queue, listen = %address, rules = %kind, "ready");
-    notifier.ready();
-    let control = Control::new(Parts { poll, clock, signals, watch, rules, inbox, workers, first_queue })
-        .map_err(|error| startup("poll", &error))?;
-    let outcome = control.run(&notifier);
+    tracing::info!(workers = settings.workers, queue = settings.queue, listen = %address, rules = %kind, "ready");
+    notify::ready();
+    let control = Control::new(Parts { poll, clock, signals, watch, rules, inbox, workers, queues: numbers })
+        .map_err(cannot("poll"))?;
+    let outcome = control.run();
     acceptor.stop();
     outcome
 }
 
-fn startup(what: &str, error: &std::io::Error) -> Failure {
-    Failure::system(format_args!("cannot {what}"), error, "look at the limits of this process (ulimit -a)")
-}
-
-fn open_queues(settings: &Settings) -> Result<Vec<NfQueue>, Failure> {
-    let options = QueueOptions::headers();
-    let mut queues = Vec::new();
-    for index in 0..settings.workers {
-        let number = settings.queue.saturating_add(index);
-        let queue = NfQueue::open(number, options)?;
-        let buffer = queue.receive_buffer();
-        if buffer.is_short() {
-            tracing::warn!(
-                queue = number,
-                ?buffer,
-                "the queue's receive buffer is smaller than wanted, bursts may be lost: raise net.core.rmem_max or \
-                 run with CAP_NET_ADMIN"
-            );
-        }
-        queues.push(queue);
-    }
-    Ok(queues)
-}
-
-fn ruleset(settings: &Settings) -> Result<Ruleset, Failure> {
-    let queues = Queues::new(settings.queue, settings.workers).ok_or_else(|| {
-        Failure::new(Code::Config, "queue: the workers' queues end beyond 65535; choose a lower one")
-    })?;
-    Ok(netfilter::assistant(&AssistantSpec {
+fn ruleset(settings: &Settings, queues: Queues) -> Ruleset {
+    netfilter::assistant(&AssistantSpec {
         table: TableName::intercept(),
         targets: settings.targets.clone(),
         queues,
@@ -151,5 +111,5 @@ fn ruleset(settings: &Settings) -> Result<Ruleset, Failure> {
         },
         accept_mark: settings.accept_mark,
         place: Place::Assistant,
-    }))
+    })
 }

@@ -5,28 +5,26 @@
 //! Headers gather during a turn, so that batches grow with the load and nothing waits for a timer.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 
 use super::WAKER;
 use super::connections::Connections;
 use crate::capture::{self, Captured, NfQueue, Received, Source};
 use crate::config::intercept::{Settings, Unclaimed};
-use crate::daemon::clock::{self, Clock};
+use crate::daemon::clock::Clock;
 use crate::daemon::pipe::Pipe;
-use crate::daemon::threads::{self, Handle, Outbox};
+use crate::daemon::queues::{BATCHES, Intake};
+use crate::daemon::threads::{self, Ended, Handle, Outbox};
+use crate::daemon::wait::{wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::tunnel::{Hello, Server};
 use crate::wire::{self, Time};
 
 const QUEUE: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
-/// Batches received from the queue in one turn.
-const BATCHES: usize = 16;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -53,32 +51,34 @@ pub(super) enum Report {
     /// Counters, as ordered.
     Counters(Box<Snapshot>),
     /// The worker has ended: by order, or for a reason.
-    Ended { worker: u16, why: Option<String> },
+    Ended(Ended),
 }
 
 /// A worker's counters.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshot {
-    pub(super) packets: u64,
-    pub(super) overruns: u64,
-    pub(super) malformed: u64,
-    pub(super) refused: u64,
+    pub(super) intake: Intake,
     pub(super) router: Counters,
     pub(super) connections: usize,
     pub(super) flows: usize,
     pub(super) held: usize,
 }
 
+impl Snapshot {
+    /// Adds another worker's counters to these.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.intake.merge(&other.intake);
+        self.router.merge(&other.router);
+        self.connections += other.connections;
+        self.flows += other.flows;
+        self.held += other.held;
+    }
+}
+
 /// Starts a worker's thread.
 pub(super) fn spawn(mut worker: Worker, reports: Outbox<Report>) -> io::Result<Handle<Order>> {
     let (index, orders) = (worker.index, worker.orders.clone());
-    let ended = reports.clone();
-    threads::spawn(
-        index,
-        orders,
-        move || worker.run(&reports),
-        move |why| ended.send(Report::Ended { worker: index, why }),
-    )
+    threads::spawn(index, orders, reports, Report::Ended, move |reports| worker.run(reports))
 }
 
 /// A worker, before and while it runs.
@@ -105,8 +105,7 @@ impl Worker {
     pub(super) fn new(index: u16, queue: NfQueue, settings: &Settings, clock: Clock) -> io::Result<Self> {
         let poll = Poll::new()?;
         let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
-        let fd = queue.fd().as_raw_fd();
-        poll.registry().register(&mut SourceFd(&fd), QUEUE, Interest::READABLE)?;
+        watch(poll.registry(), queue.fd(), QUEUE)?;
         let unclaimed = match settings.unclaimed {
             Unclaimed::Drop => router::Unclaimed::Drop,
             Unclaimed::Accept => router::Unclaimed::Accept,
@@ -146,10 +145,7 @@ impl Worker {
             } else {
                 [self.router.poll_timeout(), self.connections.poll_timeout()].into_iter().flatten().min()
             };
-            match self.poll.poll(&mut events, clock::wait(now, deadline)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
+            wait(&mut self.poll, &mut events, now, deadline)?;
             let now = self.clock.now();
             for event in &events {
                 match event.token() {
@@ -206,10 +202,7 @@ impl Worker {
             let now = self.clock.now();
             let received = self.receive_batch(now)?;
             self.queue_ready = received.full;
-            self.totals.packets += u64::from(received.packets);
-            self.totals.overruns += u64::from(received.overruns);
-            self.totals.malformed += u64::from(received.malformed);
-            self.totals.refused += u64::from(received.refused);
+            self.totals.intake.add(&received);
         }
         Ok(())
     }
@@ -246,7 +239,7 @@ impl Worker {
             give(&mut self.queue, &mut self.totals, id, verdict);
         }
         if self.unclaimed == Unclaimed::Accept && self.queue.flush().is_err() {
-            self.totals.refused += 1;
+            self.totals.intake.refused += 1;
         }
     }
 }
@@ -254,7 +247,7 @@ impl Worker {
 /// A verdict that the kernel does not take leaves the packet with it, to be dropped later.
 fn give(queue: &mut NfQueue, totals: &mut Snapshot, id: u32, verdict: capture::Verdict) {
     if queue.verdict(id, verdict).is_err() {
-        totals.refused += 1;
+        totals.intake.refused += 1;
     }
 }
 

@@ -1,30 +1,28 @@
 //! The control thread: signals, the sink and the rules, readiness, statistics, and the stop.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 
 use super::rules::Rules;
 use super::worker::{Order, Report, Snapshot};
-use crate::capture::kernel_counters;
-use crate::daemon::clock::{self, Clock};
-use crate::daemon::exit::{Code, Failure};
-use crate::daemon::notify::Notifier;
-use crate::daemon::signals::{Signal, Signals};
-use crate::daemon::threads::Handle;
+use crate::config::tcpcopy::PROGRAM;
+use crate::daemon::clock::Clock;
+use crate::daemon::exit::Failure;
+use crate::daemon::notify;
+use crate::daemon::queues;
+use crate::daemon::signals::Signals;
+use crate::daemon::statistics::Rounds;
+use crate::daemon::threads::{self, Handle};
+use crate::daemon::wait::{wait, watch};
+use crate::netfilter::Queues;
 use crate::sys::links::LinkWatch;
-use crate::wire::Time;
 
 pub(super) const INBOX: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const LINKS: Token = Token(2);
-
-/// How often statistics are logged, and the rules looked at without a reason.
-const STATS: Duration = Duration::from_secs(30);
 
 /// What [`Control`] is made of.
 pub(super) struct Parts {
@@ -35,7 +33,7 @@ pub(super) struct Parts {
     pub(super) rules: Rules,
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
-    pub(super) first_queue: u16,
+    pub(super) queues: Queues,
 }
 
 /// What the main thread does once everything runs.
@@ -45,42 +43,37 @@ pub(super) struct Control {
     reachable: Vec<bool>,
     /// `ready` was said.
     ready: bool,
-    next_stats: Time,
-    reports: usize,
+    rounds: Rounds,
     totals: Snapshot,
+    /// By the kernel, of our queues.
+    kernel_dropped: u64,
 }
 
 impl Control {
     pub(super) fn new(parts: Parts) -> io::Result<Self> {
         let registry = parts.poll.registry();
-        let (signals, links) = (parts.signals.as_raw_fd(), parts.links.as_fd().as_raw_fd());
-        registry.register(&mut SourceFd(&signals), SIGNALS, Interest::READABLE)?;
-        registry.register(&mut SourceFd(&links), LINKS, Interest::READABLE)?;
+        watch(registry, parts.signals.as_fd(), SIGNALS)?;
+        watch(registry, parts.links.as_fd(), LINKS)?;
         Ok(Self {
             reachable: vec![false; parts.workers.len()],
             ready: false,
-            next_stats: parts.clock.now() + STATS,
-            reports: 0,
+            rounds: Rounds::new(parts.clock.now(), parts.workers.len()),
             totals: Snapshot::default(),
+            kernel_dropped: 0,
             parts,
         })
     }
 
     /// Runs until a signal, or until a worker ends for another reason; then stops in order: rules
     /// out, queues drained, sessions reset.
-    pub(super) fn run(mut self, notifier: &Notifier) -> Result<(), Failure> {
-        let outcome = self.watch_over(notifier);
-        notifier.stopping();
+    pub(super) fn run(mut self) -> Result<(), Failure> {
+        let outcome = self.watch_over();
+        notify::stopping();
         self.parts.rules.take_out();
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
-        self.totals = Snapshot::default();
-        for worker in &self.parts.workers {
-            worker.orders.send(Order::Stop);
-        }
-        for worker in std::mem::take(&mut self.parts.workers) {
-            worker.join();
-        }
+        self.begin_totals();
+        threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
         while let Ok(report) = self.parts.inbox.try_recv() {
             if let Report::Counters(snapshot) = report {
                 self.totals.merge(&snapshot);
@@ -91,99 +84,75 @@ impl Control {
         outcome
     }
 
-    fn watch_over(&mut self, notifier: &Notifier) -> Result<(), Failure> {
+    fn watch_over(&mut self) -> Result<(), Failure> {
         let mut events = Events::with_capacity(16);
         loop {
             let now = self.parts.clock.now();
             let deadline =
-                [Some(self.next_stats), self.parts.rules.poll_timeout()].into_iter().flatten().min();
-            match self.parts.poll.poll(&mut events, clock::wait(now, deadline)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Err(Failure::system("cannot wait for events", &error, "restart tcpcopy"));
-                }
-                Ok(()) | Err(_) => {}
-            }
-            for signal in self.parts.signals.drain() {
-                match signal {
-                    Signal::Stop => return Ok(()),
-                    Signal::Reload => {
-                        tracing::warn!("the configuration is read at the start only: restart tcpcopy");
-                    }
-                }
+                [Some(self.rounds.next()), self.parts.rules.poll_timeout()].into_iter().flatten().min();
+            wait(&mut self.parts.poll, &mut events, now, deadline)
+                .map_err(|error| Failure::system("cannot wait for events", &error, "restart tcpcopy"))?;
+            if self.parts.signals.stop_asked(PROGRAM.name) {
+                return Ok(());
             }
             let now = self.parts.clock.now();
-            self.read_reports(notifier)?;
+            self.read_reports()?;
             self.parts.rules.watch(now, &mut self.parts.links);
-            if now >= self.next_stats {
-                self.next_stats = now + STATS;
+            if self.rounds.is_due(now) {
                 self.parts.rules.check(now);
                 self.order_reports();
             }
         }
     }
 
-    fn read_reports(&mut self, notifier: &Notifier) -> Result<(), Failure> {
+    fn read_reports(&mut self) -> Result<(), Failure> {
         while let Ok(report) = self.parts.inbox.try_recv() {
             match report {
                 Report::Reachable { worker, reachable } => {
                     if let Some(known) = self.reachable.get_mut(usize::from(worker)) {
                         *known = reachable;
                     }
-                    self.say_ready(notifier);
+                    self.say_ready();
                 }
                 Report::Counters(snapshot) => {
                     self.totals.merge(&snapshot);
-                    self.reports += 1;
-                    if self.reports == self.parts.workers.len() {
+                    if self.rounds.answered() {
                         self.log_stats();
                     }
                 }
-                Report::Ended { worker, why } => {
-                    let why = why.unwrap_or_else(|| "without a reason".to_owned());
-                    return Err(Failure::new(
-                        Code::Software,
-                        format_args!("worker {worker} has ended: {why}; restart tcpcopy"),
-                    ));
-                }
+                Report::Ended(ended) => return Err(ended.failure("restart tcpcopy")),
             }
         }
         Ok(())
     }
 
     /// Traffic flows once every worker's responses would be taken.
-    fn say_ready(&mut self, notifier: &Notifier) {
+    fn say_ready(&mut self) {
         if self.ready || !self.reachable.iter().all(|reachable| *reachable) {
             return;
         }
         self.ready = true;
         tracing::info!(
             workers = self.parts.workers.len(),
-            queue = self.parts.first_queue,
+            queue = self.parts.queues.numbers().next(),
             sink = self.parts.rules.sink(),
             rules = self.parts.rules.kind(),
             "ready"
         );
-        notifier.ready();
+        notify::ready();
+    }
+
+    /// Nothing is added up yet, but what the kernel says: its queues' counters go with the queues.
+    fn begin_totals(&mut self) {
+        self.totals = Snapshot::default();
+        self.kernel_dropped = queues::kernel_dropped(self.parts.queues).iter().sum();
     }
 
     fn order_reports(&mut self) {
-        self.reports = 0;
-        self.totals = Snapshot::default();
+        self.begin_totals();
         for worker in &self.parts.workers {
             worker.orders.send(Order::Report);
         }
-    }
-
-    /// What the kernel dropped of our queues: because they were full, or because we did not read.
-    fn kernel_dropped(&self) -> u64 {
-        let queues = self.parts.first_queue..;
-        let ours = |queue: &u16| queues.clone().zip(&self.reachable).any(|(own, _)| own == *queue);
-        kernel_counters()
-            .unwrap_or_default()
-            .iter()
-            .filter(|counters| ours(&counters.queue))
-            .map(|counters| u64::from(counters.queue_dropped) + u64::from(counters.user_dropped))
-            .sum()
     }
 
     fn log_stats(&mut self) {
@@ -194,7 +163,7 @@ impl Control {
             names.map(|(name, n)| format!("{name}={n}")).collect::<Vec<_>>().join(" ")
         };
         tracing::info!(
-            captured = self.totals.captured,
+            captured = self.totals.intake.packets,
             rejected = self.totals.rejects.total(),
             rejects = list(&mut self.totals.rejects.nonzero()),
             taken = list(&mut replay.taken.nonzero()),
@@ -215,10 +184,10 @@ impl Control {
             claims_refused = replay.claims_refused,
             skipped_bytes = replay.skipped_bytes,
             buffered = self.totals.buffered,
-            kernel_dropped = self.kernel_dropped(),
-            overruns = self.totals.overruns,
-            malformed = self.totals.malformed,
-            verdicts_refused = self.totals.verdicts_refused,
+            kernel_dropped = self.kernel_dropped,
+            overruns = self.totals.intake.overruns,
+            malformed = self.totals.intake.malformed,
+            verdicts_refused = self.totals.intake.refused,
             duplicated,
             "stats"
         );

@@ -1,9 +1,9 @@
 //! The program `tcpcopy`: replays what clients send to this host.
 //!
-//! | thread | owns |
-//! |---|---|
-//! | main, as `control` | signals, the sink and the rules, readiness, statistics ([`control`], [`rules`]) |
-//! | `worker-0`… | a queue, its sessions, a raw socket, tunnels to all intercepts ([`worker`], [`tunnels`]) |
+//! | thread | file | owns |
+//! |---|---|---|
+//! | main, as `control` | `control`, `rules` | signals, the sink and the rules, readiness, statistics |
+//! | `worker-0`… | `worker`, `tunnels` | a queue, its sessions, a raw socket, tunnels to all intercepts |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
 //! and rules; and `ready` once every intercept has taken the tunnels, because only then a response
@@ -24,15 +24,15 @@ use self::control::{Control, INBOX, Parts};
 use self::rules::Rules;
 use super::clock::Clock;
 use super::exit::{self, Code, Failure};
-use super::logging;
-use super::notify::Notifier;
+use super::queues;
 use super::signals::Signals;
+use super::start::{self, cannot};
 use super::threads;
-use crate::capture::{NfQueue, QueueOptions};
+use crate::capture::QueueOptions;
 use crate::config::Action;
-use crate::config::tcpcopy::{Gate, Latency, MidStream, PROGRAM, Settings};
+use crate::config::tcpcopy::{PROGRAM, Settings};
 use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
-use crate::replayer::{self, Route};
+use crate::replayer;
 use crate::sys::links::LinkWatch;
 use crate::sys::raw::RawSender;
 use crate::{doctor, session};
@@ -43,11 +43,7 @@ pub fn main() -> ExitCode {
         Action::Print(text) => exit::print(&text),
         Action::RemoveRules => Err(Failure::new(Code::Usage, "the rules go away when tcpcopy ends")),
         Action::Run(settings) => {
-            logging::init(&settings.log).map_err(|error| Failure::new(Code::Software, error))?;
-            for warning in &settings.warnings {
-                tracing::warn!("{warning}");
-            }
-            exit::heed(doctor::online(&settings))?;
+            start::begin(&settings.log, &settings.warnings, || doctor::online(&settings))?;
             run(&settings)
         }
     })
@@ -55,18 +51,17 @@ pub fn main() -> ExitCode {
 
 fn run(settings: &Settings) -> Result<(), Failure> {
     let clock = Clock::start();
-    let signals = Signals::install().map_err(|error| startup("take over signals", &error))?;
-    let links = LinkWatch::open().map_err(|error| startup("watch network links", &error))?;
-    // Queues are opened before there are threads: see `sys::nfqueue`.
-    let queues = open_queues(settings)?;
+    let signals = Signals::install().map_err(cannot("take over signals"))?;
+    let links = LinkWatch::open().map_err(cannot("watch network links"))?;
+    let numbers = queues::number(settings.queue, settings.workers)?;
+    let queues = queues::open(numbers, QueueOptions::packets())?;
     let senders = (0..settings.workers)
         .map(|_| RawSender::open(settings.mark))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| startup("open a raw socket", &error))?;
+        .map_err(cannot("open a raw socket"))?;
 
-    let poll = Poll::new().map_err(|error| startup("make a poll", &error))?;
-    let (reports, inbox) =
-        threads::inbox(poll.registry(), INBOX).map_err(|error| startup("make a waker", &error))?;
+    let poll = Poll::new().map_err(cannot("make a poll"))?;
+    let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
     // Names this process to the intercepts; std's hasher keys are the randomness it takes.
     let instance = RandomState::new().hash_one(std::process::id());
     let mut workers = Vec::new();
@@ -80,47 +75,18 @@ fn run(settings: &Settings) -> Result<(), Failure> {
             intercepts: settings.intercepts.clone(),
             instance,
         };
-        let handle =
-            worker::spawn(parts, reports.clone()).map_err(|error| startup("start a worker", &error))?;
+        let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
         workers.push(handle);
     }
-    let rules = Rules::install(online_spec(settings)?)?;
-    let first_queue = settings.queue;
-    let notifier = Notifier::new();
-    Control::new(Parts { poll, clock, signals, links, rules, inbox, workers, first_queue })
-        .map_err(|error| startup("poll", &error))?
-        .run(&notifier)
+    let rules = Rules::install(online_spec(settings, numbers))?;
+    Control::new(Parts { poll, clock, signals, links, rules, inbox, workers, queues: numbers })
+        .map_err(cannot("poll"))?
+        .run()
 }
 
-fn startup(what: &str, error: &std::io::Error) -> Failure {
-    Failure::system(format_args!("cannot {what}"), error, "look at the limits of this process (ulimit -a)")
-}
-
-fn open_queues(settings: &Settings) -> Result<Vec<NfQueue>, Failure> {
-    let mut queues = Vec::new();
-    for index in 0..settings.workers {
-        let number = settings.queue.saturating_add(index);
-        let queue = NfQueue::open(number, QueueOptions::packets())?;
-        let buffer = queue.receive_buffer();
-        if buffer.is_short() {
-            tracing::warn!(
-                queue = number,
-                ?buffer,
-                "the queue's receive buffer is smaller than wanted, bursts may be lost: raise net.core.rmem_max \
-                 or run with CAP_NET_ADMIN"
-            );
-        }
-        queues.push(queue);
-    }
-    Ok(queues)
-}
-
-fn online_spec(settings: &Settings) -> Result<OnlineSpec, Failure> {
-    let queues = Queues::new(settings.queue, settings.workers).ok_or_else(|| {
-        Failure::new(Code::Config, "queue: the workers' queues end beyond 65535; choose a lower one")
-    })?;
+fn online_spec(settings: &Settings, queues: Queues) -> OnlineSpec {
     let targets = || settings.mappings.iter().map(|mapping| mapping.target);
-    Ok(OnlineSpec {
+    OnlineSpec {
         table: TableName::tcpcopy(),
         captures: settings
             .mappings
@@ -137,25 +103,16 @@ fn online_spec(settings: &Settings) -> Result<OnlineSpec, Failure> {
         mark: settings.mark,
         pure_acks: settings.pure_acks,
         handshake_acks: settings.handshake_acks,
-    })
+    }
 }
 
 fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
     let share = |total: u64| total.div_ceil(u64::from(settings.workers.max(1)));
     let size = |total: u64| usize::try_from(share(total)).unwrap_or(usize::MAX);
     let session = session::Config {
-        gate: match settings.gate {
-            Gate::Response => session::GateMode::Response,
-            Gate::None => session::GateMode::None,
-        },
-        latency: match settings.latency {
-            Latency::Client => session::Latency::Client,
-            Latency::None => session::Latency::None,
-        },
-        mid_stream: match settings.mid_stream {
-            MidStream::Join => session::MidStream::Join,
-            MidStream::Skip => session::MidStream::Skip,
-        },
+        gate: settings.gate,
+        latency: settings.latency,
+        mid_stream: settings.mid_stream,
         response_timeout: settings.response_timeout,
         idle_timeout: settings.idle_timeout,
         // One session may have it all: the limit of all sessions ends the one that holds most.
@@ -164,11 +121,7 @@ fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
     };
     replayer::Config {
         session: Arc::new(session),
-        routes: settings
-            .mappings
-            .iter()
-            .map(|mapping| Route { online: mapping.online, port: mapping.port, target: mapping.target })
-            .collect(),
+        mappings: settings.mappings.clone(),
         pools: settings.pools.clone(),
         copies: settings.copies,
         percent: settings.percent,

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::daemon::exit::Failure;
 use crate::daemon::failures::with_causes;
-use crate::netfilter::{Device, Installed, OnlineSpec, Presence, QueueKind, online};
+use crate::daemon::queues::kind_name;
+use crate::netfilter::{Device, Installed, OnlineSpec, Presence, online};
 use crate::sys::links::{LinkEvent, LinkWatch};
 use crate::sys::sink::Sink;
 use crate::wire::Time;
@@ -46,11 +47,7 @@ impl Rules {
 
     /// How packets get into the queues.
     pub(super) fn kind(&self) -> &'static str {
-        match self.installed.as_ref().map(Installed::queue_kind) {
-            Some(QueueKind::Native) => "native",
-            Some(QueueKind::Compat) => "compat",
-            None => "none",
-        }
+        self.installed.as_ref().map_or("none", |installed| kind_name(installed.queue_kind()))
     }
 
     /// Packets that the rules have duplicated since they were last installed.

@@ -4,17 +4,17 @@
 //! from the queue, up to a budget; let deadlines pass; tell the intercepts of new claims; send.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 
 use super::tunnels::Tunnels;
 use crate::capture::{NfQueue, Received, Source};
-use crate::daemon::clock::{self, Clock};
-use crate::daemon::threads::{self, Handle, Outbox};
+use crate::daemon::clock::Clock;
+use crate::daemon::queues::{BATCHES, Intake};
+use crate::daemon::threads::{self, Ended, Handle, Outbox};
+use crate::daemon::wait::{wait, watch};
 use crate::replayer::{self, Replayer, Transmit};
 use crate::sys::raw::RawSender;
 use crate::wire::{self, Outgoing, Reject, Tally, Time};
@@ -22,8 +22,6 @@ use crate::wire::{self, Outgoing, Reject, Tally, Time};
 const WAKER: Token = Token(0);
 const QUEUE: Token = Token(1);
 const FIRST_LINK: usize = 2;
-/// Batches received from the queue in one turn.
-const BATCHES: usize = 16;
 /// Packets sent in one turn before the queue is looked at again.
 const SENDS: usize = 1024;
 /// The same while the queue has more than a turn can receive: what is captured is safe in memory, what
@@ -47,7 +45,7 @@ pub(super) enum Report {
     /// Counters, as ordered.
     Counters(Box<Snapshot>),
     /// The worker has ended: by order, or for a reason.
-    Ended { worker: u16, why: Option<String> },
+    Ended(Ended),
 }
 
 /// Why a segment was not sent. The target misses it, and it is sent again in time.
@@ -76,10 +74,7 @@ crate::counted!(SendError {
 /// A worker's counters.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshot {
-    pub(super) captured: u64,
-    pub(super) overruns: u64,
-    pub(super) malformed: u64,
-    pub(super) verdicts_refused: u64,
+    pub(super) intake: Intake,
     pub(super) rejects: Tally<Reject>,
     pub(super) send_errors: Tally<SendError>,
     pub(super) replay: replayer::Counters,
@@ -90,10 +85,7 @@ pub(super) struct Snapshot {
 impl Snapshot {
     /// Adds another worker's counters to these.
     pub(super) fn merge(&mut self, other: &Self) {
-        self.captured += other.captured;
-        self.overruns += other.overruns;
-        self.malformed += other.malformed;
-        self.verdicts_refused += other.verdicts_refused;
+        self.intake.merge(&other.intake);
         self.rejects.merge(&other.rejects);
         self.send_errors.merge(&other.send_errors);
         self.replay.merge(&other.replay);
@@ -118,8 +110,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
     let index = parts.index;
     let poll = Poll::new()?;
     let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
-    let fd = parts.queue.fd().as_raw_fd();
-    poll.registry().register(&mut SourceFd(&fd), QUEUE, Interest::READABLE)?;
+    watch(poll.registry(), parts.queue.fd(), QUEUE)?;
     let now = parts.clock.now();
     let mut worker = Worker {
         tunnels: Tunnels::new(now, &parts.intercepts, parts.instance, index, FIRST_LINK),
@@ -136,13 +127,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         reachable: false,
         totals: Snapshot::default(),
     };
-    let ended = reports.clone();
-    threads::spawn(
-        index,
-        orders,
-        move || worker.run(&reports),
-        move |why| ended.send(Report::Ended { worker: index, why }),
-    )
+    threads::spawn(index, orders, reports, Report::Ended, move |reports| worker.run(reports))
 }
 
 /// A worker.
@@ -177,10 +162,7 @@ impl Worker {
             } else {
                 [self.replayer.poll_timeout(), self.tunnels.poll_timeout()].into_iter().flatten().min()
             };
-            match self.poll.poll(&mut events, clock::wait(now, deadline)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
+            wait(&mut self.poll, &mut events, now, deadline)?;
             let now = self.clock.now();
             for event in &events {
                 match event.token() {
@@ -223,8 +205,7 @@ impl Worker {
             if !self.queue_ready {
                 break;
             }
-            let received = self.receive_batch()?;
-            self.queue_ready = received.full;
+            self.queue_ready = self.receive_batch()?.full;
         }
         Ok(())
     }
@@ -243,10 +224,7 @@ impl Worker {
                     totals.rejects.count(reject);
                 }
             })?;
-        totals.captured += u64::from(received.packets);
-        totals.overruns += u64::from(received.overruns);
-        totals.malformed += u64::from(received.malformed);
-        totals.verdicts_refused += u64::from(received.refused);
+        totals.intake.add(&received);
         Ok(received)
     }
 

@@ -79,7 +79,7 @@ impl Nginx {
         self.prefix.join("logs/access.log")
     }
 
-    /// The log of uploads, whose bodies wait as files in [`Nginx::bodies`].
+    /// The log of uploads, whose bodies wait as files in the `body` folder of its prefix.
     pub(crate) fn upload_log(&self) -> PathBuf {
         self.prefix.join("logs/upload.log")
     }

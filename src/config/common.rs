@@ -1,0 +1,84 @@
+//! What the settings of both programs have in common: keys, their bounds, and checks.
+
+use std::net::SocketAddr;
+
+use super::key::{Key, Kind};
+use super::value::AutoOr;
+
+/// The most worker threads; far beyond any machine, and the queue numbers still fit.
+const MAX_WORKERS: u64 = 256;
+
+/// The key `workers`.
+pub(super) const fn workers(help: &'static str) -> Key {
+    Key {
+        name: "workers",
+        option: "workers",
+        short: None,
+        kind: Kind::Number,
+        value_name: "N",
+        default: "\"auto\"",
+        help,
+    }
+}
+
+/// The key `insecure`.
+pub(super) const fn insecure(help: &'static str) -> Key {
+    Key {
+        name: "insecure",
+        option: "insecure",
+        short: None,
+        kind: Kind::Flag,
+        value_name: "BOOL",
+        default: "false",
+        help,
+    }
+}
+
+/// The key `queue`.
+pub(super) const fn queue(default: &'static str) -> Key {
+    Key {
+        name: "queue",
+        option: "queue",
+        short: None,
+        kind: Kind::Number,
+        value_name: "N",
+        default,
+        help: "Netfilter queue of the first worker; the others follow",
+    }
+}
+
+/// The key `log`.
+pub(super) const fn log(help: &'static str) -> Key {
+    Key {
+        name: "log",
+        option: "log",
+        short: None,
+        kind: Kind::Text,
+        value_name: "LEVEL",
+        default: "\"info\"",
+        help,
+    }
+}
+
+/// The value of the key `workers`.
+pub(super) type Workers = AutoOr<1, MAX_WORKERS>;
+
+/// The number of processors this process may use.
+pub(super) fn processors() -> u64 {
+    std::thread::available_parallelism().map_or(1, |count| u64::try_from(count.get()).unwrap_or(u64::MAX))
+}
+
+/// What is wrong with addresses of which one is named twice.
+pub(super) fn refuse_twice(addresses: &[SocketAddr]) -> Option<String> {
+    let twice = addresses
+        .iter()
+        .enumerate()
+        .find(|(index, address)| addresses.iter().take(*index).any(|other| other == *address));
+    twice.map(|(_, address)| format!("{address} is named twice; leave one out"))
+}
+
+/// What is wrong with a first queue from which the workers' queues do not fit.
+pub(super) fn refuse_queues(first: u16, workers: u16) -> Option<String> {
+    (u32::from(first) + u32::from(workers) > 65_536)
+        .then(|| format!("{workers} workers from queue {first} on go beyond 65535; choose a lower one"))
+}

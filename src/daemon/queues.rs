@@ -1,0 +1,85 @@
+//! The workers' queues: opened, and what comes out of them counted.
+
+use super::exit::{Code, Failure};
+use crate::capture::{NfQueue, QueueOptions, Received, kernel_counters};
+use crate::netfilter::{QueueKind, Queues};
+
+/// Batches received from a queue in one turn of a worker's loop.
+pub(super) const BATCHES: usize = 16;
+
+/// One queue for each of `workers`, from number `first` on.
+pub(super) fn number(first: u16, workers: u16) -> Result<Queues, Failure> {
+    Queues::new(first, workers).ok_or_else(|| {
+        Failure::new(Code::Config, "queue: the workers' queues end beyond 65535; choose a lower one")
+    })
+}
+
+/// Opens them, in the order of the workers. To be called before there are threads: see
+/// [`sys::nfqueue`](crate::sys::nfqueue).
+pub(super) fn open(queues: Queues, options: QueueOptions) -> Result<Vec<NfQueue>, Failure> {
+    let mut opened = Vec::new();
+    for number in queues.numbers() {
+        let queue = NfQueue::open(number, options)?;
+        let buffer = queue.receive_buffer();
+        if buffer.is_short() {
+            tracing::warn!(
+                queue = number,
+                ?buffer,
+                "the queue's receive buffer is smaller than wanted, bursts may be lost: raise net.core.rmem_max or \
+                 run with CAP_NET_ADMIN"
+            );
+        }
+        opened.push(queue);
+    }
+    Ok(opened)
+}
+
+/// What the kernel dropped of each, because it was full or because we did not read, in the order of the
+/// workers. All zeros where the kernel does not say.
+pub(super) fn kernel_dropped(queues: Queues) -> Vec<u64> {
+    let counters = kernel_counters().unwrap_or_default();
+    let dropped = |number| {
+        let own = counters.iter().find(|counters| counters.queue == number);
+        own.map_or(0, |own| u64::from(own.queue_dropped) + u64::from(own.user_dropped))
+    };
+    queues.numbers().map(dropped).collect()
+}
+
+/// How rules put packets into them, as it is logged.
+pub(super) fn kind_name(kind: QueueKind) -> &'static str {
+    match kind {
+        QueueKind::Native => "native",
+        QueueKind::Compat => "compat",
+    }
+}
+
+/// What a worker received from its queue, and what it could not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Intake {
+    /// Packets received.
+    pub(super) packets: u64,
+    /// Packets lost because the socket's receive buffer was full.
+    pub(super) overruns: u64,
+    /// Messages that could not be understood.
+    pub(super) malformed: u64,
+    /// Verdicts that the kernel refused.
+    pub(super) refused: u64,
+}
+
+impl Intake {
+    /// Adds one batch.
+    pub(super) fn add(&mut self, received: &Received) {
+        self.packets += u64::from(received.packets);
+        self.overruns += u64::from(received.overruns);
+        self.malformed += u64::from(received.malformed);
+        self.refused += u64::from(received.refused);
+    }
+
+    /// Adds another worker's counters to these.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.overruns += other.overruns;
+        self.malformed += other.malformed;
+        self.refused += other.refused;
+    }
+}

@@ -1,0 +1,41 @@
+//! The start, as far as both programs begin alike.
+
+use std::io;
+
+use super::exit::{Code, Failure};
+use super::logging;
+use crate::config::LogSettings;
+use crate::doctor::{Finding, Severity};
+
+/// What comes before a program's own work: logging, then what is odd about its settings and this host.
+/// The first error among the findings is why the program cannot start.
+pub(super) fn begin(
+    log: &LogSettings,
+    warnings: &[String],
+    examine: impl FnOnce() -> Vec<Finding>,
+) -> Result<(), Failure> {
+    logging::init(log).map_err(|error| Failure::new(Code::Software, error))?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    for finding in examine() {
+        match finding.severity {
+            Severity::Error => return Err(finding.into()),
+            Severity::Warning => {
+                tracing::warn!(check = ?finding.check, remedy = %finding.remedy, "{}", finding.what);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The failure to do `what` while things are set up.
+pub(super) fn cannot(what: &str) -> impl FnOnce(io::Error) -> Failure {
+    move |error| {
+        Failure::system(
+            format_args!("cannot {what}"),
+            &error,
+            "look at the limits of this process (ulimit -a)",
+        )
+    }
+}

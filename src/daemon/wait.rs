@@ -1,0 +1,27 @@
+//! How a loop waits: for its descriptors, and until a deadline.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token};
+
+use crate::wire::Time;
+
+/// Has the loop woken with `token` when `descriptor` becomes readable, until it is closed.
+pub(super) fn watch(registry: &Registry, descriptor: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+    registry.register(&mut SourceFd(&descriptor.as_raw_fd()), token, Interest::READABLE)
+}
+
+/// Waits for events until `deadline`, or forever. A signal handler that ran ends it without events.
+pub(super) fn wait(
+    poll: &mut Poll,
+    events: &mut Events,
+    now: Time,
+    deadline: Option<Time>,
+) -> io::Result<()> {
+    match poll.poll(events, deadline.map(|at| at.since(now))) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

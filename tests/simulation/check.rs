@@ -1,0 +1,149 @@
+//! What must hold: after every step, and at the end of a run.
+
+use std::collections::BTreeMap;
+
+use tcpcopy::session::{End, Opened};
+use tcpcopy::wire::{FlowId, FlowKey};
+
+use crate::scenario::{Close, Expect, Style};
+use crate::world::World;
+
+/// After every step.
+pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<(), String> {
+    if let Some(fault) = world.target.ledger.faults.first() {
+        return Err(fault.clone());
+    }
+    let replayer = &world.replayer;
+    let counters = replayer.counters();
+    let counted = counters.taken.total() + counters.unused.total();
+    if counted != world.captured {
+        return Err(format!("{} packets captured, {counted} counted", world.captured));
+    }
+    let ended = counters.ended.total();
+    if counters.started != ended + replayer.sessions() as u64 {
+        return Err(format!(
+            "{} sessions began, {ended} ended, {} live",
+            counters.started,
+            replayer.sessions()
+        ));
+    }
+    if replayer.buffered() as u64 > world.captured_bytes {
+        return Err(format!("{} bytes held, {} captured", replayer.buffered(), world.captured_bytes));
+    }
+    if !replayer.claims().eq_by_id(told) {
+        return Err("claims in force are not those that were told".to_owned());
+    }
+    if let Some(due) = replayer.poll_timeout()
+        && due < world.now
+    {
+        return Err(format!("at {} us: a deadline at {} us", world.now.micros(), due.micros()));
+    }
+    Ok(())
+}
+
+/// Comparison of claims in any order with those told.
+trait Claims: Iterator<Item = (FlowId, FlowKey)> + Sized {
+    fn eq_by_id(self, told: &BTreeMap<FlowId, FlowKey>) -> bool {
+        let mut count = 0;
+        let same = self.inspect(|_| count += 1).all(|(id, key)| told.get(&id) == Some(&key));
+        same && count == told.len()
+    }
+}
+
+impl<I: Iterator<Item = (FlowId, FlowKey)>> Claims for I {}
+
+/// At the end, when no session is left.
+pub(crate) fn end(world: &World) -> Result<(), String> {
+    let counters = world.replayer.counters();
+    if world.replayer.buffered() > 0 || world.replayer.claims().next().is_some() {
+        return Err(format!("{} bytes and claims of no session", world.replayer.buffered()));
+    }
+    match world.setup.expect {
+        Expect::Everything => everything(world)?,
+        Expect::Accounted => accounted(world)?,
+        Expect::Resumed => resumed(world)?,
+        Expect::Sane => {}
+    }
+    // A surplus that was doubted makes a pipelined request wait for a quiet time instead: late, but
+    // not early.
+    let pipelines = world.setup.styles.iter().any(|style| matches!(style, Style::Window(_)));
+    if world.setup.strict_gate && world.setup.expect == Expect::Everything && !pipelines {
+        let early = counters.exchanges.of(Opened::TimedOut) + counters.exchanges.of(Opened::Short);
+        if early > 0 {
+            return Err(format!("{early} gates opened before the response was there"));
+        }
+    }
+    Ok(())
+}
+
+fn everything(world: &World) -> Result<(), String> {
+    let counters = world.replayer.counters();
+    let copies = u32::from(world.setup.copies);
+    for (dialogue, arrived) in world.dialogues().iter().zip(&world.target.ledger.arrived) {
+        if let Some(index) = arrived.iter().position(|times| *times != copies) {
+            let times = arrived[index];
+            let ends: Vec<_> = counters.ended.nonzero().collect();
+            return Err(format!(
+                "request {}/{index} arrived {times} times; sessions ended {ends:?}",
+                dialogue.id
+            ));
+        }
+    }
+    if counters.skipped_bytes > 0 {
+        return Err(format!("{} bytes skipped", counters.skipped_bytes));
+    }
+    let vanished = world.dialogues().iter().filter(|dialogue| dialogue.close == Close::Vanish).count() as u64;
+    let ends = &counters.ended;
+    let natural = ends.of(End::Completed) + ends.of(End::ClientReset);
+    let expected = counters.started - vanished * u64::from(world.setup.copies);
+    if natural < expected {
+        return Err(format!("sessions ended {:?}", ends.nonzero().collect::<Vec<_>>()));
+    }
+    Ok(())
+}
+
+/// Bytes of requests that never arrived are among those skipped or thrown away by the target.
+fn accounted(world: &World) -> Result<(), String> {
+    let ledger = &world.target.ledger;
+    let mut missing = 0;
+    for (dialogue, arrived) in world.dialogues().iter().zip(&ledger.arrived) {
+        let lost = dialogue.requests.iter().zip(arrived).filter(|(_, times)| **times == 0);
+        missing += lost.map(|(request, _)| request.len as u64).sum::<u64>();
+    }
+    let known = world.replayer.counters().skipped_bytes + ledger.wasted;
+    if missing > known {
+        return Err(format!("{missing} bytes did not arrive, {known} are accounted for"));
+    }
+    Ok(())
+}
+
+/// By the capture: what was whole before a hole, and what follows the next boundary.
+fn resumed(world: &World) -> Result<(), String> {
+    let zipped = world.dialogues().iter().zip(&world.target.ledger.arrived).zip(&world.seen);
+    for ((dialogue, arrived), seen) in zipped {
+        let mut ranges: Vec<_> = dialogue
+            .packets
+            .iter()
+            .zip(seen)
+            .filter(|(_, seen)| **seen)
+            .map(|(p, _)| p.range.clone())
+            .collect();
+        ranges.sort_by_key(|range| range.start);
+        let covered = |from: u64, to: u64| {
+            ranges.iter().fold(from, |at, range| if range.start <= at { at.max(range.end) } else { at }) >= to
+        };
+        for (index, request) in dialogue.requests.iter().enumerate() {
+            let burst = dialogue.requests[request.burst];
+            // The burst before it must have come too, else nobody can tell that this one begins.
+            let opened = dialogue.packets.iter().zip(seen).any(|(packet, seen)| packet.is_syn && *seen);
+            if request.burst == 0 && !opened {
+                continue;
+            }
+            let before = request.burst.checked_sub(1).map_or(0, |last| dialogue.requests[last].end() - 1);
+            if covered(before.min(burst.offset), request.end()) && arrived[index] == 0 {
+                return Err(format!("request {}/{index} was captured whole and did not arrive", dialogue.id));
+            }
+        }
+    }
+    Ok(())
+}

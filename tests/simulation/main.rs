@@ -1,0 +1,114 @@
+//! The replayer against an independent TCP stack, in virtual time.
+//!
+//! A run is a function of its scenario family and seed. It makes up clients and an online server,
+//! plays what a capture would have seen of the clients to the real [`tcpcopy::replayer::Replayer`],
+//! carries its packets to a target made of smoltcp and a checking application, and the target's
+//! answers back through a model of intercept and tunnel. Every leg loses, delays, repeats and
+//! reorders as the scenario says. What must hold is in `check`.
+//!
+//! A failure prints the line that repeats it. `SIM_RUNS=100000` tries that many seeds of every
+//! family, from a start that `SIM_SEED` can set; the families run side by side.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `scenario` | the table of families, and what a run is made of |
+//! | `client` | what the capture sees of clients |
+//! | `target`, `server` | the target's stack and application |
+//! | `link`, `intercept` | what lies between |
+//! | `world`, `check` | the loop and the invariants |
+//! | `rng` | chance |
+
+mod check;
+mod client;
+mod intercept;
+mod link;
+mod rng;
+mod scenario;
+mod server;
+mod target;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rng::Rng;
+use scenario::Scenario;
+use world::World;
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+/// Tries the seeds of a family.
+fn family(name: &str) {
+    if let Ok(only) = std::env::var("SIM_SCENARIO")
+        && only != name
+    {
+        println!("skipped: SIM_SCENARIO={only}");
+        return;
+    }
+    let scenario = Scenario::named(name);
+    let (first, runs) = match (setting("SIM_SEED"), setting("SIM_RUNS")) {
+        (Some(seed), runs) => (seed, runs.unwrap_or(1)),
+        (None, Some(runs)) => (0, runs),
+        (None, None) => (0, scenario.seeds),
+    };
+    for seed in first..first + runs {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let mut rng = Rng::new(name, seed);
+            let setup = scenario.setup(&mut rng);
+            World::new(setup, rng).run().map(|_| ())
+        }));
+        let why = match outcome {
+            Ok(Ok(())) => continue,
+            Ok(Err(why)) => why,
+            Err(_) => "a panic, see above".to_owned(),
+        };
+        panic!("{why}\nSIM_SEED={seed} SIM_SCENARIO={name} cargo test --test simulation {name}");
+    }
+}
+
+macro_rules! families {
+    ($($name:ident),+ $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                family(stringify!($name));
+            }
+        )+
+
+        #[test]
+        fn every_family_is_run() {
+            assert_eq!(scenario::names(), [$(stringify!($name)),+]);
+        }
+    };
+}
+
+families! {
+    clean,
+    lossy_send,
+    lossy_response,
+    lossy_tunnel,
+    lossy_everywhere,
+    reorder,
+    capture_disorder,
+    capture_loss,
+    target_slow,
+    target_short,
+    target_long,
+    target_closes,
+    target_resets,
+    target_down,
+    mid_stream,
+    pipelined,
+    half_close,
+    resets,
+    port_reuse,
+    slow_reader,
+    large_bodies,
+    small_pool,
+    copies,
+    intercept_outage,
+    refused_claims,
+    server_first,
+}

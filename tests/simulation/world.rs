@@ -1,0 +1,339 @@
+//! The loop: one virtual clock, every leg, the replayer in the middle, and what must hold after
+//! each step.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tcpcopy::replayer::{Claim, Config, Replayer};
+use tcpcopy::wire::{FlowId, FlowKey, Mapping, Outgoing, Packet, TcpHeader, Time, parse};
+
+use crate::check;
+use crate::client::{self, Dialogue};
+use crate::intercept::Intercept;
+use crate::link::{Leg, Passage};
+use crate::rng::Rng;
+use crate::scenario::{Setup, Trouble};
+use crate::server::Ledger;
+use crate::target::{self, Target};
+
+/// No run takes longer, in virtual time: every session has ended by then.
+const LONGEST: Duration = Duration::from_secs(3_000);
+/// Steps at one instant that no honest load needs.
+const MAX_STEPS: u32 = 20_000;
+
+/// Something on its way.
+#[derive(Clone, Debug)]
+enum Event {
+    Captured { dialogue: usize, packet: usize },
+    ToTarget { bytes: Vec<u8>, sound: bool },
+    ToIntercept(Vec<u8>),
+    Header(FlowId, SocketAddr, TcpHeader),
+    Claim(Claim),
+    Refusal(FlowId),
+    Tunnel { up: bool },
+    Target { up: bool },
+}
+
+/// One run.
+pub(crate) struct World {
+    pub(crate) setup: Setup,
+    rng: Rng,
+    pub(crate) now: Time,
+    pub(crate) replayer: Replayer,
+    pub(crate) target: Target,
+    target_up: bool,
+    intercept: Intercept,
+    /// What the replayer has told to be in force.
+    told: BTreeMap<FlowId, FlowKey>,
+    events: BinaryHeap<Reverse<(Time, u64)>>,
+    pending: BTreeMap<u64, Event>,
+    serial: u64,
+    out: Outgoing,
+    /// Captured packets handed in, and their payload bytes times copies.
+    pub(crate) captured: u64,
+    pub(crate) captured_bytes: u64,
+    /// Which packets of each dialogue were captured.
+    pub(crate) seen: Vec<Vec<bool>>,
+    pub(crate) last_capture: Time,
+    steps: u32,
+    /// Claims leave in order.
+    last_claim: Time,
+    /// Print every packet (`SIM_TRACE`).
+    trace: bool,
+}
+
+impl World {
+    /// Everything in its place, nothing begun.
+    pub(crate) fn new(setup: Setup, mut rng: Rng) -> Self {
+        let online = [address("10.1.0.1:80"), address("[fd01::1]:80")];
+        let targets =
+            ["10.2.0.2", "fd02::2"].map(|ip| SocketAddr::new(ip.parse().expect("address"), target::PORT));
+        let dialogues = client::dialogues(&setup, online, &mut rng);
+        let config = Config {
+            session: Arc::new(setup.session.clone()),
+            mappings: targets.map(|target| Mapping { online: None, port: 80, target }).to_vec(),
+            pools: setup.pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
+            copies: setup.copies,
+            percent: 100,
+            workers: 1,
+            worker: 0,
+            mtu: 1500,
+            max_sessions: 10_000,
+            memory_limit: 1 << 30,
+        };
+        let seen = dialogues.iter().map(|dialogue| vec![false; dialogue.packets.len()]).collect();
+        let ledger = Ledger::new(dialogues);
+        let mut world = Self {
+            target: Target::new(&setup, targets, rng.next(), ledger),
+            setup,
+            rng,
+            now: Time::from_micros(1),
+            replayer: Replayer::new(Arc::new(config)),
+            target_up: true,
+            intercept: Intercept::new(),
+            told: BTreeMap::new(),
+            events: BinaryHeap::new(),
+            pending: BTreeMap::new(),
+            serial: 0,
+            out: Outgoing::default(),
+            captured: 0,
+            captured_bytes: 0,
+            seen,
+            last_capture: Time::ZERO,
+            steps: 0,
+            last_claim: Time::ZERO,
+            trace: std::env::var_os("SIM_TRACE").is_some(),
+        };
+        world.replayer.set_reachable(world.now, true);
+        world.schedule();
+        world
+    }
+
+    pub(crate) fn dialogues(&self) -> &[Dialogue] {
+        &self.target.ledger.dialogues
+    }
+
+    /// All that is known beforehand.
+    fn schedule(&mut self) {
+        let legs = self.setup.capture.clone();
+        let mut all = Vec::new();
+        for dialogue in self.dialogues() {
+            let packets = dialogue.packets.iter().enumerate();
+            all.extend(packets.map(|(packet, captured)| (captured.at, dialogue.id, packet)));
+        }
+        for (at, dialogue, packet) in all {
+            // A round trip lies between a SYN and what follows it: they keep their order.
+            let first = self.dialogues()[dialogue].packets[packet].is_syn && packet == 0;
+            let leg = if first { &Leg { loss: legs.loss, ..Leg::perfect(0) } } else { &legs };
+            for Passage { at, .. } in leg.pass(at, &mut self.rng) {
+                self.seen[dialogue][packet] = true;
+                self.last_capture = self.last_capture.max(at);
+                self.at(at, Event::Captured { dialogue, packet });
+            }
+        }
+        for (from, to) in self.setup.outages.clone() {
+            self.at(Time::from_micros(from), Event::Tunnel { up: false });
+            self.at(Time::from_micros(to), Event::Tunnel { up: true });
+        }
+        if let Trouble::Down(from, to) = self.setup.trouble {
+            self.at(Time::from_micros(from), Event::Target { up: false });
+            self.at(Time::from_micros(to), Event::Target { up: true });
+        }
+    }
+
+    fn trace(&self, what: &str, packet: &dyn std::fmt::Debug) {
+        if self.trace {
+            eprintln!("{:>10} {what} {packet:?}", self.now.micros());
+        }
+    }
+
+    fn trace_bytes(&self, what: &str, bytes: &[u8]) {
+        if self.trace
+            && let Ok(packet) = parse(bytes, bytes.len())
+        {
+            self.trace(what, &(packet.src, packet.dst, packet.header));
+        }
+    }
+
+    fn at(&mut self, at: Time, event: Event) {
+        self.serial += 1;
+        self.events.push(Reverse((at, self.serial)));
+        self.pending.insert(self.serial, event);
+    }
+
+    /// Runs to the end and checks it.
+    pub(crate) fn run(mut self) -> Result<Self, String> {
+        while let Some(next) = self.next_instant() {
+            self.steps = if next > self.now { 0 } else { self.steps + 1 };
+            if self.steps > MAX_STEPS {
+                return Err(format!("at {} us: {} steps and no end", self.now.micros(), self.steps));
+            }
+            self.now = self.now.max(next);
+            if self.now > Time::ZERO + LONGEST {
+                return Err(format!("{} sessions have no end", self.replayer.sessions()));
+            }
+            self.step()?;
+        }
+        check::end(&self)?;
+        Ok(self)
+    }
+
+    /// The next time something happens; `None` when nothing of interest can.
+    fn next_instant(&mut self) -> Option<Time> {
+        if self.events.is_empty() && self.replayer.sessions() == 0 {
+            return None;
+        }
+        let event = self.events.peek().map(|Reverse((at, _))| *at);
+        let target = if self.target_up { self.target.wakes_at(self.now) } else { None };
+        [event, self.replayer.poll_timeout(), target].into_iter().flatten().min()
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        while let Some(&Reverse((at, serial))) = self.events.peek()
+            && at <= self.now
+        {
+            self.events.pop();
+            let event = self.pending.remove(&serial).expect("scheduled");
+            self.handle(event);
+            if self.rng.chance(700) {
+                // The daemon's turns take one packet or many.
+                self.turn()?;
+            }
+        }
+        self.turn()
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Captured { dialogue, packet } => {
+                let bytes = &self.target.ledger.dialogues[dialogue].packets[packet].bytes;
+                let packet = parse(bytes, bytes.len()).expect("a client's packet");
+                self.trace("captured", &(packet.src, packet.header));
+                self.captured += 1;
+                self.captured_bytes += u64::from(packet.header.payload_len) * u64::from(self.setup.copies);
+                self.replayer.handle_client(self.now, &packet);
+            }
+            Event::ToTarget { bytes, sound } => {
+                if self.target_up {
+                    self.trace_bytes(if sound { "  > target" } else { "  > target, damaged" }, &bytes);
+                    self.target.deliver(self.now, bytes, sound, &self.setup);
+                    self.send_responses();
+                }
+            }
+            Event::ToIntercept(bytes) => self.intercept(bytes),
+            Event::Header(id, client, header) => {
+                if self.intercept.up {
+                    self.trace("< header", &(client, header));
+                    if header.flags.ack() && !header.flags.syn() && self.told.contains_key(&id) {
+                        self.target.heard(client, header.ack);
+                    }
+                    self.replayer.handle_target(self.now, id, &header);
+                }
+            }
+            Event::Claim(claim) => self.claim(claim),
+            Event::Refusal(id) => self.replayer.handle_refusal(self.now, id),
+            Event::Tunnel { up } => self.tunnel(up),
+            Event::Target { up } => {
+                self.target_up = up;
+                if up {
+                    self.target.restart();
+                }
+            }
+        }
+    }
+
+    /// The target's packet reaches the intercept, which has its header sent to the claimer.
+    fn intercept(&mut self, mut bytes: Vec<u8>) {
+        let whole = bytes.len();
+        bytes.truncate(128);
+        let Ok(Packet { src, dst, header, .. }) = parse(&bytes, whole) else { return };
+        let Some(id) = self.intercept.owner(dst, src).filter(|_| self.intercept.up) else { return };
+        for Passage { at, .. } in self.setup.tunnel.pass(self.now, &mut self.rng) {
+            self.at(at, Event::Header(id, dst, header));
+        }
+    }
+
+    fn claim(&mut self, claim: Claim) {
+        if !self.intercept.up {
+            return;
+        }
+        match claim {
+            Claim::Claim(id, _) if self.rng.chance(self.setup.refuse) => {
+                let delay = Duration::from_micros(*self.setup.tunnel.delay.end());
+                self.at(self.now + delay, Event::Refusal(id));
+            }
+            Claim::Claim(..) | Claim::Release(..) => self.intercept.take(claim),
+        }
+    }
+
+    fn tunnel(&mut self, up: bool) {
+        self.intercept.up = up;
+        self.replayer.set_reachable(self.now, up);
+        if up {
+            if self.setup.forget {
+                self.intercept.forget();
+            }
+            for (id, key) in self.replayer.claims() {
+                self.intercept.take(Claim::Claim(id, key));
+            }
+        }
+    }
+
+    /// The replayer and the target act, and what must hold is checked.
+    fn turn(&mut self) -> Result<(), String> {
+        if self.replayer.poll_timeout().is_some_and(|due| due <= self.now) {
+            self.replayer.handle_timeout(self.now);
+        }
+        self.take_claims()?;
+        while let Some(transmit) = self.replayer.poll_transmit(self.now, &mut self.out) {
+            let packet = self.out.finish(transmit.src, transmit.dst, &transmit.header);
+            let bytes = packet.ok_or("a segment that fits no packet")?.to_vec();
+            if bytes.len() > 1500 {
+                return Err(format!("a packet of {} bytes", bytes.len()));
+            }
+            self.trace_bytes("> sent", &bytes);
+            for passage in self.setup.send.pass(self.now, &mut self.rng) {
+                let sound = passage.is_sound();
+                self.at(passage.at, Event::ToTarget { bytes: passage.apply(bytes.clone()), sound });
+            }
+        }
+        self.take_claims()?;
+        if self.target_up && self.target.wakes_at(self.now).is_some_and(|at| at <= self.now) {
+            self.target.run(self.now, &self.setup);
+            self.send_responses();
+        }
+        check::step(self, &self.told)
+    }
+
+    fn take_claims(&mut self) -> Result<(), String> {
+        while let Some(claim) = self.replayer.poll_claim() {
+            let known = match claim {
+                Claim::Claim(id, key) => self.told.insert(id, key).is_none(),
+                Claim::Release(id, key) => self.told.remove(&id) == Some(key),
+            };
+            if !known {
+                return Err(format!("{claim:?} does not fit what was told before"));
+            }
+            let delay = self.rng.within(&self.setup.tunnel.delay);
+            self.last_claim = self.last_claim.max(self.now + Duration::from_micros(delay));
+            self.at(self.last_claim, Event::Claim(claim));
+        }
+        Ok(())
+    }
+
+    fn send_responses(&mut self) {
+        for bytes in self.target.take_sent() {
+            self.trace_bytes("  < target", &bytes);
+            for passage in self.setup.response.pass(self.now, &mut self.rng) {
+                self.at(passage.at, Event::ToIntercept(bytes.clone()));
+            }
+        }
+    }
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("address")
+}
