@@ -30,7 +30,7 @@ struct Protocol {
 
 const SMTP: Protocol = Protocol {
     name: "smtp",
-    server: mail_server,
+    server: |site| Ok(mail_server(site)),
     client: include_str!("../../software/smtp_client.py"),
     received: mails,
 };
@@ -98,7 +98,7 @@ fn python_server(site: &Site<'_>, text: &str, arguments: &[&str]) -> Result<Comm
     Ok(command)
 }
 
-fn mail_server(site: &Site<'_>) -> Result<Command> {
+fn mail_server(site: &Site<'_>) -> Command {
     let mut command = site.on.command("aiosmtpd");
     // It listens on the addresses of one family.
     let any = match site.family {
@@ -107,7 +107,7 @@ fn mail_server(site: &Site<'_>) -> Result<Command> {
     };
     command.args(["-n", "-l", &format!("{any}:{PORT}"), "-c", "aiosmtpd.handlers.Mailbox"]);
     command.arg(site.directory.join(MAILS));
-    Ok(command)
+    command
 }
 
 /// The mails, in the order of their hashes: without the line that names the client's port.

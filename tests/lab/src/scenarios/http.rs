@@ -104,7 +104,11 @@ fn spoken(context: &Context, setup: Setup, client: Client, uploads: usize) -> Re
 }
 
 fn get(id: u64) -> (String, usize) {
-    let size = [100, 1_000, 10_000][usize::try_from(id % 3).unwrap_or_default()];
+    let size = match id % 3 {
+        0 => 100,
+        1 => 1_000,
+        _ => 10_000,
+    };
     (format!("GET /f{size}?id={id} HTTP/1.1\r\nHost: lab.example\r\n\r\n"), size)
 }
 

@@ -54,7 +54,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 fn same(context: &Context, family: Family, client: Client) -> Result<String> {
-    let mut pair = Pair::start(context, family, ("memcached", PORT), launch)?;
+    let mut pair = Pair::start(context, family, ("memcached", PORT), |site| Ok(launch(site)))?;
     let server = pair.service()?;
     at_once(pair.client()?, CLIENTS, move |number| client(server, number))?;
     let statistics = pair.expect_same("the statistics", |site| site.on.enter(statistics)?)?;
@@ -65,11 +65,11 @@ fn same(context: &Context, family: Family, client: Client) -> Result<String> {
     Ok(format!("{} keys equal, {sets}", contents.lines().count()))
 }
 
-fn launch(site: &Site<'_>) -> Result<Command> {
+fn launch(site: &Site<'_>) -> Command {
     let mut command = site.on.command("memcached");
     command.args(["-u", "root", "-m", "512", "-I", "8m", "-t", "2"]);
     command.args(["-l", &format!("0.0.0.0:{PORT},[::]:{PORT},127.0.0.1:{ASK}")]);
-    Ok(command)
+    command
 }
 
 /// The counters of the server on the calling thread's host.

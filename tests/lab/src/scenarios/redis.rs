@@ -50,7 +50,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 /// A scenario in which `load` talks to the online server.
 fn scenario(name: &str, family: Family, load: impl Fn(&Context, &Pair) -> Result<()> + 'static) -> Scenario {
     Scenario::new(name, Offloads::On, move |context| {
-        let mut pair = Pair::start(context, family, ("redis", PORT), launch)?;
+        let mut pair = Pair::start(context, family, ("redis", PORT), |site| Ok(launch(site)))?;
         load(context, &pair)?;
         let digest = pair.expect_same("the data's digests", |site| ask(site, &["DEBUG", "DIGEST"]))?;
         let statistics = pair.expect_same("the commands run", commands)?;
@@ -67,12 +67,12 @@ fn scenario(name: &str, family: Family, load: impl Fn(&Context, &Pair) -> Result
     })
 }
 
-fn launch(site: &Site<'_>) -> Result<Command> {
+fn launch(site: &Site<'_>) -> Command {
     let mut command = site.on.command("redis-server");
     command.args(["--port", &PORT.to_string(), "--bind", "0.0.0.0", "::", "--protected-mode", "no"]);
     command.args(["--save", "", "--appendonly", "no", "--enable-debug-command", "yes"]);
     command.args(["--unixsocket", &site.path("redis.sock")]);
-    Ok(command)
+    command
 }
 
 /// Asks by the UNIX socket: nothing that is captured.
