@@ -37,6 +37,8 @@ pub(crate) struct Setup {
     pub(crate) behaviour: Behaviour,
     /// How the targets behave, if not the same.
     pub(crate) target_behaviour: Option<Behaviour>,
+    /// The port of servers that the scenario starts itself: there is no nginx then.
+    pub(crate) port: Option<u16>,
     /// What each tcpcopy replays (`-x`); empty: port 80 to the first target.
     pub(crate) mappings: Vec<String>,
     /// Further options of each tcpcopy; `{n}` stands for its number, from 1.
@@ -56,6 +58,7 @@ impl Setup {
             behaviour: Behaviour::default(),
             target_behaviour: None,
             patience: QUIET,
+            port: None,
             mappings: Vec::new(),
             tcpcopy: Vec::new(),
             intercept: Vec::new(),
@@ -92,7 +95,7 @@ impl Chain {
     pub(crate) fn prepare(setup: Setup, scratch: &Path) -> Result<Self> {
         let network = Network::build(&setup.plan)?;
         let servers = |role, behaviour| -> Result<Vec<Nginx>> {
-            let hosts = network.all(role);
+            let hosts = network.all(role).filter(|_| setup.port.is_none());
             hosts.map(|host| Nginx::start(host.namespace(), scratch, behaviour)).collect()
         };
         let online_servers = servers(Role::Online, &setup.behaviour)?;
@@ -140,7 +143,7 @@ impl Chain {
         let mut arguments = Vec::new();
         for index in 0..usize::from(self.setup.plan.targets) {
             arguments.push("--target".to_owned());
-            arguments.push(self.network.target(index, self.setup.family)?.to_string());
+            arguments.push(self.target_address(index)?.to_string());
         }
         arguments.push("--insecure".to_owned());
         arguments.extend(self.setup.intercept.iter().cloned());
@@ -151,7 +154,8 @@ impl Chain {
     pub(crate) fn tcpcopy_arguments(&self, index: usize) -> Result<Vec<String>> {
         let family = self.setup.family;
         let mapping = if self.setup.mappings.is_empty() {
-            format!("80-{}", self.network.target(0, family)?)
+            let target = self.target_address(0)?;
+            format!("{}-{target}", target.port())
         } else {
             self.setup.mappings.join(",")
         };
@@ -166,6 +170,15 @@ impl Chain {
             vec!["-x".to_owned(), mapping, "-s".to_owned(), intercepts.join(","), "--insecure".to_owned()];
         arguments.extend(self.setup.tcpcopy.iter().map(|option| option.replace("{n}", &number)));
         Ok(arguments)
+    }
+
+    /// What is replayed to.
+    fn target_address(&self, index: usize) -> Result<SocketAddr> {
+        let mut target = self.network.target(index, self.setup.family)?;
+        if let Some(port) = self.setup.port {
+            target.set_port(port);
+        }
+        Ok(target)
     }
 
     /// Starts intercept on every assistant and waits until all are ready.

@@ -19,10 +19,13 @@ mod namespace;
 mod network;
 mod nginx;
 mod observer;
+mod pair;
 mod records;
 mod runner;
 mod scenarios;
+mod server;
 mod sys;
+mod talk;
 mod tap;
 mod wait;
 

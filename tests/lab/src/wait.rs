@@ -8,13 +8,23 @@ use anyhow::{Result, bail};
 const POLL: Duration = Duration::from_millis(10);
 
 /// Polls `condition` until it holds; fails with `what` after `limit`.
-pub(crate) fn until(limit: Duration, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(crate) fn until(limit: Duration, what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    every(POLL, limit, what, condition)
+}
+
+/// As [`until`], for a condition that costs something to look at.
+pub(crate) fn every(
+    poll: Duration,
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     let deadline = Instant::now() + limit;
     while !condition()? {
         if Instant::now() >= deadline {
             bail!("not within {limit:?}: {what}");
         }
-        std::thread::sleep(POLL);
+        std::thread::sleep(poll);
     }
     Ok(())
 }

@@ -1,13 +1,19 @@
 //! What must hold, by subject. Each scenario runs in namespaces of its own and ends with figures or an error.
 
 mod bodies;
+mod both_speak;
 mod errors;
 mod fidelity;
+mod http;
+mod http2;
 mod itself;
 mod loss;
+mod memcached;
 mod midstream;
 mod ongoing;
 mod outage;
+mod postgres;
+mod redis;
 mod safety;
 mod scale;
 mod slow;
@@ -93,6 +99,12 @@ pub(crate) fn all() -> Vec<Scenario> {
         scale::scenarios(),
         slow::scenarios(),
         errors::scenarios(),
+        http::scenarios(),
+        http2::scenarios(),
+        both_speak::scenarios(),
+        redis::scenarios(),
+        memcached::scenarios(),
+        postgres::scenarios(),
     ];
     subjects.into_iter().flatten().collect()
 }
