@@ -93,7 +93,8 @@ fn statistics() -> Result<String> {
 /// Every key of the server on the calling thread's host, with flags, length and hash of its value.
 fn contents() -> Result<String> {
     let mut talk = Talk::connect(([127, 0, 0, 1], ASK).into())?;
-    talk.send(b"lru_crawler metadump all\r\n")?;
+    // By the hash table: in the LRU lists items are on the move.
+    talk.send(b"lru_crawler metadump hash\r\n")?;
     let mut keys = Vec::new();
     loop {
         let line = talk.line()?;

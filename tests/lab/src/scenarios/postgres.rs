@@ -100,15 +100,17 @@ fn ask(site: &Site<'_>, question: &str) -> Result<String> {
 }
 
 /// Makes the tables and runs transactions of the kind of TPC-B, all over the network.
-fn pgbench(_context: &Context, pair: &mut Pair, options: &[&str]) -> Result<()> {
+fn pgbench(context: &Context, pair: &mut Pair, options: &[&str]) -> Result<()> {
     let (address, port) = (pair.service()?.ip().to_string(), PORT.to_string());
     let pgbench = format!("{PROGRAMS}/pgbench");
     let common = ["-h", &address, "-p", &port, "-U", USER];
     pair.run(&pgbench, &[&common[..], &["-i", "-q", "-s", "1", USER]].concat())?;
+    let seed = ["--random-seed", "7", "-n"];
     // Else the target may still make what the transactions need.
     pair.expect_same("the tables made", |site| ask(site, PGBENCH))?;
-    let seed = ["--random-seed", "7", "-n"];
-    pair.run(&pgbench, &[&common[..], &seed, options, &[USER]].concat()).map(drop)
+    let rounds = if context.long { 20 } else { 1 };
+    (0..rounds)
+        .try_for_each(|_| pair.run(&pgbench, &[&common[..], &seed, options, &[USER]].concat()).map(drop))
 }
 
 /// Sends a table of 20 MB, and has it sent back.
