@@ -57,6 +57,8 @@ pub struct Counters {
     pub bytes: u64,
     /// Upstream bytes given up: lost by the capture, or before a boundary after a reconnect.
     pub skipped_bytes: u64,
+    /// Requests that the target acknowledged, and reset the connection without a byte of response.
+    pub unanswered: u64,
     /// Time from the end of a request to the last byte of the target's response.
     pub response_time: Histogram,
 }
@@ -76,6 +78,7 @@ impl Counters {
         self.segments += other.segments;
         self.bytes += other.bytes;
         self.skipped_bytes += other.skipped_bytes;
+        self.unanswered += other.unanswered;
         self.response_time.merge(&other.response_time);
     }
 }

@@ -292,6 +292,7 @@ impl Replayer {
                 }
             }
             Event::Skipped(bytes) => self.counters.skipped_bytes += bytes,
+            Event::Unanswered => self.counters.unanswered += 1,
             Event::Ended(why) => {
                 self.counters.ended.count(why);
                 self.release(slot);

@@ -128,6 +128,8 @@ pub enum Event {
     /// Upstream bytes that will not be sent: before a boundary after a reconnect, or lost by the
     /// capture.
     Skipped(u64),
+    /// The target acknowledged a request and reset the connection without a byte of response.
+    Unanswered,
     /// Nothing more will come; the session can go.
     Ended(End),
 }

@@ -12,6 +12,8 @@
 //!   enough: a client that pipelines sends its next request while responses are still to come. A
 //!   target whose responses are longer than the online server's has a surplus, too, so this holds
 //!   only after a quiet time, until the surplus has proved right;
+//! * when the target has sent as much on the whole connection as the online server, and then nothing
+//!   for long: both speak at will, and their messages do not answer each other;
 //! * after the response timeout.
 //!
 //! A surplus proves right when the client's acknowledgments come to exactly where the target's
@@ -94,6 +96,8 @@ pub(super) struct View {
 pub(super) struct Gate {
     /// The gate value up to which bursts have passed, or where the response begins.
     passed: u64,
+    /// The gate value at which the connection began: what it has received counts from here.
+    origin: u64,
     /// A burst has passed.
     begun: bool,
     /// `received` when the last burst passed.
@@ -114,6 +118,7 @@ impl Gate {
     pub(super) fn begin(&mut self, first: u64) {
         if !self.begun {
             self.passed = first;
+            self.origin = first;
         }
     }
 
@@ -145,6 +150,9 @@ impl Gate {
             let expected = self.shortfall == Some(wanted - in_all);
             let quiet = if expected { EXPECTED_QUIET } else { quiet_time(view.target_rtt) };
             (quiet_since + quiet + view.lag, Opened::Short)
+        } else if view.received >= mark.gate.saturating_sub(self.origin) {
+            let quiet = MAX_QUIET.max(view.slowest_answer * 4);
+            (quiet_since + quiet + view.lag, Opened::Answered)
         } else {
             (view.last_sent.max(mark.captured) + config.response_timeout, Opened::TimedOut)
         };
@@ -219,6 +227,7 @@ impl Gate {
     pub(super) fn restart(&mut self, mark: &Mark) {
         self.begun = true;
         self.passed = self.passed.max(mark.gate);
+        self.origin = self.passed;
         self.base = 0;
         self.distrust();
     }
@@ -292,6 +301,16 @@ mod tests {
         let gate = Gate::default();
         assert_eq!(decide(&gate, 100, &at(9_999, 0)), Decision::Wait(Time::from_micros(10_000_000)));
         assert_eq!(decide(&gate, 100, &at(10_000, 0)), Decision::Open(Opened::TimedOut));
+    }
+
+    #[test]
+    fn a_target_that_is_ahead_on_the_whole_is_not_waited_for_long() {
+        let mut gate = Gate::default();
+        gate.begin(1000);
+        gate.pass(&mark(1100), 150, Opened::Short);
+        assert_eq!(decide(&gate, 1140, &at(1, 150)), Decision::Wait(Time::from_micros(501_000)));
+        assert_eq!(decide(&gate, 1140, &at(501, 150)), Decision::Open(Opened::Answered));
+        assert_eq!(decide(&gate, 1160, &at(501, 150)), Decision::Wait(Time::from_micros(10_000_000)));
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct Session {
     /// A connection was asked for, to begin with this upstream offset.
     connecting: Option<u64>,
     /// Where the last burst that passed begins, and when the target first answered it.
-    burst_start: u64,
+    pub(super) burst_start: u64,
     pub(super) first_answer: Option<Time>,
     pub(super) last_activity: Time,
     /// The longest that the target has taken to begin a response.

@@ -185,6 +185,7 @@ impl Control {
             no_address = replay.no_address,
             claims_refused = replay.claims_refused,
             skipped_bytes = replay.skipped_bytes,
+            unanswered = replay.unanswered,
             buffered = self.totals.buffered,
             kernel_dropped = self.kernel_dropped,
             overruns = self.totals.intake.overruns,

@@ -1,0 +1,210 @@
+//! When things differ from production: resets, early closes, holes in the capture, joins, limits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn a_request_that_was_taken_and_not_answered_is_counted() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, A, 0);
+    assert_eq!(b.target(1, 4, Flags::RST, 0), Answer::Reset);
+    b.run();
+    assert_eq!(b.events, [Event::Unanswered]);
+
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 10);
+    assert_eq!(b.target(11, 4, Flags::RST, 0), Answer::Reset);
+    b.run();
+    assert_eq!(b.events, [], "answered in part");
+}
+
+#[test]
+fn a_reset_in_time_wait_is_no_failure() {
+    let mut b = Bench::established();
+    b.client(1, 1, Flags::FIN | A, b"");
+    b.run();
+    b.target(1, 2, Flags::FIN | A, 0);
+    assert_eq!(b.run(), [sent(A, 2, 2, b"")]);
+    assert_eq!(b.target(2, 2, Flags::RST, 0), Answer::Reset);
+    b.run();
+    assert_eq!(b.ended(), Some(End::Completed));
+}
+
+#[test]
+fn a_client_reset_becomes_one() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"get");
+    b.run();
+    b.client(4, 101, Flags::RST | A, b"");
+    assert_eq!(b.run(), [], "after the response, as the client did");
+    b.target(1, 4, pa(), 100);
+    assert_eq!(b.run().first().map(|s| (s.flags, s.seq)), Some((Flags::RST | A, 4)));
+    assert_eq!(b.ended(), Some(End::ClientReset));
+}
+
+#[test]
+fn a_target_that_closes_early_gets_the_next_request_on_a_new_connection() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, Flags::FIN | A, 100);
+    b.client(4, 101, pa(), b"two");
+    let flags: Vec<_> = b.run().iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(
+        flags,
+        [(Flags::RST | A, 4), (Flags::SYN, NEXT + 3)],
+        "the old one ends, SYN precedes the byte"
+    );
+    b.target(0, NEXT + 4, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 4, 1, b"two")]);
+    assert_eq!(b.skipped(), 0);
+}
+
+#[test]
+fn a_reset_resends_the_request_that_was_not_acknowledged() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    b.client(4, 101, pa(), b"two");
+    b.run();
+    assert_eq!(b.target(101, 4, Flags::RST, 0), Answer::Reset);
+    assert_eq!(b.run(), [sent(Flags::SYN, NEXT + 3, 0, b"")]);
+    b.target(0, NEXT + 4, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 4, 1, b"two")]);
+}
+
+#[test]
+fn only_a_reset_at_rcv_nxt_is_believed() {
+    let mut b = Bench::established();
+    b.run();
+    assert_eq!(b.target(50, 1, Flags::RST, 0), Answer::Unacceptable);
+    assert_eq!(b.run(), [sent(A, 1, 1, b"")], "challenge ACK");
+    assert_eq!(b.target(5_000_000, 1, Flags::RST, 0), Answer::Unacceptable);
+    assert_eq!(b.target(1, 1, Flags::RST, 0), Answer::Reset);
+}
+
+#[test]
+fn an_old_half_open_connection_on_the_target_is_reset() {
+    let mut b = Bench::new(Config::default());
+    b.run();
+    assert_eq!(b.target(9, 5000, A, 0), Answer::Unacceptable);
+    assert_eq!(b.run(), [sent(Flags::RST, 5000, 0, b"")]);
+}
+
+#[test]
+fn a_connection_captured_mid_stream_joins_at_a_request_boundary() {
+    let now = Time::from_micros(1);
+    let header = client_header(100, 500, pa(), 3);
+    let session = Session::join(now, Arc::default(), &header);
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
+    assert_eq!(b.client(100, 500, pa(), b"mid"), Taken::BeforeJoin);
+    assert_eq!(b.client(103, 500, pa(), b"dle"), Taken::BeforeJoin);
+    assert_eq!(b.client(106, 900, pa(), b"next"), Taken::Data);
+    assert_eq!(b.run(), [sent(Flags::SYN, 105, 0, b"")]);
+    b.target(0, 106, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), 106, 1, b"next")], "the first request waits for nothing");
+}
+
+#[test]
+fn a_connection_captured_mid_stream_joins_behind_no_hole() {
+    let now = Time::from_micros(1);
+    let session = Session::join(now, Arc::default(), &client_header(100, 500, pa(), 3));
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
+    b.client(100, 500, pa(), b"mid");
+    assert_eq!(b.client(104, 900, pa(), b"torn"), Taken::BeforeJoin, "a byte of it was lost");
+    b.client(108, 990, A, b"");
+    assert_eq!(b.client(108, 990, pa(), b"next"), Taken::Data, "an ACK before it changes nothing");
+}
+
+#[test]
+fn a_hole_in_the_capture_costs_what_it_tears() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    // "two", which follows, was lost by the capture; "three" may be its end.
+    b.client(7, 201, pa(), b"three");
+    b.wait(Duration::from_secs(2));
+    assert!(b.events.is_empty(), "it may still come");
+    b.client(12, 301, pa(), b"four");
+    let after = b.wait(Duration::from_secs(2));
+    let flags: Vec<_> = after.iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(flags[..2], [(Flags::RST | A, 4), (Flags::SYN, NEXT + 11)]);
+    b.target(0, NEXT + 12, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 12, 1, b"four")]);
+    assert_eq!(b.skipped(), 8);
+}
+
+#[test]
+fn whole_requests_before_a_hole_are_delivered() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 101, pa(), b"two");
+    b.client(10, 301, pa(), b"four");
+    b.client(14, 401, pa(), b"five");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"one")]);
+    b.wait(Duration::from_secs(4));
+    b.target(1, 4, pa(), 100);
+    assert_eq!(b.run(), [sent(pa(), 4, 101, b"two")], "though the hole was given up long since");
+    b.target(101, 7, A, 0);
+    assert_eq!(b.wait(Duration::from_secs(1)), [], "its response is awaited");
+    b.target(101, 7, pa(), 80);
+    let after = b.wait(Duration::from_secs(1));
+    let flags: Vec<_> = after.iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(flags, [(A, 7), (Flags::RST | A, 7), (Flags::SYN, NEXT + 13)]);
+    b.target(0, NEXT + 14, Flags::SYN | A, 0);
+    assert_eq!(b.run(), [sent(pa(), NEXT + 14, 1, b"five")]);
+    assert_eq!(b.skipped(), 7);
+}
+
+#[test]
+fn a_close_behind_a_hole_ends_the_session() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    b.client(7, 201, Flags::FIN | A, b"");
+    b.wait(Duration::from_secs(4));
+    assert_eq!((b.ended(), b.skipped()), (Some(End::Completed), 3));
+}
+
+#[test]
+fn a_reused_port_ends_the_old_connection_after_its_data() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"bye");
+    assert!(b.session.is_new_connection(&client_header(9, 0, Flags::SYN, 0)));
+    b.session.client_is_gone(b.now);
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"bye")], "a reset now could overtake it, or outlive it");
+    b.target(1, 4, A, 0);
+    let flags: Vec<_> = b.run().iter().map(|s| (s.flags, s.seq)).collect();
+    assert_eq!(flags, [(Flags::RST | A, 4)]);
+    assert_eq!(b.ended(), Some(End::ClientReset));
+}
+
+#[test]
+fn limits_end_the_session() {
+    let mut b = Bench::new(Config { buffer_limit: 10, ..Config::default() });
+    b.client(1, 1, pa(), b"more than ten");
+    b.run();
+    assert_eq!(b.ended(), Some(End::BufferLimit));
+    assert_eq!(b.client(14, 1, pa(), b"late"), Taken::Late);
+
+    let mut b = Bench::established();
+    b.wait(Duration::from_secs(700));
+    assert_eq!(b.ended(), Some(End::Idle));
+}
+
+#[test]
+fn a_cut_payload_counts_as_lost() {
+    let mut b = Bench::established();
+    let header = client_header(1, 1, pa(), 1000);
+    assert_eq!(b.session.handle_client(b.now, &header, b"only this"), Taken::Cut);
+    assert_eq!(b.run(), []);
+}
