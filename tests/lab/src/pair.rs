@@ -60,10 +60,21 @@ impl Pair {
     pub(crate) fn start(
         context: &Context,
         family: Family,
-        (name, port): (&str, u16),
+        server: (&str, u16),
         launch: impl Fn(&Site<'_>) -> Result<Command>,
     ) -> Result<Self> {
-        let mut setup = Setup::new(context.plan(), family);
+        Self::start_with(context, family, server, "", launch)
+    }
+
+    /// The same, with `options` of tcpcopy.
+    pub(crate) fn start_with(
+        context: &Context,
+        family: Family,
+        (name, port): (&str, u16),
+        options: &str,
+        launch: impl Fn(&Site<'_>) -> Result<Command>,
+    ) -> Result<Self> {
+        let mut setup = Setup::new(context.plan(), family).tcpcopy(options);
         setup.port = Some(port);
         let mut chain = Chain::prepare(setup, &context.scratch)?;
         let mut servers = Vec::new();

@@ -30,11 +30,14 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     loads.into_iter().map(scenario).collect()
 }
 
-fn replayed(context: &Context, family: Family, requests: u64, options: &str) -> Result<String> {
+fn replayed(context: &Context, family: Family, requests: u64, load: &str) -> Result<String> {
     let requests = context.seconds(requests);
     let count = requests.to_string();
-    let mut pair = Pair::start(context, family, ("nghttpd", PORT), launch)?;
-    let mut words: Vec<&str> = options.split(' ').collect();
+    // While a request is uploaded, the two servers may send their WINDOW_UPDATEs at other places. Then a gate in the
+    // middle of a request opens with the response timeout.
+    let options = "--response-timeout 1s";
+    let mut pair = Pair::start_with(context, family, ("nghttpd", PORT), options, launch)?;
+    let mut words: Vec<&str> = load.split(' ').collect();
     let url = format!("http://{}/{}", pair.service()?, words.pop().unwrap_or_default());
     let body = context.scratch.join("f100000").to_string_lossy().into_owned();
     for word in &mut words {
