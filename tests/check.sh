@@ -46,7 +46,7 @@ one_version_each() {
 
 become_root "$@"
 section "packages" install_basics
-section "shellcheck package" install_missing shellcheck
+section "packages of the tests" install_test_software
 section "format" cargo fmt --all --check
 section "scripts" shellcheck -x tests/*.sh .ci/run
 section "lints" cargo clippy --workspace --all-targets --locked -- -D warnings

@@ -60,14 +60,18 @@ install_missing() {
   return "$result"
 }
 
-# What building and the laboratory need.
+# What building and the demonstration need.
 install_basics() {
   install_missing gcc libc6-dev libmnl-dev libnftnl-dev pkg-config \
     nftables iproute2 ethtool util-linux /usr/sbin/nginx:nginx-light
-  install_missing redis-server redis-tools memcached postgresql-15 nghttp2-client nghttp2-server \
-    python3-websockets python3-aiosmtpd
   if ! command -v cargo >/dev/null; then
     echo "cargo is not there: install Rust first (https://rustup.rs)" >&2
     exit 69
   fi
+}
+
+# What the tests need beside that: the software that is replayed to, and what looks at documents, scripts and queues.
+install_test_software() {
+  install_missing redis-server redis-tools memcached postgresql-15 nghttp2-client nghttp2-server \
+    python3-websockets python3-aiosmtpd iptables procps mandoc shellcheck
 }
