@@ -234,7 +234,7 @@ fn remove_through(link: &mut Link, name: &TableName) -> Result<Vec<Family>, Inst
 /// How this kernel queues packets. Nothing is changed by asking.
 ///
 /// Each attempt has a socket of its own: answers to a refused one must not be taken for answers to the next.
-pub fn probe_queue(family: Family) -> Result<QueueKind, InstallError> {
+fn probe_queue(family: Family) -> Result<QueueKind, InstallError> {
     let name = TableName::probe();
     for kind in [QueueKind::Native, QueueKind::Compat] {
         let mut link = Link::open().map_err(InstallError::Socket)?;

@@ -24,7 +24,7 @@ mod watch;
 
 pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
 pub use batch::QueueKind;
-pub use install::{InstallError, Installed, probe_queue, remove_table};
+pub use install::{InstallError, Installed, remove_table};
 pub use message::Counters;
 pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, online};
 pub use readback::{Presence, present};

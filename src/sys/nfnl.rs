@@ -47,11 +47,6 @@ impl Socket {
         Ok(socket)
     }
 
-    /// The port id the kernel gave this socket: owner of its tables, sender of its messages.
-    pub fn port_id(&self) -> u32 {
-        self.0.portid()
-    }
-
     /// Sends `bytes` as one message: a batch is one transaction only if it is not split.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let sent = self.0.send(bytes)?;
