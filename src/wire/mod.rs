@@ -7,6 +7,8 @@
 //!
 //! Nothing here holds state. Imports nothing of the crate.
 
+#[cfg(test)]
+mod differential;
 pub mod flow;
 mod mapping;
 mod options;

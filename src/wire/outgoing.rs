@@ -40,7 +40,8 @@ impl Outgoing {
     }
 
     /// Puts the headers in front of the payload and returns the whole packet, checksums filled in.
-    /// The payload's length is taken from the buffer, not from `header.payload_len`.
+    /// The payload's length is taken from the buffer, not from `header.payload_len`. URG is left out:
+    /// there is no urgent pointer to go with it.
     ///
     /// `None` if the addresses are of different families or the packet would exceed 65,535 bytes.
     pub fn finish(&mut self, src: SocketAddr, dst: SocketAddr, header: &TcpHeader) -> Option<&[u8]> {

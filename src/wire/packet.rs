@@ -97,12 +97,12 @@ pub fn parse(bytes: &[u8], original_len: usize) -> Result<Packet<'_>, Reject> {
 /// Length of what follows the IP headers, by the length field; by `original_len` where the field
 /// is 0, as in packets that the kernel merged beyond 64 KiB (BIG TCP).
 fn payload_len(ip: &LaxIpSlice<'_>, bytes: &[u8], original_len: usize) -> Result<usize, Reject> {
-    let (total, fixed) = match ip {
-        LaxIpSlice::Ipv4(v4) => (usize::from(v4.header().total_len()), 0),
-        LaxIpSlice::Ipv6(v6) => (usize::from(v6.header().payload_length()), 40),
+    let (total, fixed, least) = match ip {
+        LaxIpSlice::Ipv4(v4) => (usize::from(v4.header().total_len()), 0, v4.header().slice().len()),
+        LaxIpSlice::Ipv6(v6) => (usize::from(v6.header().payload_length()), 40, 40),
     };
     let total = if total == 0 { original_len } else { total + fixed };
-    if total > original_len || bytes.len() > original_len {
+    if total < least || total > original_len || bytes.len() > original_len {
         return Err(Reject::IpLength);
     }
     // The payload slice ends where the packet does, or where `bytes` is cut.
