@@ -1,8 +1,9 @@
-//! The rhythm of the statistics: when workers are asked for their counters, and when all have answered.
+//! The rhythm of the statistics: when workers are asked for their counters, and when all have answered. And how
+//! counters are written.
 
 use std::time::Duration;
 
-use crate::wire::Time;
+use crate::wire::{Counted, Tally, Time};
 
 /// How often statistics are logged, and the rules looked at without a reason.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -41,6 +42,11 @@ impl Rounds {
         self.answers += 1;
         self.answers == self.workers
     }
+}
+
+/// What occurred, by name, for one field of a log line.
+pub(super) fn list<K: Counted>(tally: &Tally<K>) -> String {
+    tally.nonzero().map(|(name, n)| format!("{name}={n}")).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

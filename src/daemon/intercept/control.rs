@@ -16,7 +16,7 @@ use crate::daemon::notify;
 use crate::daemon::queues;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::signals::Signals;
-use crate::daemon::statistics::Rounds;
+use crate::daemon::statistics::{Rounds, list};
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
 use crate::netfilter::{Change, Installed, Presence, Queues, RulesWatch};
@@ -189,7 +189,7 @@ impl Control {
     }
 
     fn log_stats(&self) {
-        let Snapshot { intake, router, connections, flows, held } = &self.totals;
+        let Snapshot { intake, rejects, router, connections, flows, held } = &self.totals;
         let outcome = |outcome| router.outcomes.of(outcome);
         tracing::info!(
             responses = intake.packets,
@@ -202,6 +202,7 @@ impl Control {
             unclaimed_accepted = outcome(Outcome::UnclaimedAccepted),
             hold_full = outcome(Outcome::HoldFull),
             unreadable = outcome(Outcome::Unreadable),
+            rejects = list(rejects),
             held,
             kernel_dropped = self.kernel_dropped,
             overruns = intake.overruns,

@@ -21,7 +21,7 @@ use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::tunnel::{Hello, Server};
-use crate::wire::{self, Time};
+use crate::wire::{self, Reject, Tally, Time};
 
 const QUEUE: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
@@ -58,6 +58,8 @@ pub(super) enum Report {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshot {
     pub(super) intake: Intake,
+    /// What [`Outcome::Unreadable`] stands for, by reason.
+    pub(super) rejects: Tally<Reject>,
     pub(super) router: Counters,
     pub(super) connections: usize,
     pub(super) flows: usize,
@@ -68,6 +70,7 @@ impl Snapshot {
     /// Adds another worker's counters to these.
     pub(super) fn merge(&mut self, other: &Self) {
         self.intake.merge(&other.intake);
+        self.rejects.merge(&other.rejects);
         self.router.merge(&other.router);
         self.connections += other.connections;
         self.flows += other.flows;
@@ -208,14 +211,15 @@ impl Worker {
     }
 
     fn receive_batch(&mut self, now: Time) -> io::Result<Received> {
-        let Self { queue, router, connections, verdicts, accept_mark, unclaimed, .. } = self;
+        let Self { queue, router, connections, verdicts, accept_mark, unclaimed, totals, .. } = self;
+        let rejects = &mut totals.rejects;
         match unclaimed {
             Unclaimed::Drop => queue.receive(&mut |captured| {
-                route(now, &captured, router, connections);
+                route(now, &captured, router, connections, rejects);
             }),
             Unclaimed::Accept => {
                 let received = queue.receive_deferred(&mut |captured| {
-                    let verdict = match route(now, &captured, router, connections) {
+                    let verdict = match route(now, &captured, router, connections, rejects) {
                         Disposition::Forward(..) | Disposition::Drop => capture::Verdict::Drop,
                         Disposition::Accept => capture::Verdict::Accept { mark: *accept_mark },
                         Disposition::Held => return,
@@ -223,7 +227,7 @@ impl Worker {
                     verdicts.push((captured.id, verdict));
                 })?;
                 for (id, verdict) in verdicts.drain(..) {
-                    give(queue, &mut self.totals, id, verdict);
+                    give(queue, totals, id, verdict);
                 }
                 Ok(received)
             }
@@ -257,11 +261,13 @@ fn route(
     captured: &Captured<'_>,
     router: &mut Router,
     connections: &mut Connections,
+    rejects: &mut Tally<Reject>,
 ) -> Disposition {
     let packet = match wire::parse(captured.bytes, captured.original_len) {
         Ok(packet) => packet,
         Err(reject) => {
             tracing::trace!(%reject, "unreadable packet");
+            rejects.count(reject);
             router.count(Outcome::Unreadable);
             return Disposition::Drop;
         }
@@ -273,4 +279,51 @@ fn route(
     }
     tracing::trace!(?disposition, header = ?packet.header, "response");
     disposition
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Flags, Outgoing, Seq, TcpHeader, TcpOptions};
+
+    #[test]
+    fn what_cannot_be_read_is_dropped_and_counted_by_reason() {
+        let target = ([10, 0, 0, 2], 80).into();
+        let settings = router::Settings::new(vec![target], router::Unclaimed::Accept);
+        let mut router = Router::new(Time::ZERO, settings);
+        let mut connections = Connections::new(FIRST_CONNECTION, 0, 1);
+        let mut rejects = Tally::default();
+        let header = TcpHeader {
+            seq: Seq(1),
+            ack: Seq(2),
+            flags: Flags::ACK,
+            window: 3,
+            options: TcpOptions::default(),
+            payload_len: 0,
+        };
+        let mut out = Outgoing::default();
+        let whole =
+            out.finish(target, ([10, 9, 0, 1], 5).into(), &header).expect("one family, short").to_vec();
+        let changed = |at: usize, value: u8| {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            bytes
+        };
+        let cases = [
+            (Vec::new(), Reject::IpHeader),
+            (changed(3, 200), Reject::IpLength),
+            (changed(6, 0x20), Reject::Fragment),
+            (changed(9, 17), Reject::NotTcp),
+            (changed(32, 0xf0), Reject::TcpHeader),
+            (whole.get(..39).expect("40 bytes").to_vec(), Reject::IpLength),
+        ];
+        for (bytes, reject) in &cases {
+            let captured = Captured { id: 1, bytes, original_len: bytes.len() };
+            let before = rejects.of(*reject);
+            let disposition = route(Time::ZERO, &captured, &mut router, &mut connections, &mut rejects);
+            assert_eq!((disposition, rejects.of(*reject)), (Disposition::Drop, before + 1), "{reject:?}");
+        }
+        let outcomes = &router.counters().outcomes;
+        assert_eq!((outcomes.of(Outcome::Unreadable), outcomes.total(), rejects.total()), (6, 6, 6));
+    }
 }

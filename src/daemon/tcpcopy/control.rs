@@ -14,7 +14,7 @@ use crate::daemon::exit::Failure;
 use crate::daemon::notify;
 use crate::daemon::queues;
 use crate::daemon::signals::Signals;
-use crate::daemon::statistics::Rounds;
+use crate::daemon::statistics::{Rounds, list};
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
 use crate::netfilter::Queues;
@@ -161,27 +161,24 @@ impl Control {
     fn log_stats(&self, duplicated: Option<u64>) {
         let Snapshot { replay, .. } = &self.totals;
         let micros = |permille| replay.response_time.quantile(permille).map(|time| time.as_micros());
-        let list = |names: &mut dyn Iterator<Item = (&'static str, u64)>| {
-            names.map(|(name, n)| format!("{name}={n}")).collect::<Vec<_>>().join(" ")
-        };
         tracing::info!(
             captured = self.totals.intake.packets,
             rejected = self.totals.rejects.total(),
-            rejects = list(&mut self.totals.rejects.nonzero()),
-            taken = list(&mut replay.taken.nonzero()),
-            unused = list(&mut replay.unused.nonzero()),
-            answers = list(&mut replay.answers.nonzero()),
+            rejects = list(&self.totals.rejects),
+            taken = list(&replay.taken),
+            unused = list(&replay.unused),
+            answers = list(&replay.answers),
             exchanges = replay.exchanges.total(),
-            opened = list(&mut replay.exchanges.nonzero()),
+            opened = list(&replay.exchanges),
             response_p50_us = micros(500),
             response_p99_us = micros(990),
             segments = replay.segments,
             bytes = replay.bytes,
-            send_errors = list(&mut self.totals.send_errors.nonzero()),
+            send_errors = list(&self.totals.send_errors),
             sessions = self.totals.sessions,
             started = replay.started,
             connections = replay.connections,
-            ended = list(&mut replay.ended.nonzero()),
+            ended = list(&replay.ended),
             no_address = replay.no_address,
             claims_refused = replay.claims_refused,
             skipped_bytes = replay.skipped_bytes,
