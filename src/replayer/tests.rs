@@ -240,6 +240,43 @@ fn the_memory_limit_ends_the_session_furthest_behind() {
 }
 
 #[test]
+fn above_the_memory_limit_no_session_begins() {
+    let mut b = Bench::new(Config { memory_limit: 1_000, ..config() });
+    b.syn("10.9.0.1:1");
+    b.packet("10.9.0.1:1", ONLINE, header(101, 1, A, 1400), &[0; 1400]);
+    b.packet("10.9.0.2:2", ONLINE, header(100, 0, Flags::SYN, 0), b"");
+    // The first session is to be shed, but the caller's turn ends with the second one's SYN.
+    let mut out = Outgoing::default();
+    assert_eq!(b.replayer.poll_transmit(b.now, &mut out).map(|sent| sent.src), Some(addr("10.9.0.2:2")));
+    b.packet("10.9.0.3:3", ONLINE, header(100, 0, Flags::SYN, 0), b"");
+    assert_eq!(b.counters().unused.of(Unused::MemoryLimit), 1);
+    b.run();
+    assert_eq!(b.replayer.buffered(), 0);
+    assert_eq!(b.syn("10.9.0.3:3").len(), 1, "there is room again");
+}
+
+#[test]
+fn nonsense_from_the_target_is_counted_and_sends_nothing_on() {
+    let mut b = Bench::new(config());
+    b.syn(CLIENT);
+    let local = addr(CLIENT);
+    b.client(CLIENT, header(101, 1, A, 3), b"get");
+    b.target(local, header(500, 999, Flags::SYN | A, 0));
+    b.target(local, header(500, 101, Flags::SYN, 0));
+    assert_eq!(b.counters().answers.of(Answer::Unacceptable), 2, "no answer to our SYN");
+    b.target(local, header(500, 101, Flags::SYN | A, 0));
+    b.target(local, header(501, 4_000, A, 0));
+    b.target(local, header(1_000_000_000, 104, A, 9));
+    b.target(local, header(501, 104, Flags::NONE, 9));
+    b.target(local, TcpHeader { payload_len: u32::MAX, ..header(501, 104, A, 0) });
+    b.target(local, header(777, 104, Flags::RST, 0));
+    let answers = &b.counters().answers;
+    assert!(answers.of(Answer::Unacceptable) >= 6, "{answers:?}");
+    assert_eq!(answers.total(), 8, "each counts once");
+    assert_eq!((b.replayer.sessions(), b.counters().bytes), (1, 3));
+}
+
+#[test]
 fn what_no_session_takes_is_counted_by_reason() {
     let mut b = Bench::new(config());
     b.packet(CLIENT, "10.1.0.1:81", header(1, 0, Flags::SYN, 0), b"");
@@ -265,6 +302,8 @@ fn a_share_of_connections_is_whole() {
         b.client(&client, header(101, 1, A, 1), b"x");
         assert_eq!(b.counters().taken.total() > before, selected);
     }
+    assert_eq!(b.counted(), 2_000);
+    assert_eq!(b.counters().unused.of(Unused::NotSelected), 2 * (1_000 - b.counters().started));
     assert!((230..370).contains(&b.replayer.sessions()), "{}", b.replayer.sessions());
 }
 

@@ -120,6 +120,18 @@ fn responses_that_beat_their_claim_are_held_for_it() {
 }
 
 #[test]
+fn what_nobody_claims_is_counted_when_its_wait_ends_or_at_once_if_nobody_can() {
+    let mut router = router(Unclaimed::Drop);
+    assert_eq!(syn(&mut router, at(0), 1), Disposition::Held);
+    router.handle_timeout(at(200));
+    assert_eq!(router.counters().outcomes.of(Outcome::UnclaimedDropped), 1);
+    let foreign = FlowKey { server: ([10, 0, 0, 9], 80).into(), ..key(1) };
+    let packet = response(foreign, Flags::ACK);
+    assert_eq!(router.handle_response(at(201), 7, &packet), Disposition::Drop);
+    assert_eq!(router.counters().outcomes.of(Outcome::UnclaimedDropped), 2);
+}
+
+#[test]
 fn nothing_else_is_held_when_too_many_are() {
     let mut router = router(Unclaimed::Accept);
     for port in 1..=4 {

@@ -37,6 +37,49 @@ fn a_reset_in_time_wait_is_no_failure() {
 }
 
 #[test]
+fn client_segments_that_cannot_belong_to_the_connection_change_nothing() {
+    let mut b = Bench::established();
+    assert_eq!(b.client(1, 1, pa(), b"one"), Taken::Data);
+    assert_eq!(b.client(5 + (1 << 30), 1, pa(), b"far ahead"), Taken::OutOfWindow);
+    assert_eq!(b.client(5 + (1 << 30), 1, Flags::FIN | pa(), b"far ahead"), Taken::OutOfWindow);
+    assert_eq!(b.client(5 + (1 << 31), 1, pa(), b"half the space away"), Taken::Duplicate);
+    assert_eq!(b.client(1 << 30, 1, Flags::RST, b""), Taken::Control, "as far as a window reaches");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"one")]);
+
+    let mut b = Bench::established();
+    b.client(1, 1, Flags::FIN | pa(), b"end");
+    assert_eq!(b.client(4, 1, pa(), b"after the end"), Taken::OutOfWindow);
+    assert_eq!(b.run(), [sent(Flags::FIN | pa(), 1, 1, b"end")]);
+    assert_eq!(b.session.buffered(), 3);
+}
+
+#[test]
+fn a_connection_that_is_never_joined_ends_by_itself() {
+    let now = Time::from_micros(1);
+    let join = || Session::join(now, Arc::default(), &client_header(100, 500, pa(), 3));
+    let mut b = Bench { session: join(), now, events: Vec::new(), timestamps: false };
+    b.client(100, 500, pa(), b"mid");
+    assert_eq!(b.client(103, 500, Flags::FIN | A, b""), Taken::BeforeJoin);
+    assert_eq!((b.run(), b.ended()), (vec![], Some(End::NotJoined)));
+
+    let mut b = Bench { session: join(), now, events: Vec::new(), timestamps: false };
+    b.client(100, 500, pa(), b"mid");
+    assert_eq!((b.wait(Duration::from_secs(700)), b.ended()), (vec![], Some(End::NotJoined)));
+}
+
+#[test]
+fn a_target_that_never_closes_is_left_after_a_while() {
+    let mut b = Bench::established();
+    b.client(1, 1, Flags::FIN | A, b"");
+    b.run();
+    b.target(1, 2, A, 0);
+    assert_eq!(b.wait(Duration::from_secs(59)), []);
+    let flags: Vec<_> = b.wait(Duration::from_secs(2)).iter().map(|s| s.flags).collect();
+    assert_eq!((flags, b.ended()), (vec![Flags::RST | A], Some(End::Lingering)));
+    assert_eq!(b.target(1, 2, A, 0), Answer::Stray, "nobody is there any more");
+}
+
+#[test]
 fn a_client_reset_becomes_one() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"get");
