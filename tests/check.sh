@@ -55,6 +55,7 @@ section "dependencies" dependencies
 section "dependencies in several versions (for information)" one_version_each
 section "unit, simulation, rules and command-line tests" cargo test --workspace --locked --quiet
 section "release build" cargo build --release --workspace --locked
+section "instruction counts" cargo test --release --locked --test instructions
 if [[ -n $lab ]]; then
   section "laboratory" target/release/lab run
 fi

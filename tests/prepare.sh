@@ -70,8 +70,9 @@ install_basics() {
   fi
 }
 
-# What the tests need beside that: the software that is replayed to, and what looks at documents, scripts and queues.
+# What the tests need beside that: the software that is replayed to, and what looks at documents, scripts,
+# queues and instructions.
 install_test_software() {
   install_missing redis-server redis-tools memcached postgresql-15 nghttp2-client nghttp2-server \
-    python3-websockets python3-aiosmtpd iptables procps mandoc shellcheck
+    python3-websockets python3-aiosmtpd iptables procps mandoc shellcheck valgrind
 }
