@@ -7,6 +7,7 @@
 //!
 //! Nothing here holds state. Imports nothing of the crate.
 
+mod checksum;
 #[cfg(test)]
 mod differential;
 pub mod flow;

@@ -2,9 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{Ipv4Header, Ipv6Header, TcpHeader as RawTcp, ip_number};
-
-use super::{TcpHeader, options};
+use super::checksum::{checksum, sum};
+use super::{Flags, TcpHeader, options};
 
 /// Bytes of an IPv4 and a TCP header without options.
 pub const MIN_HEADERS_V4: u16 = 40;
@@ -15,6 +14,13 @@ pub const MIN_HEADERS_V6: u16 = 60;
 const HEADROOM: usize = 40 + 20 + options::MAX_WRITTEN;
 
 const HOP_LIMIT: u8 = 64;
+/// TCP's protocol number.
+const TCP: u8 = 6;
+const TCP_HEADER: usize = 20;
+/// Where a TCP header has its checksum.
+const TCP_CHECKSUM: usize = 16;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
 
 /// One packet under construction, its buffer reused from packet to packet.
 ///
@@ -47,63 +53,71 @@ impl Outgoing {
     pub fn finish(&mut self, src: SocketAddr, dst: SocketAddr, header: &TcpHeader) -> Option<&[u8]> {
         self.options.clear();
         header.options.write(&mut self.options);
-        let mut tcp = raw_header(src.port(), dst.port(), header);
-        tcp.set_options_raw(&self.options).ok()?;
-        let payload = self.buffer.get(HEADROOM..)?;
-        let tcp_len = tcp.header_len().checked_add(payload.len())?;
+        let tcp_start = HEADROOM.checked_sub(TCP_HEADER + self.options.len())?;
+        let tcp_len = u16::try_from(self.buffer.len().checked_sub(tcp_start)?).ok()?;
+        let (tcp, options) = self.buffer.get_mut(tcp_start..HEADROOM)?.split_first_chunk_mut()?;
+        *tcp = tcp_header(src.port(), dst.port(), header, options.len());
+        options.copy_from_slice(&self.options);
+        let sum = sum(self.buffer.get(tcp_start..)?) + sum(&[0, TCP]) + sum(&tcp_len.to_be_bytes());
         let ip_start = match (src.ip(), dst.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                tcp.checksum = tcp.calc_checksum_ipv4_raw(from.octets(), to.octets(), payload).ok()?;
-                let mut ip = Ipv4Header::new(
-                    u16::try_from(tcp_len).ok()?,
-                    HOP_LIMIT,
-                    ip_number::TCP,
-                    from.octets(),
-                    to.octets(),
-                )
-                .ok()?;
-                ip.dont_fragment = true;
-                ip.header_checksum = ip.calc_header_checksum();
-                self.prepend(&tcp.to_bytes(), &ip.to_bytes())
+                let ip = ipv4_header(tcp_len, from.octets(), to.octets())?;
+                self.prepend(tcp_start, &ip, sum)
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
-                tcp.checksum = tcp.calc_checksum_ipv6_raw(from.octets(), to.octets(), payload).ok()?;
-                let ip = Ipv6Header {
-                    payload_length: u16::try_from(tcp_len).ok()?,
-                    next_header: ip_number::TCP,
-                    hop_limit: HOP_LIMIT,
-                    source: from.octets(),
-                    destination: to.octets(),
-                    ..Ipv6Header::default()
-                };
-                self.prepend(&tcp.to_bytes(), &ip.to_bytes())
+                let ip = ipv6_header(tcp_len, from.octets(), to.octets());
+                self.prepend(tcp_start, &ip, sum)
             }
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
         }?;
         self.buffer.get(ip_start..)
     }
 
-    /// Writes both headers so that they end where the payload begins; returns where they begin.
-    fn prepend(&mut self, tcp: &[u8], ip: &[u8]) -> Option<usize> {
-        let tcp_start = HEADROOM.checked_sub(tcp.len())?;
-        let ip_start = tcp_start.checked_sub(ip.len())?;
-        self.buffer.get_mut(tcp_start..HEADROOM)?.copy_from_slice(tcp);
+    /// Writes the IP header in front of the TCP header, whose checksum it completes: `partial` is the sum
+    /// of all it covers but the addresses. Returns where the packet begins.
+    fn prepend<const N: usize>(&mut self, tcp_start: usize, ip: &[u8; N], partial: u64) -> Option<usize> {
+        let addresses = ip.get(if N == IPV4_HEADER { 12 } else { 8 }..)?;
+        let field = tcp_start + TCP_CHECKSUM;
+        let sum = partial + sum(addresses);
+        self.buffer.get_mut(field..field + 2)?.copy_from_slice(&checksum(sum));
+        let ip_start = tcp_start.checked_sub(N)?;
         self.buffer.get_mut(ip_start..tcp_start)?.copy_from_slice(ip);
         Some(ip_start)
     }
 }
 
-fn raw_header(src_port: u16, dst_port: u16, header: &TcpHeader) -> RawTcp {
-    use super::Flags;
-    let flag = |flag| header.flags.contains(flag);
-    let mut tcp = RawTcp::new(src_port, dst_port, header.seq.0, header.window);
-    tcp.acknowledgment_number = header.ack.0;
-    tcp.fin = flag(Flags::FIN);
-    tcp.syn = flag(Flags::SYN);
-    tcp.rst = flag(Flags::RST);
-    tcp.psh = flag(Flags::PSH);
-    tcp.ack = flag(Flags::ACK);
-    tcp.ece = flag(Flags::ECE);
-    tcp.cwr = flag(Flags::CWR);
-    tcp
+/// A TCP header (RFC 9293, 3.1) in front of `options` bytes of options, its checksum 0.
+fn tcp_header(src_port: u16, dst_port: u16, header: &TcpHeader, options: usize) -> [u8; TCP_HEADER] {
+    let [s0, s1] = src_port.to_be_bytes();
+    let [d0, d1] = dst_port.to_be_bytes();
+    let [n0, n1, n2, n3] = header.seq.0.to_be_bytes();
+    let [a0, a1, a2, a3] = header.ack.0.to_be_bytes();
+    let [w0, w1] = header.window.to_be_bytes();
+    // In words of four bytes, in the upper half. At most 15: options are at most `MAX_WRITTEN` long.
+    let offset = u8::try_from((TCP_HEADER + options) / 4).unwrap_or(15) << 4;
+    let flags = header.flags.bits() & !Flags::URG.bits();
+    [s0, s1, d0, d1, n0, n1, n2, n3, a0, a1, a2, a3, offset, flags, w0, w1, 0, 0, 0, 0]
+}
+
+/// An IPv4 header (RFC 791, 3.1) without options, of a packet that is not to be fragmented. `None` if the packet
+/// would be too long.
+fn ipv4_header(payload: u16, from: [u8; 4], to: [u8; 4]) -> Option<[u8; IPV4_HEADER]> {
+    const DONT_FRAGMENT: u8 = 0x40;
+    let [l0, l1] = payload.checked_add(20)?.to_be_bytes();
+    let [f0, f1, f2, f3] = from;
+    let [t0, t1, t2, t3] = to;
+    let start = [0x45, 0, l0, l1, 0, 0, DONT_FRAGMENT, 0, HOP_LIMIT, TCP];
+    let [c0, c1] = checksum(sum(&start) + sum(&from) + sum(&to));
+    let [v, tos, _, _, i0, i1, flags, offset, ttl, protocol] = start;
+    Some([v, tos, l0, l1, i0, i1, flags, offset, ttl, protocol, c0, c1, f0, f1, f2, f3, t0, t1, t2, t3])
+}
+
+/// An IPv6 header (RFC 8200, 3).
+fn ipv6_header(payload: u16, from: [u8; 16], to: [u8; 16]) -> [u8; IPV6_HEADER] {
+    let [l0, l1] = payload.to_be_bytes();
+    let mut ip = [0; IPV6_HEADER];
+    ip[..8].copy_from_slice(&[0x60, 0, 0, 0, l0, l1, TCP, HOP_LIMIT]);
+    ip[8..24].copy_from_slice(&from);
+    ip[24..].copy_from_slice(&to);
+    ip
 }
