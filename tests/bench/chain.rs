@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpcopy::replayer::{Claim, Config, Replayer, Transmit};
-use tcpcopy::session;
 use tcpcopy::wire::{Flags, FlowId, Mapping, Outgoing, Packet, Seq, TcpHeader, TcpOptions, Time, Timestamps};
 
 /// Bytes of a request and of its response: a small web page's.
@@ -68,10 +67,7 @@ pub(crate) struct Chain {
 impl Chain {
     pub(crate) fn new() -> Self {
         let config = Config {
-            session: Arc::new(session::Config {
-                idle_timeout: Duration::from_secs(100_000),
-                ..Default::default()
-            }),
+            session: Arc::default(),
             mappings: vec![Mapping { online: None, port: 80, target: target() }],
             pools: Vec::new(),
             copies: 1,
@@ -131,7 +127,7 @@ impl Chain {
         let (_, sent) = self.turn();
         assert!(sent.is_some_and(|sent| sent.header.payload_len == REQUEST_LEN), "the request did not leave");
         talk.up = talk.up.add(REQUEST_LEN);
-        self.now += Duration::from_millis(1);
+        self.now += Duration::from_micros(100);
         self.answer(talk, header(talk.target, talk.up, Flags::PSH | ACK, RESPONSE));
         talk.target = talk.target.add(RESPONSE);
         talk.down = talk.down.add(RESPONSE);
