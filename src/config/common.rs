@@ -1,12 +1,16 @@
 //! What the settings of both programs have in common: keys, their bounds, and checks.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::key::{Key, Kind};
 use super::value::AutoOr;
 
 /// The most worker threads; far beyond any machine, and the queue numbers still fit.
 const MAX_WORKERS: u64 = 256;
+
+/// The longest time to coalesce.
+const MAX_COALESCE: Duration = Duration::from_millis(10);
 
 /// The key `workers`.
 pub(super) const fn workers(help: &'static str) -> Key {
@@ -47,6 +51,19 @@ pub(super) const fn queue(default: &'static str) -> Key {
     }
 }
 
+/// The key `coalesce`.
+pub(super) const fn coalesce(help: &'static str) -> Key {
+    Key {
+        name: "coalesce",
+        option: "coalesce",
+        short: None,
+        kind: Kind::Text,
+        value_name: "TIME",
+        default: "\"800us\"",
+        help,
+    }
+}
+
 /// The key `log`.
 pub(super) const fn log(help: &'static str) -> Key {
     Key {
@@ -75,6 +92,12 @@ pub(super) fn refuse_twice(addresses: &[SocketAddr]) -> Option<String> {
         .enumerate()
         .find(|(index, address)| addresses.iter().take(*index).any(|other| other == *address));
     twice.map(|(_, address)| format!("{address} is named twice; leave one out"))
+}
+
+/// What is wrong with a time to coalesce.
+pub(super) fn refuse_coalesce(time: Duration) -> Option<String> {
+    (time > MAX_COALESCE)
+        .then(|| "longer than 10ms: sessions would fall behind their clients; 0s turns it off".to_owned())
 }
 
 /// What is wrong with a first queue from which the workers' queues do not fit.

@@ -33,6 +33,8 @@ pub struct Settings {
     pub receive_hold: Duration,
     /// The most flows at a time, of all workers together.
     pub max_flows: u32,
+    /// The time within which responses are handled together when they come thick. Zero: each is handled at once.
+    pub coalesce: Duration,
     /// The number of the first worker's queue; that of the last one fits in 16 bits too.
     pub queue: u16,
     /// The mark on unclaimed packets that are let through; never 0.
@@ -137,6 +139,7 @@ const KEYS: &[Key] = &[
         default: "262144",
         help: "Most flows at a time; the oldest gives way",
     },
+    common::coalesce("Handle responses that come thick together, once in this time; 0s: each at once"),
     common::queue("36540"),
     Key {
         name: "accept-mark",
@@ -178,6 +181,7 @@ pub(super) struct Raw {
     insecure: bool,
     receive_hold: Text<Span>,
     max_flows: Number<1, 10_000_000>,
+    coalesce: Text<Span>,
     queue: Number<0, 65_535>,
     accept_mark: Number<1, 0xffff_ffff>,
     log: Text<LogLevel>,
@@ -202,6 +206,7 @@ impl Settings {
             insecure: raw.insecure,
             receive_hold: raw.receive_hold.0.0,
             max_flows: raw.max_flows.to(),
+            coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             accept_mark: raw.accept_mark.to(),
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
@@ -233,6 +238,7 @@ impl Settings {
             );
             return Some(("bind", message));
         }
-        common::refuse_queues(self.queue, self.workers).map(|message| ("queue", message))
+        let coalesce = common::refuse_coalesce(self.coalesce).map(|message| ("coalesce", message));
+        coalesce.or_else(|| common::refuse_queues(self.queue, self.workers).map(|message| ("queue", message)))
     }
 }

@@ -36,6 +36,9 @@ pub struct Settings {
     pub insecure: bool,
     /// The number of the first worker's queue; that of the last one fits in 16 bits too.
     pub queue: u16,
+    /// The time within which captured packets and responses are handled together when they come thick. It costs
+    /// a request at most this much delay, and saves most wake-ups. Zero: each is handled at once.
+    pub coalesce: Duration,
     /// The mark on packets this program sends; never 0.
     pub mark: u32,
     /// The largest packet sent to a target, in bytes with IP header: 576 (IPv6: 1280) to 65535.
@@ -255,6 +258,7 @@ const KEYS: &[Key] = &[
         default: "1500",
         help: "Largest packet that reaches the target",
     },
+    common::coalesce("Handle packets that come thick together, once in this time; 0s: each at once"),
     common::queue("36520"),
     Key {
         name: "mark",
@@ -324,6 +328,7 @@ pub(super) struct Raw {
     max_sessions: Number<1, 10_000_000>,
     idle_timeout: Text<Span>,
     mtu: Number<576, 65_535>,
+    coalesce: Text<Span>,
     queue: Number<0, 65_535>,
     mark: Number<1, 0xffff_ffff>,
     sink: Text<InterfaceName>,
@@ -354,6 +359,7 @@ impl Settings {
             percent: raw.percent.to(),
             workers: raw.workers.or(common::processors() / 2),
             insecure: raw.insecure,
+            coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             mark: raw.mark.to(),
             mtu: raw.mtu.to(),
@@ -459,6 +465,9 @@ impl Settings {
         }
         if let Some(message) = common::refuse_queues(self.queue, self.workers) {
             return Some(("queue", message));
+        }
+        if let Some(message) = common::refuse_coalesce(self.coalesce) {
+            return Some(("coalesce", message));
         }
         let least = 16 << 20;
         if self.memory_limit < least {

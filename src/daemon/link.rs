@@ -131,6 +131,13 @@ impl Link {
         }
     }
 
+    /// Asks for headers to leave at once, for so long; nothing happens unless the link is up.
+    pub fn hurry(&mut self, time: Duration) {
+        if let State::Open { client, .. } = &mut self.state {
+            client.hurry(time);
+        }
+    }
+
     /// Takes an event of this link's token.
     pub fn ready(&mut self, now: Time, event: &Event) {
         match &mut self.state {
@@ -349,7 +356,10 @@ mod tests {
                             },
                         ),
                         ServerEvent::Claim { flow, .. } => claims.push(flow),
-                        other @ (ServerEvent::Release(_) | ServerEvent::Closed(_)) => panic!("{other:?}"),
+                        other
+                        @ (ServerEvent::Release(_) | ServerEvent::Hurry(_) | ServerEvent::Closed(_)) => {
+                            panic!("{other:?}")
+                        }
                     }
                 }
                 let n = server.pending().len();

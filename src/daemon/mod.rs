@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `start`, `exit`, `failures` | how a program begins and ends, and what errors mean for it |
 //! | `logging`, `quiet`, `notify` | what it tells: the journal, without being flooded; the service manager |
-//! | `threads`, `wait`, `signals`, [`clock`] | threads and their loops |
+//! | `threads`, `wait`, `spacing`, `signals`, [`clock`] | threads and their loops |
 //! | `queues`, `statistics` | the workers' queues; the rhythm of their counters |
 //! | `pipe`, [`link`] | a tunnel's socket; tcpcopy's connection that is kept up |
 
@@ -21,6 +21,7 @@ mod pipe;
 mod queues;
 mod quiet;
 mod signals;
+mod spacing;
 mod start;
 mod statistics;
 pub mod tcpcopy;

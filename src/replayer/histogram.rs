@@ -22,10 +22,15 @@ impl Default for Histogram {
 impl Histogram {
     /// Takes a measurement in.
     pub fn record(&mut self, value: Duration) {
+        self.record_many(value, 1);
+    }
+
+    /// Takes in a measurement that holds for so many.
+    pub fn record_many(&mut self, value: Duration, many: u64) {
         let bucket = bucket(u64::try_from(value.as_micros()).unwrap_or(u64::MAX));
         if let Some(count) = self.counts.get_mut(bucket) {
-            *count += 1;
-            self.total += 1;
+            *count += many;
+            self.total += many;
         }
     }
 

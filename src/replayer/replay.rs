@@ -45,6 +45,8 @@ pub struct Replayer {
     /// Sessions that want a connection while none is.
     waiting: Vec<usize>,
     stopping: bool,
+    /// A session has fallen behind its client since [`Replayer::take_behind`].
+    behind: bool,
     counters: Counters,
 }
 
@@ -58,6 +60,7 @@ impl Replayer {
             reachable: false,
             waiting: Vec::new(),
             stopping: false,
+            behind: false,
             counters: Counters::default(),
         }
     }
@@ -75,6 +78,12 @@ impl Replayer {
     /// Upstream bytes held.
     pub fn buffered(&self) -> usize {
         self.table.buffered()
+    }
+
+    /// Whether, since this was asked last, a session has fallen behind its client for no other reason than
+    /// that packets were not handed in, or out, at once.
+    pub fn take_behind(&mut self) -> bool {
+        std::mem::take(&mut self.behind)
     }
 
     /// Takes in a captured packet of a client.
@@ -287,6 +296,7 @@ impl Replayer {
             Event::Connect => self.connect(now, slot),
             Event::Exchange(exchange) => {
                 self.counters.exchanges.count(exchange.opened);
+                self.behind |= exchange.behind;
                 if let Some(last) = exchange.last_byte {
                     self.counters.response_time.record(last);
                 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 use crate::session::{self, Answer, End, Taken};
@@ -155,6 +156,23 @@ fn a_session_that_ends_while_it_waits_gives_its_place_to_nobody() {
     assert_eq!(b.replayer.sessions(), 0);
     b.replayer.set_reachable(b.now, true);
     assert!(b.run().is_empty() && b.claims.is_empty());
+}
+
+#[test]
+fn a_burst_that_leaves_late_for_our_own_sake_is_behind() {
+    let mut b = Bench::new(config());
+    b.syn(CLIENT);
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0));
+    for n in 1..=3 {
+        assert!(b.client(CLIENT, header(101 + n * 5, 1 + n * 3, A, 5), b"again").is_empty());
+    }
+    for (n, behind) in [(1, false), (2, true), (3, true)] {
+        b.now += Duration::from_millis(2);
+        let sent = b.target(addr(CLIENT), header(498 + n * 3, 101 + n * 5, A, 3));
+        assert_eq!(sent.len(), 1, "{n}");
+        assert_eq!(b.replayer.take_behind(), behind, "{n}");
+    }
 }
 
 #[test]
@@ -322,7 +340,7 @@ fn the_end_resets_and_releases() {
 #[test]
 fn deadlines_are_met() {
     let session =
-        session::Config { give_up: std::time::Duration::from_secs(5), ..session::Config::default() };
+        session::Config { give_up: Duration::from_secs(5), ..session::Config::default() };
     let mut b = Bench::new(Config { session: Arc::new(session), ..config() });
     b.syn(CLIENT);
     let mut syns = 1;

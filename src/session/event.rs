@@ -80,6 +80,9 @@ pub struct Exchange {
     pub last_byte: Option<Duration>,
     /// Why the next burst was allowed to leave.
     pub opened: Opened,
+    /// The next burst left long after its capture, though neither the target nor the client's distance
+    /// took long: the replay is behind.
+    pub behind: bool,
 }
 
 /// Why a session ended.

@@ -21,6 +21,9 @@ const LINGER: Duration = Duration::from_secs(60);
 /// before it: more than is ever in flight.
 const ISS_STEP: u32 = 1 << 24;
 
+/// A burst that leaves later than this after its capture is behind, if nothing else took as long.
+const BEHIND: Duration = Duration::from_millis(3);
+
 /// Where a session stands with its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -384,7 +387,7 @@ impl Session {
             if self.needs_another_connection(&mark) {
                 return self.reconnect(now, mark.before);
             }
-            self.pass(&mark, how);
+            self.pass(now, &mark, how);
         }
     }
 
@@ -428,12 +431,14 @@ impl Session {
         Some((mark, decision))
     }
 
-    fn pass(&mut self, mark: &Mark, how: Opened) {
+    fn pass(&mut self, now: Time, mark: &Mark, how: Opened) {
         let Some(connection) = &self.connection else { return };
         let Some(receiver) = &connection.receiver else { return };
         let sent = connection.last_sent;
         if mark.offset > self.burst_start {
             let first_answer = self.first_answer.take();
+            let last_byte = first_answer.map(|_| receiver.last_at() - sent);
+            let prompt = last_byte.is_some_and(|last| last + self.lag() < BEHIND);
             self.slowest_answer =
                 self.slowest_answer.max(first_answer.map_or(Duration::ZERO, |at| at - sent));
             self.events.push_back(Event::Exchange(Exchange {
@@ -441,8 +446,9 @@ impl Session {
                 online_bytes: self.gate.online_response(mark),
                 target_bytes: self.gate.target_response(receiver.received()),
                 first_byte: first_answer.map(|at| at - sent),
-                last_byte: first_answer.map(|_| receiver.last_at() - sent),
+                last_byte,
                 opened: how,
+                behind: prompt && now - mark.captured > BEHIND,
             }));
         }
         self.gate.pass(mark, receiver.received(), how);

@@ -1,7 +1,11 @@
 //! tcpcopy's end of a tunnel connection.
 
+use std::time::Duration;
+
 use super::codec::{Decoder, FrameError, Output};
-use super::frame::{AnyWelcome, Claim, ClaimRefusal, Hello, Kind, Refuse, Refused, Response, Stats, Token};
+use super::frame::{
+    AnyWelcome, Claim, ClaimRefusal, Hello, Hurry, Kind, Refuse, Refused, Response, Stats, Token,
+};
 use super::{Closed, Endpoint, Limits};
 use crate::wire::flow::SPLIT_SEED;
 use crate::wire::{FlowId, FlowKey, Time};
@@ -97,6 +101,14 @@ impl Client {
         }
     }
 
+    /// Asks for headers to leave at once, for so long.
+    pub fn hurry(&mut self, time: Duration) {
+        if self.is_connected() {
+            let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+            self.send(Kind::Hurry, &Hurry { millis }.bytes());
+        }
+    }
+
     /// Frames of unknown kinds that were passed over.
     pub fn unknown_frames(&self) -> u64 {
         self.decoder.unknown()
@@ -181,7 +193,8 @@ impl Client {
             | Kind::Headers
             | Kind::Ping
             | Kind::Pong
-            | Kind::Stats => Err(Closed::Unexpected(kind)),
+            | Kind::Stats
+            | Kind::Hurry => Err(Closed::Unexpected(kind)),
         }
     }
 
@@ -198,9 +211,13 @@ impl Client {
                 let Token(_) = self.decoder.record()?;
                 return Ok(Some(Step::Again));
             }
-            Kind::Hello | Kind::Welcome | Kind::Refuse | Kind::Claims | Kind::Releases | Kind::Ping => {
-                return Ok(None);
-            }
+            Kind::Hello
+            | Kind::Welcome
+            | Kind::Refuse
+            | Kind::Claims
+            | Kind::Releases
+            | Kind::Ping
+            | Kind::Hurry => return Ok(None),
         };
         Ok(Some(Step::Event(event)))
     }

@@ -39,6 +39,8 @@ pub enum Kind {
     Pong,
     /// To tcpcopy: [`Stats`].
     Stats,
+    /// To intercept: a [`Hurry`].
+    Hurry,
 }
 
 impl Kind {
@@ -55,6 +57,7 @@ impl Kind {
             8 => Self::Ping,
             9 => Self::Pong,
             10 => Self::Stats,
+            11 => Self::Hurry,
             _ => return None,
         })
     }
@@ -72,6 +75,7 @@ impl Kind {
             Self::Ping => 8,
             Self::Pong => 9,
             Self::Stats => 10,
+            Self::Hurry => 11,
         }
     }
 
@@ -79,7 +83,13 @@ impl Kind {
     pub const fn is_batch(self) -> bool {
         match self {
             Self::Claims | Self::Refused | Self::Releases | Self::Headers => true,
-            Self::Hello | Self::Welcome | Self::Refuse | Self::Ping | Self::Pong | Self::Stats => false,
+            Self::Hello
+            | Self::Welcome
+            | Self::Refuse
+            | Self::Ping
+            | Self::Pong
+            | Self::Stats
+            | Self::Hurry => false,
         }
     }
 }
@@ -181,6 +191,25 @@ impl Welcome {
         let [e, f] = self.worker.to_be_bytes();
         let [g, h, i, j] = self.split_seed.to_be_bytes();
         [a, b, c, d, e, f, g, h, i, j]
+    }
+}
+
+/// Sessions wait for responses: headers are to leave at once, for so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hurry {
+    /// For how long, in milliseconds.
+    pub millis: u32,
+}
+
+impl Hurry {
+    pub(super) fn bytes(self) -> [u8; 4] {
+        self.millis.to_be_bytes()
+    }
+}
+
+impl Record for Hurry {
+    fn read(from: &mut Reader<'_>) -> Option<Self> {
+        Some(Self { millis: from.u32()? })
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::codec::{Decoder, Output};
 use super::frame::{
-    AnyHello, Claim, ClaimRefusal, Hello, Kind, Refuse, Refused, Release, Response, Stats, Token, VERSION,
-    Welcome,
+    AnyHello, Claim, ClaimRefusal, Hello, Hurry, Kind, Refuse, Refused, Release, Response, Stats, Token,
+    VERSION, Welcome,
 };
 use super::{Closed, Endpoint, Limits};
 use crate::wire::{FlowId, FlowKey, TcpHeader, Time};
@@ -25,6 +25,8 @@ pub enum ServerEvent {
     },
     /// A claim is given up.
     Release(FlowId),
+    /// Headers are to leave at once, for so long.
+    Hurry(Duration),
     /// The connection is over. The last event.
     Closed(Closed),
 }
@@ -213,6 +215,10 @@ impl Server {
             | Kind::Headers
             | Kind::Pong
             | Kind::Stats => Err(Closed::Unexpected(kind)),
+            Kind::Hurry => {
+                let Hurry { millis } = self.decoder.record()?;
+                Ok(Step::Event(ServerEvent::Hurry(Duration::from_millis(millis.into()))))
+            }
         }
     }
 

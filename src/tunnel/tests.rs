@@ -180,6 +180,18 @@ fn a_client_checks_who_answers() {
 }
 
 #[test]
+fn a_hurry_crosses() {
+    let (mut client, mut server) = pair(1000);
+    client.hurry(Duration::from_millis(1500));
+    carry(Time::ZERO, &mut client, &mut server);
+    assert_eq!(server.poll_event(), Some(ServerEvent::Hurry(Duration::from_millis(1500))));
+    let mut stranger = Client::new(Time::ZERO, HELLO, limits(1000));
+    let hello = stranger.pending().len();
+    stranger.hurry(Duration::from_secs(1));
+    assert_eq!(stranger.pending().len(), hello, "nothing but the hello before the welcome");
+}
+
+#[test]
 fn unknown_frames_and_longer_ones_are_passed_over() {
     let (mut client, mut server) = pair(1000);
     client.handle_bytes(Time::ZERO, &frame(200, b"from the future"));

@@ -211,7 +211,7 @@ impl Acceptor {
             Some(ServerEvent::Hello(hello)) => self.introduce(now, key, hello),
             Some(ServerEvent::Closed(why)) => self.turn_away(now, key, why),
             // Nothing else comes before a welcome.
-            None | Some(ServerEvent::Claim { .. } | ServerEvent::Release(_)) => {}
+            None | Some(ServerEvent::Claim { .. } | ServerEvent::Release(_) | ServerEvent::Hurry(_)) => {}
         }
     }
 

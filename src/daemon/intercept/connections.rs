@@ -18,6 +18,8 @@ const MAX_CONNECTIONS: usize = 1024;
 /// Log lines about connections, and the time between two after the first ones: 32 tcpcopy may come at once.
 const LOG_BURST: u32 = 100;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest time that headers leave at once because a tcpcopy asked for it.
+const MAX_HURRY: Duration = Duration::from_secs(10);
 /// Reads from one connection in a turn.
 const READS: usize = 8;
 
@@ -45,6 +47,8 @@ pub(super) struct Connections {
     first_token: usize,
     worker: u16,
     workers: u16,
+    /// Until when headers are to leave at once.
+    hurry: Time,
     quiet: Quiet,
 }
 
@@ -59,12 +63,18 @@ impl Connections {
             first_token,
             worker,
             workers,
+            hurry: Time::ZERO,
             quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
         }
     }
 
     pub(super) fn len(&self) -> usize {
         self.all.len()
+    }
+
+    /// Until when headers are to leave at once, because sessions wait for them.
+    pub(super) fn hurry(&self) -> Time {
+        self.hurry
     }
 
     /// Whether some could not be read to their end.
@@ -228,6 +238,7 @@ impl Connections {
                 None | Some(ServerEvent::Hello(_)) => break,
                 Some(ServerEvent::Claim { flow, key }) => claim(now, connection, flow, key, router),
                 Some(ServerEvent::Release(flow)) => router.release(now, conn, flow),
+                Some(ServerEvent::Hurry(time)) => self.hurry = self.hurry.max(now + time.min(MAX_HURRY)),
                 Some(ServerEvent::Closed(why)) => self.close_key(now, key, router, &why),
             }
         }

@@ -17,8 +17,9 @@ use crate::config::intercept::{Settings, Unclaimed};
 use crate::daemon::clock::Clock;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::queues::{BATCHES, Intake};
+use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
-use crate::daemon::wait::{wait, watch};
+use crate::daemon::wait::{rest_and_wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::tunnel::{Hello, Server};
 use crate::wire::{self, Reject, Tally, Time};
@@ -102,6 +103,7 @@ pub(super) struct Worker {
     /// Verdicts of one batch.
     verdicts: Vec<(u32, capture::Verdict)>,
     totals: Snapshot,
+    spacing: Spacing,
 }
 
 impl Worker {
@@ -133,6 +135,7 @@ impl Worker {
             connections: Connections::new(FIRST_CONNECTION, index, settings.workers),
             verdicts: Vec::new(),
             totals: Snapshot::default(),
+            spacing: Spacing::new(settings.coalesce),
         })
     }
 
@@ -148,7 +151,8 @@ impl Worker {
             } else {
                 [self.router.poll_timeout(), self.connections.poll_timeout()].into_iter().flatten().min()
             };
-            wait(&mut self.poll, &mut events, now, deadline)?;
+            let rest = self.spacing.rest().filter(|_| !busy);
+            rest_and_wait(&mut self.poll, &mut events, self.clock, rest, deadline)?;
             let now = self.clock.now();
             for event in &events {
                 match event.token() {
@@ -160,8 +164,11 @@ impl Worker {
             if !self.take_orders(now, reports) {
                 return Ok(());
             }
+            let before = self.totals.intake.packets;
             self.connections.receive(now, &mut self.router);
+            self.spacing.hurry(self.connections.hurry());
             self.receive()?;
+            self.spacing.turn(now, self.totals.intake.packets - before);
             let now = self.clock.now();
             self.router.handle_timeout(now);
             self.connections.handle_timeout(now, &mut self.router);

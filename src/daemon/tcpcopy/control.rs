@@ -18,6 +18,7 @@ use crate::daemon::statistics::{Rounds, list};
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
 use crate::netfilter::Queues;
+use crate::replayer::Histogram;
 use crate::sys::links::LinkWatch;
 
 pub(super) const INBOX: Token = Token(0);
@@ -160,7 +161,8 @@ impl Control {
 
     fn log_stats(&self, duplicated: Option<u64>) {
         let Snapshot { replay, .. } = &self.totals;
-        let micros = |permille| replay.response_time.quantile(permille).map(|time| time.as_micros());
+        let micros = |times: &Histogram, permille| times.quantile(permille).map(|time| time.as_micros());
+        let (delay, response) = (&self.totals.delay, &replay.response_time);
         tracing::info!(
             captured = self.totals.intake.packets,
             rejected = self.totals.rejects.total(),
@@ -170,8 +172,10 @@ impl Control {
             answers = list(&replay.answers),
             exchanges = replay.exchanges.total(),
             opened = list(&replay.exchanges),
-            response_p50_us = micros(500),
-            response_p99_us = micros(990),
+            delay_p50_us = micros(delay, 500),
+            delay_p99_us = micros(delay, 990),
+            response_p50_us = micros(response, 500),
+            response_p99_us = micros(response, 990),
             segments = replay.segments,
             bytes = replay.bytes,
             send_errors = list(&self.totals.send_errors),

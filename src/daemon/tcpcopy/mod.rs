@@ -73,6 +73,7 @@ fn run(settings: &Settings) -> Result<(), Failure> {
             sender,
             config: Arc::new(replayer_config(settings, index)),
             intercepts: settings.intercepts.clone(),
+            coalesce: settings.coalesce,
             instance,
         };
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;

@@ -1,6 +1,7 @@
 //! One worker's tunnels: to every worker of every intercept.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use mio::event::Event;
 use mio::{Registry, Token};
@@ -200,6 +201,11 @@ impl Tunnels {
                 Claim::Release(id, _) => link.release(id),
             }
         }
+    }
+
+    /// Asks all intercepts for headers to leave at once, for so long.
+    pub(super) fn hurry(&mut self, time: Duration) {
+        self.links().for_each(|link| link.hurry(time));
     }
 
     /// Writes what is pending.

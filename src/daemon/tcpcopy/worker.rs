@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
@@ -13,9 +14,10 @@ use super::tunnels::Tunnels;
 use crate::capture::{NfQueue, Received, Source};
 use crate::daemon::clock::Clock;
 use crate::daemon::queues::{BATCHES, Intake};
+use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
-use crate::daemon::wait::{wait, watch};
-use crate::replayer::{self, Replayer, Transmit};
+use crate::daemon::wait::{rest_and_wait, watch};
+use crate::replayer::{self, Histogram, Replayer, Transmit};
 use crate::sys::raw::RawSender;
 use crate::wire::{self, Outgoing, Reject, Tally, Time};
 
@@ -27,6 +29,9 @@ const SENDS: usize = 1024;
 /// The same while the queue has more than a turn can receive: what is captured is safe in memory, what
 /// waits in the kernel is not.
 const SENDS_UNDER_PRESSURE: usize = 128;
+
+/// How long nothing rests after a session has fallen behind.
+const HURRY: Duration = Duration::from_secs(1);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -77,6 +82,8 @@ pub(super) struct Snapshot {
     pub(super) intake: Intake,
     pub(super) rejects: Tally<Reject>,
     pub(super) send_errors: Tally<SendError>,
+    /// From capture to the end of the turn in which what could be sent was sent: at most this, for each packet.
+    pub(super) delay: Histogram,
     pub(super) replay: replayer::Counters,
     pub(super) sessions: usize,
     pub(super) buffered: usize,
@@ -88,6 +95,7 @@ impl Snapshot {
         self.intake.merge(&other.intake);
         self.rejects.merge(&other.rejects);
         self.send_errors.merge(&other.send_errors);
+        self.delay.merge(&other.delay);
         self.replay.merge(&other.replay);
         self.sessions += other.sessions;
         self.buffered += other.buffered;
@@ -102,6 +110,7 @@ pub(super) struct Parts {
     pub(super) sender: RawSender,
     pub(super) config: Arc<replayer::Config>,
     pub(super) intercepts: Vec<std::net::SocketAddr>,
+    pub(super) coalesce: Duration,
     pub(super) instance: u64,
 }
 
@@ -126,6 +135,9 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         outgoing: Outgoing::default(),
         reachable: false,
         totals: Snapshot::default(),
+        spacing: Spacing::new(parts.coalesce),
+        hurry: Time::ZERO,
+        waiting_since: now,
     };
     threads::spawn(index, orders, reports, Report::Ended, move |reports| worker.run(reports))
 }
@@ -147,6 +159,11 @@ struct Worker {
     outgoing: Outgoing,
     reachable: bool,
     totals: Snapshot,
+    spacing: Spacing,
+    /// Until when nothing rests.
+    hurry: Time,
+    /// Since when the packets received next can have been waiting, at most.
+    waiting_since: Time,
 }
 
 impl Worker {
@@ -162,8 +179,13 @@ impl Worker {
             } else {
                 [self.replayer.poll_timeout(), self.tunnels.poll_timeout()].into_iter().flatten().min()
             };
-            wait(&mut self.poll, &mut events, now, deadline)?;
-            let now = self.clock.now();
+            let rest = self.spacing.rest().filter(|_| !busy);
+            let rested = rest_and_wait(&mut self.poll, &mut events, self.clock, rest, deadline)?;
+            let woken = self.clock.now();
+            if !busy {
+                self.waiting_since = if rested { now } else { woken };
+            }
+            let now = woken;
             for event in &events {
                 match event.token() {
                     WAKER => {}
@@ -171,7 +193,13 @@ impl Worker {
                     Token(_) => self.tunnels.ready(now, event),
                 }
             }
+            let (input, captured) = (self.input(), self.totals.intake.packets);
             self.turn(now, reports)?;
+            self.spacing.turn(now, self.input() - input);
+            let captured = self.totals.intake.packets - captured;
+            if captured > 0 {
+                self.totals.delay.record_many(self.clock.now() - self.waiting_since, captured);
+            }
             if !self.take_orders(reports) {
                 self.stop()?;
                 reports.send(Report::Counters(Box::new(self.snapshot())));
@@ -187,8 +215,23 @@ impl Worker {
         self.receive()?;
         let now = self.clock.now();
         self.replayer.handle_timeout(now);
+        self.keep_up(now);
         self.send(now, if self.queue_ready { SENDS_UNDER_PRESSURE } else { SENDS });
         Ok(())
+    }
+
+    /// While sessions fall behind their clients, nothing rests: neither this worker nor the intercepts.
+    fn keep_up(&mut self, now: Time) {
+        if self.replayer.take_behind() && now + HURRY / 2 >= self.hurry {
+            self.hurry = now + HURRY;
+            self.spacing.hurry(self.hurry);
+            self.tunnels.hurry(HURRY);
+        }
+    }
+
+    /// Packets taken in so far, from either side.
+    fn input(&self) -> u64 {
+        self.totals.intake.packets + self.replayer.counters().answers.total()
     }
 
     fn note_reachable(&mut self, now: Time, reports: &Outbox<Report>) {
