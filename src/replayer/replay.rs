@@ -79,13 +79,16 @@ impl Replayer {
 
     /// Takes in a captured packet of a client.
     pub fn handle_client(&mut self, now: Time, packet: &Packet<'_>) {
+        let (len, copies) = (u64::from(packet.header.payload_len), u64::from(self.config.copies));
+        self.counters.captured_bytes += len * copies;
         match self.sessions_for(now, packet) {
             Ok(first) => {
-                let mut taken = None;
+                let (mut taken, mut reached) = (None, 0);
                 let mut next = Some(first);
                 while let Some(slot) = next {
                     next = self.table.sibling(slot);
                     let Some(entry) = self.table.entry(slot) else { continue };
+                    reached += 1;
                     let what = entry.session.handle_client(now, &packet.header, packet.payload);
                     taken.get_or_insert(what);
                     self.connect_if_new(now, slot);
@@ -94,8 +97,12 @@ impl Replayer {
                 if let Some(taken) = taken {
                     self.counters.taken.count(taken);
                 }
+                self.counters.unused_bytes.add(Unused::NoSession, len * copies.saturating_sub(reached));
             }
-            Err(unused) => self.counters.unused.count(unused),
+            Err(unused) => {
+                self.counters.unused.count(unused);
+                self.counters.unused_bytes.add(unused, len * copies);
+            }
         }
     }
 
@@ -274,7 +281,7 @@ impl Replayer {
                     continue;
                 }
             }
-            self.table.settle();
+            self.table.settle(&mut self.counters.ledger);
             if self.table.buffered() > self.config.memory_limit {
                 self.shed(now);
             }
@@ -295,6 +302,9 @@ impl Replayer {
             Event::Unanswered => self.counters.unanswered += 1,
             Event::Ended(why) => {
                 self.counters.ended.count(why);
+                if let Some(entry) = self.table.entry(slot) {
+                    entry.session.settle(&mut self.counters.ledger);
+                }
                 self.release(slot);
                 // Its place in the queue goes with the next `settle`.
                 self.table.remove(slot);

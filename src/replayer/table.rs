@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use slab::Slab;
 
-use crate::session::Session;
+use crate::session::{Ledger, Session};
 use crate::wire::{FlowId, FlowKey, Time};
 
 /// One session and what the replayer knows of it.
@@ -177,11 +177,12 @@ impl Table {
     }
 
     /// The session in front of the queue has been polled empty: takes it from the queue, accounts
-    /// its memory and notes its deadline.
-    pub(super) fn settle(&mut self) {
+    /// its memory, enters what became of its bytes, and notes its deadline.
+    pub(super) fn settle(&mut self, ledger: &mut Ledger) {
         let Some(slot) = self.queue.pop_front() else { return };
         let Some(entry) = self.entries.get_mut(slot) else { return };
         entry.queued = false;
+        entry.session.settle(ledger);
         let buffered = entry.session.buffered();
         self.buffered = self.buffered - entry.accounted + buffered;
         entry.accounted = buffered;

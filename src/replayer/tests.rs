@@ -86,6 +86,8 @@ impl Bench {
         live.sort_unstable_by_key(|(id, _)| *id);
         self.claims.sort_unstable_by_key(|(id, _)| *id);
         assert_eq!(live, self.claims, "claims told and claims in force are one");
+        let accounted = self.counters().settled_bytes() + self.replayer.buffered() as u64;
+        assert_eq!(self.counters().captured_bytes, accounted, "every byte has one fate, or is held");
         sent
     }
 
@@ -237,6 +239,7 @@ fn the_memory_limit_ends_the_session_furthest_behind() {
     b.client("10.9.0.2:2", header(1501, 1, A, 1400), &[0; 1400]);
     assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (1, 1000));
     assert_eq!(b.counters().ended.of(End::Shed), 1);
+    assert_eq!(b.counters().ledger.discarded.of(End::Shed), 2800);
 }
 
 #[test]
@@ -253,6 +256,44 @@ fn what_no_session_takes_is_counted_by_reason() {
     );
     b.replayer.handle_target(b.now, FlowId(77), &header(1, 1, A, 0));
     assert_eq!(b.counters().answers.of(Answer::Stray), 1);
+}
+
+#[test]
+fn bytes_that_reach_no_session_are_counted_for_each_copy() {
+    let mut b = Bench::new(Config { copies: 3, max_sessions: 3, ..config() });
+    b.syn(CLIENT);
+    b.client("10.9.0.2:5", header(101, 1, A, 7), b"refused");
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    assert_eq!((b.counters().captured_bytes, b.replayer.buffered()), (36, 15));
+    assert_eq!(b.counters().unused_bytes.of(Unused::SessionLimit), 21);
+    // One copy is refused again and again until it gives up; the others go on without it.
+    let copies = b.replayer.sessions();
+    while b.replayer.sessions() == copies {
+        let (id, _) = *b.claims.iter().max_by_key(|(id, _)| id.0 & u64::from(u32::MAX)).expect("claimed");
+        b.replayer.handle_refusal(b.now, id);
+        b.run();
+    }
+    assert_eq!(b.counters().ledger.discarded.of(End::Shed), 5);
+    b.client(CLIENT, header(106, 1, A, 4), b"more");
+    assert_eq!(b.counters().unused_bytes.of(Unused::NoSession), 4);
+    assert_eq!(b.replayer.buffered(), 18);
+}
+
+#[test]
+fn acknowledged_bytes_are_delivered_and_the_rest_is_discarded_with_the_session() {
+    let mut b = Bench::new(config());
+    b.syn(CLIENT);
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0));
+    b.target(addr(CLIENT), header(501, 104, A, 0));
+    b.replayer.shut_down(b.now);
+    b.packet(CLIENT, ONLINE, header(106, 1, A, 4), b"late");
+    b.run();
+    let ledger = &b.counters().ledger;
+    let fates: Vec<_> = ledger.fates.nonzero().collect();
+    assert_eq!(fates, [("delivered", 3), ("duplicate", 5), ("late", 4)]);
+    assert_eq!(ledger.discarded.nonzero().collect::<Vec<_>>(), [("shed", 2)]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use super::config::{Config, Latency};
 use super::connection::{Connection, State};
 use super::event::{End, Event, Exchange, Taken};
 use super::gate::{Decision, Gate, Opened, View};
+use super::ledger::{Fate, Ledger};
 use super::receiver::Receiver;
 use super::sender::Range;
 use super::upstream::{Close, Inserted, Mark, Upstream};
@@ -116,6 +117,12 @@ impl Session {
         self.upstream.buffered()
     }
 
+    /// Enters what became of bytes since the last call. Those that have come in are in the ledger
+    /// then, or [`Session::buffered`].
+    pub fn settle(&mut self, ledger: &mut Ledger) {
+        self.upstream.entries.enter(ledger);
+    }
+
     /// Whether the session is over: nothing more will come of it.
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Ended
@@ -149,15 +156,21 @@ impl Session {
     /// the capture cut it.
     pub fn handle_client(&mut self, now: Time, header: &TcpHeader, payload: &[u8]) -> Taken {
         match self.phase {
-            Phase::Ended => return Taken::Late,
+            Phase::Ended => {
+                self.upstream.entries.add(Fate::Late, u64::from(header.payload_len));
+                return Taken::Late;
+            }
             Phase::Joining => {
                 if !self.begins_request(header, payload) {
                     if header.flags.fin() || header.flags.rst() {
                         self.end(now, End::NotJoined);
                     }
+                    self.upstream.entries.add(Fate::BeforeJoin, u64::from(header.payload_len));
                     return Taken::BeforeJoin;
                 }
+                let entries = std::mem::take(&mut self.upstream.entries);
                 self.upstream = Upstream::new(header.seq);
+                self.upstream.entries = entries;
             }
             Phase::Live => {}
         }
@@ -207,6 +220,7 @@ impl Session {
     fn take(&mut self, now: Time, header: &TcpHeader, payload: &[u8], gate: u64) -> Taken {
         let cut = usize::try_from(header.payload_len).is_ok_and(|len| len > payload.len());
         let taken = if cut {
+            self.upstream.entries.add(Fate::Cut, u64::from(header.payload_len));
             Taken::Cut
         } else if payload.is_empty() {
             Taken::Ack
@@ -513,7 +527,7 @@ impl Session {
                 self.request_connection(mark.offset);
             }
             None if closed => self.end(now, End::Completed),
-            None => self.upstream.release(to),
+            None => self.upstream.skip(to),
         }
     }
 
@@ -530,6 +544,8 @@ impl Session {
                 self.farewell = Some(connection.reset(now, &self.client));
             }
         }
+        let held = self.upstream.discard();
+        self.upstream.entries.discard(why, held);
         self.events.push_back(Event::Ended(why));
     }
 }
