@@ -32,6 +32,16 @@ pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<()
         ));
     }
     let held = replayer.buffered() as u64;
+    let accounted = counters.settled_bytes() + held;
+    if accounted != world.captured_bytes {
+        return Err(format!(
+            "{} bytes captured, {accounted} accounted for: {held} held, {:?}, discarded {:?}, unused {:?}",
+            world.captured_bytes,
+            counters.ledger.fates.nonzero().collect::<Vec<_>>(),
+            counters.ledger.discarded.nonzero().collect::<Vec<_>>(),
+            counters.unused_bytes.nonzero().collect::<Vec<_>>(),
+        ));
+    }
     if held > most_held(world) {
         return Err(format!("{held} bytes held, {} captured", world.captured_bytes));
     }
