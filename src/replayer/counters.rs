@@ -1,7 +1,7 @@
 //! What the replayer counts.
 
 use super::histogram::Histogram;
-use crate::session::{Answer, End, Ledger, Opened, Taken};
+use crate::session::{Answer, End, Ledger, Outcome, Taken};
 use crate::wire::Tally;
 
 /// Why a captured packet reached no session. A packet that did is counted by [`Taken`].
@@ -48,8 +48,8 @@ pub struct Counters {
     pub answers: Tally<Answer>,
     /// Sessions that ended, by reason.
     pub ended: Tally<End>,
-    /// Exchanges, by how the burst after them was let go.
-    pub exchanges: Tally<Opened>,
+    /// Exchanges, by how they ended: one for each request burst that left.
+    pub exchanges: Tally<Outcome>,
     /// Sessions begun, copies included.
     pub started: u64,
     /// Sessions that found no free address and port.

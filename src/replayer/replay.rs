@@ -293,7 +293,7 @@ impl Replayer {
         match event {
             Event::Connect => self.connect(now, slot),
             Event::Exchange(exchange) => {
-                self.counters.exchanges.count(exchange.opened);
+                self.counters.exchanges.count(exchange.outcome);
                 if let Some(last) = exchange.last_byte {
                     self.counters.response_time.record(last);
                 }

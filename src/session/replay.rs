@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::client::Client;
 use super::config::{Config, Latency};
 use super::connection::{Connection, State};
-use super::event::{End, Event, Exchange, Taken};
+use super::event::{End, Event, Outcome, Taken};
+use super::exchanges::Reports;
 use super::gate::{Decision, Gate, Opened, View};
 use super::ledger::{Fate, Ledger};
 use super::receiver::Receiver;
@@ -52,6 +53,7 @@ pub struct Session {
     /// Where the last burst that passed begins, and when the target first answered it.
     pub(super) burst_start: u64,
     pub(super) first_answer: Option<Time>,
+    pub(super) reports: Reports,
     pub(super) last_activity: Time,
     /// The longest that the target has taken to begin a response.
     slowest_answer: Duration,
@@ -97,6 +99,7 @@ impl Session {
             connecting: None,
             burst_start: 0,
             first_answer: None,
+            reports: Reports::default(),
             last_activity: now,
             slowest_answer: Duration::ZERO,
             resets: 0,
@@ -372,6 +375,7 @@ impl Session {
         if connection.sender.max() > highest {
             connection.last_sent = now;
         }
+        self.reports.sent(to);
         self.upstream.copy(from, to, payload);
         let push = if to == limit && to > from { Flags::PSH } else { Flags::NONE };
         let flags = push | if fin { Flags::FIN } else { Flags::NONE };
@@ -396,6 +400,8 @@ impl Session {
     fn pass_bursts(&mut self, now: Time) {
         while let Some((mark, Decision::Open(how))) = self.waiting_at_gate(now) {
             if self.needs_another_connection(&mark) {
+                let closed = self.receiver().is_some_and(Receiver::finished);
+                self.conclude(if closed { Outcome::TargetClosed } else { Outcome::Left });
                 return self.reconnect(now, mark.before);
             }
             self.pass(&mark, how);
@@ -445,21 +451,13 @@ impl Session {
     fn pass(&mut self, mark: &Mark, how: Opened) {
         let Some(connection) = &self.connection else { return };
         let Some(receiver) = &connection.receiver else { return };
-        let sent = connection.last_sent;
+        let received = receiver.received();
         if mark.offset > self.burst_start {
-            let first_answer = self.first_answer.take();
-            self.slowest_answer =
-                self.slowest_answer.max(first_answer.map_or(Duration::ZERO, |at| at - sent));
-            self.events.push_back(Event::Exchange(Exchange {
-                request_bytes: mark.offset - self.burst_start,
-                online_bytes: self.gate.online_response(mark),
-                target_bytes: self.gate.target_response(receiver.received()),
-                first_byte: first_answer.map(|at| at - sent),
-                last_byte: first_answer.map(|_| receiver.last_at() - sent),
-                opened: how,
-            }));
+            let took = self.first_answer.map_or(Duration::ZERO, |at| at - connection.last_sent);
+            self.slowest_answer = self.slowest_answer.max(took);
+            self.report(mark.offset, self.gate.online_response(mark), how.into());
         }
-        self.gate.pass(mark, receiver.received(), how);
+        self.gate.pass(mark, received, how);
         self.burst_start = mark.offset;
         self.upstream.pass();
     }
@@ -495,16 +493,15 @@ impl Session {
         {
             self.farewell = Some(connection.reset(now, &self.client));
         }
-        self.first_answer = None;
         self.resume(now, from);
     }
 
     /// The address and port of the connection belong to somebody else: begins anew on others, from
     /// the first request that is not acknowledged. No reset, which would hit their connection.
     pub fn move_connection(&mut self, now: Time) {
+        self.conclude_acknowledged(Outcome::Left);
         let Some(connection) = self.connection.take() else { return };
         let from = connection.sender.una();
-        self.first_answer = None;
         if self.upstream.end() > from {
             self.resume(now, from);
         } else {
@@ -537,6 +534,7 @@ impl Session {
             return;
         }
         self.phase = Phase::Ended;
+        self.conclude(why.into());
         if let Some(connection) = self.connection.take() {
             let closed = matches!(connection.state, State::TimeWait(_)) || why == End::Completed;
             let silent = connection.state == State::SynSent && connection.syn_due;

@@ -172,7 +172,7 @@ impl Control {
             unused = list(&mut replay.unused.nonzero()),
             answers = list(&mut replay.answers.nonzero()),
             exchanges = replay.exchanges.total(),
-            opened = list(&mut replay.exchanges.nonzero()),
+            outcomes = list(&mut replay.exchanges.nonzero()),
             response_p50_us = micros(500),
             response_p99_us = micros(990),
             segments = replay.segments,

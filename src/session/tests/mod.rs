@@ -141,6 +141,15 @@ impl Bench {
         })
     }
 
+    /// Request bytes, target's bytes and outcome of each exchange.
+    fn outcomes(&self) -> Vec<(u64, u64, Outcome)> {
+        let exchange = |event: &Event| match event {
+            Event::Exchange(e) => Some((e.request_bytes, e.target_bytes, e.outcome)),
+            Event::Connect | Event::Skipped(_) | Event::Unanswered | Event::Ended(_) => None,
+        };
+        self.events.iter().filter_map(exchange).collect()
+    }
+
     fn skipped(&self) -> u64 {
         let bytes = |event: &Event| match event {
             Event::Skipped(bytes) => *bytes,
