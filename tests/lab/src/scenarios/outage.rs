@@ -105,12 +105,12 @@ fn memory_limit(context: &Context) -> Result<String> {
     let comparison = chain.compare(1)?;
     chain.check_bodies(SIZE)?;
     let grown = chain.usage()?.0.peak_kib - before;
-    let counters = chain.stop_tcpcopies()?;
+    let (account, counters) = chain.account().with_context(|| comparison.to_string())?;
     let counted = counters.of("ended.shed") + counters.group("unused", &["no_session"]);
     ensure!(comparison.lost_count > 0, "the limit was not reached: {comparison}; {counters}");
     ensure!(counted > 0, "not counted: {comparison}; {counters}");
     ensure!(comparison.duplicated == 0 && comparison.extra == 0, "{comparison}; {counters}");
     ensure!(grown < 2 * (LIMIT_MIB << 10), "{grown} KiB for {LIMIT_MIB} MiB; {counters}");
     chain.finish()?;
-    Ok(format!("{comparison}, {grown} KiB; {counters}"))
+    Ok(format!("{comparison}, {grown} KiB; {account}; {counters}"))
 }
