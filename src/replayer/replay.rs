@@ -302,9 +302,7 @@ impl Replayer {
             Event::Unanswered => self.counters.unanswered += 1,
             Event::Ended(why) => {
                 self.counters.ended.count(why);
-                if let Some(entry) = self.table.entry(slot) {
-                    entry.session.settle(&mut self.counters.ledger);
-                }
+                self.table.account(slot, &mut self.counters.ledger);
                 self.release(slot);
                 // Its place in the queue goes with the next `settle`.
                 self.table.remove(slot);
@@ -361,6 +359,8 @@ impl Replayer {
             && let Some(entry) = self.table.entry(slot)
         {
             entry.session.end(now, End::Shed);
+            // At once: the sessions polled before this one's turn must not find the limit exceeded still.
+            self.table.account(slot, &mut self.counters.ledger);
             self.table.wake(slot);
         }
     }

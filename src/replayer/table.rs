@@ -53,7 +53,7 @@ impl Table {
         self.entries.len()
     }
 
-    /// Upstream bytes held by all sessions, as of their last [`Table::settle`].
+    /// Upstream bytes held by all sessions, as of their last [`Table::account`].
     pub(super) fn buffered(&self) -> usize {
         self.buffered
     }
@@ -180,18 +180,24 @@ impl Table {
     /// its memory, enters what became of its bytes, and notes its deadline.
     pub(super) fn settle(&mut self, ledger: &mut Ledger) {
         let Some(slot) = self.queue.pop_front() else { return };
+        self.account(slot, ledger);
         let Some(entry) = self.entries.get_mut(slot) else { return };
         entry.queued = false;
-        entry.session.settle(ledger);
-        let buffered = entry.session.buffered();
-        self.buffered = self.buffered - entry.accounted + buffered;
-        entry.accounted = buffered;
         if let Some(deadline) = entry.session.poll_timeout()
             && entry.armed.is_none_or(|armed| deadline < armed)
         {
             entry.armed = Some(deadline);
             self.deadlines.push(Reverse((deadline, slot, entry.serial)));
         }
+    }
+
+    /// Accounts a session's memory, and enters what became of its bytes.
+    pub(super) fn account(&mut self, slot: usize, ledger: &mut Ledger) {
+        let Some(entry) = self.entries.get_mut(slot) else { return };
+        entry.session.settle(ledger);
+        let buffered = entry.session.buffered();
+        self.buffered = self.buffered - entry.accounted + buffered;
+        entry.accounted = buffered;
     }
 
     /// When the next deadline in the heap is. A session's real one may be later.

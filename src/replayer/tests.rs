@@ -243,6 +243,23 @@ fn the_memory_limit_ends_the_session_furthest_behind() {
 }
 
 #[test]
+fn the_memory_limit_ends_no_more_sessions_than_it_must() {
+    let mut b = Bench::new(Config { memory_limit: 10_000, ..config() });
+    let clients: Vec<_> = (1..=10).map(|host| format!("10.9.0.{host}:1")).collect();
+    for client in &clients {
+        b.syn(client);
+        b.client(client, header(101, 1, A, 1000), &[0; 1000]);
+    }
+    assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (10, 10_000));
+    // All of them have something to do in the turn that goes beyond the limit.
+    for client in &clients {
+        b.packet(client, ONLINE, header(1101, 1, A, 100), &[0; 100]);
+    }
+    b.run();
+    assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (9, 9_900));
+}
+
+#[test]
 fn what_no_session_takes_is_counted_by_reason() {
     let mut b = Bench::new(config());
     b.packet(CLIENT, "10.1.0.1:81", header(1, 0, Flags::SYN, 0), b"");
