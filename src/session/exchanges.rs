@@ -38,13 +38,13 @@ impl Session {
         self.reports.reported = to;
         let connection = self.connection.as_ref().filter(|_| here);
         let receiver = connection.and_then(|connection| connection.receiver.as_ref());
-        let received = receiver.map_or(0, Receiver::received);
+        let so_far = receiver.map_or(0, Receiver::received);
         let since_sent = |at: Time| connection.map(|connection| at - connection.last_sent);
         let last_byte = receiver.filter(|_| first_answer.is_some()).map(Receiver::last_at);
         self.events.push_back(Event::Exchange(Exchange {
             request_bytes: to - from,
             online_bytes: online,
-            target_bytes: if here { self.gate.target_response(received) } else { 0 },
+            target_bytes: if here { self.gate.target_response(so_far) } else { 0 },
             first_byte: first_answer.and_then(since_sent),
             last_byte: last_byte.and_then(since_sent),
             outcome,

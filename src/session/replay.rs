@@ -451,13 +451,13 @@ impl Session {
     fn pass(&mut self, mark: &Mark, how: Opened) {
         let Some(connection) = &self.connection else { return };
         let Some(receiver) = &connection.receiver else { return };
-        let received = receiver.received();
+        let so_far = receiver.received();
         if mark.offset > self.burst_start {
             let took = self.first_answer.map_or(Duration::ZERO, |at| at - connection.last_sent);
             self.slowest_answer = self.slowest_answer.max(took);
             self.report(mark.offset, self.gate.online_response(mark), how.into());
         }
-        self.gate.pass(mark, received, how);
+        self.gate.pass(mark, so_far, how);
         self.burst_start = mark.offset;
         self.upstream.pass();
     }
