@@ -1,7 +1,7 @@
 //! What the replayer counts.
 
 use super::histogram::Histogram;
-use crate::session::{Answer, End, Opened, Taken};
+use crate::session::{Answer, End, Ledger, Outcome, Taken};
 use crate::wire::Tally;
 
 /// Why a captured packet reached no session. A packet that did is counted by [`Taken`].
@@ -37,12 +37,19 @@ pub struct Counters {
     pub taken: Tally<Taken>,
     /// Captured packets that reached no session.
     pub unused: Tally<Unused>,
+    /// Payload bytes of captured packets, once for each copy that sessions are to be made of.
+    pub captured_bytes: u64,
+    /// Those of them that reached a session, by what became of them; the rest of these is held.
+    pub ledger: Ledger,
+    /// Those that reached none. A copy whose session has ended before its siblings is
+    /// [`Unused::NoSession`].
+    pub unused_bytes: Tally<Unused>,
     /// Headers from the target.
     pub answers: Tally<Answer>,
     /// Sessions that ended, by reason.
     pub ended: Tally<End>,
-    /// Exchanges, by how the burst after them was let go.
-    pub exchanges: Tally<Opened>,
+    /// Exchanges, by how they ended: one for each request burst that left.
+    pub exchanges: Tally<Outcome>,
     /// Sessions begun, copies included.
     pub started: u64,
     /// Sessions that found no free address and port.
@@ -64,10 +71,19 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Captured payload bytes that are held no more. With those that sessions hold they are
+    /// `captured_bytes`, whenever the replayer has been polled until it had nothing more to send.
+    pub fn settled_bytes(&self) -> u64 {
+        self.ledger.settled() + self.unused_bytes.total()
+    }
+
     /// Adds another worker's counters to these.
     pub fn merge(&mut self, other: &Self) {
         self.taken.merge(&other.taken);
         self.unused.merge(&other.unused);
+        self.captured_bytes += other.captured_bytes;
+        self.ledger.merge(&other.ledger);
+        self.unused_bytes.merge(&other.unused_bytes);
         self.answers.merge(&other.answers);
         self.ended.merge(&other.ended);
         self.exchanges.merge(&other.exchanges);

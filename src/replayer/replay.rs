@@ -88,13 +88,16 @@ impl Replayer {
 
     /// Takes in a captured packet of a client.
     pub fn handle_client(&mut self, now: Time, packet: &Packet<'_>) {
+        let (len, copies) = (u64::from(packet.header.payload_len), u64::from(self.config.copies));
+        self.counters.captured_bytes += len * copies;
         match self.sessions_for(now, packet) {
             Ok(first) => {
-                let mut taken = None;
+                let (mut taken, mut reached) = (None, 0);
                 let mut next = Some(first);
                 while let Some(slot) = next {
                     next = self.table.sibling(slot);
                     let Some(entry) = self.table.entry(slot) else { continue };
+                    reached += 1;
                     let what = entry.session.handle_client(now, &packet.header, packet.payload);
                     taken.get_or_insert(what);
                     self.connect_if_new(now, slot);
@@ -103,8 +106,12 @@ impl Replayer {
                 if let Some(taken) = taken {
                     self.counters.taken.count(taken);
                 }
+                self.counters.unused_bytes.add(Unused::NoSession, len * copies.saturating_sub(reached));
             }
-            Err(unused) => self.counters.unused.count(unused),
+            Err(unused) => {
+                self.counters.unused.count(unused);
+                self.counters.unused_bytes.add(unused, len * copies);
+            }
         }
     }
 
@@ -149,11 +156,13 @@ impl Replayer {
         Ok(self.begin(now, packet, key, target))
     }
 
+    /// Whether there is room for a session. What remains below the memory limit is for those that are
+    /// there.
     fn check_limits(&mut self) -> Result<(), Unused> {
         if self.stopping || self.table.len() + usize::from(self.config.copies) > self.config.max_sessions {
             return Err(Unused::SessionLimit);
         }
-        if self.table.buffered() > self.config.memory_limit {
+        if self.table.buffered() > self.config.memory_limit / 16 * 15 {
             return Err(Unused::MemoryLimit);
         }
         Ok(())
@@ -283,7 +292,7 @@ impl Replayer {
                     continue;
                 }
             }
-            self.table.settle();
+            self.table.settle(&mut self.counters.ledger);
             if self.table.buffered() > self.config.memory_limit {
                 self.shed(now);
             }
@@ -295,16 +304,17 @@ impl Replayer {
         match event {
             Event::Connect => self.connect(now, slot),
             Event::Exchange(exchange) => {
-                self.counters.exchanges.count(exchange.opened);
-                self.behind |= exchange.behind;
+                self.counters.exchanges.count(exchange.outcome);
                 if let Some(last) = exchange.last_byte {
                     self.counters.response_time.record(last);
                 }
             }
             Event::Skipped(bytes) => self.counters.skipped_bytes += bytes,
+            Event::Behind => self.behind = true,
             Event::Unanswered => self.counters.unanswered += 1,
             Event::Ended(why) => {
                 self.counters.ended.count(why);
+                self.table.account(slot, &mut self.counters.ledger);
                 self.release(slot);
                 // Its place in the queue goes with the next `settle`.
                 self.table.remove(slot);
@@ -361,6 +371,8 @@ impl Replayer {
             && let Some(entry) = self.table.entry(slot)
         {
             entry.session.end(now, End::Shed);
+            // At once: the sessions polled before this one's turn must not find the limit exceeded still.
+            self.table.account(slot, &mut self.counters.ledger);
             self.table.wake(slot);
         }
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use slab::Slab;
 
-use crate::session::Session;
+use crate::session::{Ledger, Session};
 use crate::wire::{FlowId, FlowKey, Time};
 
 /// One session and what the replayer knows of it.
@@ -53,7 +53,7 @@ impl Table {
         self.entries.len()
     }
 
-    /// Upstream bytes held by all sessions, as of their last [`Table::settle`].
+    /// Upstream bytes held by all sessions, as of their last [`Table::account`].
     pub(super) fn buffered(&self) -> usize {
         self.buffered
     }
@@ -177,20 +177,27 @@ impl Table {
     }
 
     /// The session in front of the queue has been polled empty: takes it from the queue, accounts
-    /// its memory and notes its deadline.
-    pub(super) fn settle(&mut self) {
+    /// its memory, enters what became of its bytes, and notes its deadline.
+    pub(super) fn settle(&mut self, ledger: &mut Ledger) {
         let Some(slot) = self.queue.pop_front() else { return };
+        self.account(slot, ledger);
         let Some(entry) = self.entries.get_mut(slot) else { return };
         entry.queued = false;
-        let buffered = entry.session.buffered();
-        self.buffered = self.buffered - entry.accounted + buffered;
-        entry.accounted = buffered;
         if let Some(deadline) = entry.session.poll_timeout()
             && entry.armed.is_none_or(|armed| deadline < armed)
         {
             entry.armed = Some(deadline);
             self.deadlines.push(Reverse((deadline, slot, entry.serial)));
         }
+    }
+
+    /// Accounts a session's memory, and enters what became of its bytes.
+    pub(super) fn account(&mut self, slot: usize, ledger: &mut Ledger) {
+        let Some(entry) = self.entries.get_mut(slot) else { return };
+        entry.session.settle(ledger);
+        let buffered = entry.session.buffered();
+        self.buffered = self.buffered - entry.accounted + buffered;
+        entry.accounted = buffered;
     }
 
     /// When the next deadline in the heap is. A session's real one may be later.

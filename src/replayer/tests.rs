@@ -87,6 +87,8 @@ impl Bench {
         live.sort_unstable_by_key(|(id, _)| *id);
         self.claims.sort_unstable_by_key(|(id, _)| *id);
         assert_eq!(live, self.claims, "claims told and claims in force are one");
+        let accounted = self.counters().settled_bytes() + self.replayer.buffered() as u64;
+        assert_eq!(self.counters().captured_bytes, accounted, "every byte has one fate, or is held");
         sent
     }
 
@@ -255,21 +257,37 @@ fn the_memory_limit_ends_the_session_furthest_behind() {
     b.client("10.9.0.2:2", header(1501, 1, A, 1400), &[0; 1400]);
     assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (1, 1000));
     assert_eq!(b.counters().ended.of(End::Shed), 1);
+    assert_eq!(b.counters().ledger.discarded.of(End::Shed), 2800);
 }
 
 #[test]
-fn above_the_memory_limit_no_session_begins() {
-    let mut b = Bench::new(Config { memory_limit: 1_000, ..config() });
-    b.syn("10.9.0.1:1");
-    b.packet("10.9.0.1:1", ONLINE, header(101, 1, A, 1400), &[0; 1400]);
-    b.packet("10.9.0.2:2", ONLINE, header(100, 0, Flags::SYN, 0), b"");
-    // The first session is to be shed, but the caller's turn ends with the second one's SYN.
-    let mut out = Outgoing::default();
-    assert_eq!(b.replayer.poll_transmit(b.now, &mut out).map(|sent| sent.src), Some(addr("10.9.0.2:2")));
-    b.packet("10.9.0.3:3", ONLINE, header(100, 0, Flags::SYN, 0), b"");
-    assert_eq!(b.counters().unused.of(Unused::MemoryLimit), 1);
+fn the_memory_limit_ends_no_more_sessions_than_it_must() {
+    let mut b = Bench::new(Config { memory_limit: 10_000, ..config() });
+    let clients: Vec<_> = (1..=10).map(|host| format!("10.9.0.{host}:1")).collect();
+    for client in &clients {
+        b.syn(client);
+        b.client(client, header(101, 1, A, 1000), &[0; 1000]);
+    }
+    assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (10, 10_000));
+    // All of them have something to do in the turn that goes beyond the limit.
+    for client in &clients {
+        b.packet(client, ONLINE, header(1101, 1, A, 100), &[0; 100]);
+    }
     b.run();
-    assert_eq!(b.replayer.buffered(), 0);
+    assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (9, 9_900));
+}
+
+#[test]
+fn close_to_the_memory_limit_no_session_begins() {
+    let mut b = Bench::new(Config { memory_limit: 1_600, ..config() });
+    b.syn(CLIENT);
+    b.client(CLIENT, header(101, 1, A, 1400), &[0; 1400]);
+    assert_eq!(b.syn("10.9.0.2:2").len(), 1);
+    b.client(CLIENT, header(1501, 1, A, 101), &[0; 101]);
+    assert!(b.syn("10.9.0.3:3").is_empty());
+    assert_eq!(b.counters().unused.of(Unused::MemoryLimit), 1);
+    b.client(CLIENT, header(1602, 1, A, 100), &[0; 100]);
+    assert_eq!((b.counters().ended.of(End::Shed), b.replayer.buffered()), (1, 0));
     assert_eq!(b.syn("10.9.0.3:3").len(), 1, "there is room again");
 }
 
@@ -311,6 +329,44 @@ fn what_no_session_takes_is_counted_by_reason() {
 }
 
 #[test]
+fn bytes_that_reach_no_session_are_counted_for_each_copy() {
+    let mut b = Bench::new(Config { copies: 3, max_sessions: 3, ..config() });
+    b.syn(CLIENT);
+    b.client("10.9.0.2:5", header(101, 1, A, 7), b"refused");
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    assert_eq!((b.counters().captured_bytes, b.replayer.buffered()), (36, 15));
+    assert_eq!(b.counters().unused_bytes.of(Unused::SessionLimit), 21);
+    // One copy is refused again and again until it gives up; the others go on without it.
+    let copies = b.replayer.sessions();
+    while b.replayer.sessions() == copies {
+        let (id, _) = *b.claims.iter().max_by_key(|(id, _)| id.0 & u64::from(u32::MAX)).expect("claimed");
+        b.replayer.handle_refusal(b.now, id);
+        b.run();
+    }
+    assert_eq!(b.counters().ledger.discarded.of(End::Shed), 5);
+    b.client(CLIENT, header(106, 1, A, 4), b"more");
+    assert_eq!(b.counters().unused_bytes.of(Unused::NoSession), 4);
+    assert_eq!(b.replayer.buffered(), 18);
+}
+
+#[test]
+fn acknowledged_bytes_are_delivered_and_the_rest_is_discarded_with_the_session() {
+    let mut b = Bench::new(config());
+    b.syn(CLIENT);
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0));
+    b.target(addr(CLIENT), header(501, 104, A, 0));
+    b.replayer.shut_down(b.now);
+    b.packet(CLIENT, ONLINE, header(106, 1, A, 4), b"late");
+    b.run();
+    let ledger = &b.counters().ledger;
+    let fates: Vec<_> = ledger.fates.nonzero().collect();
+    assert_eq!(fates, [("delivered", 3), ("duplicate", 5), ("late", 4)]);
+    assert_eq!(ledger.discarded.nonzero().collect::<Vec<_>>(), [("shed", 2)]);
+}
+
+#[test]
 fn a_share_of_connections_is_whole() {
     let mut b = Bench::new(Config { percent: 30, max_sessions: 10_000, ..config() });
     for port in 1000..2000u16 {
@@ -339,8 +395,7 @@ fn the_end_resets_and_releases() {
 
 #[test]
 fn deadlines_are_met() {
-    let session =
-        session::Config { give_up: Duration::from_secs(5), ..session::Config::default() };
+    let session = session::Config { give_up: Duration::from_secs(5), ..session::Config::default() };
     let mut b = Bench::new(Config { session: Arc::new(session), ..config() });
     b.syn(CLIENT);
     let mut syns = 1;

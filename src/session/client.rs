@@ -70,6 +70,11 @@ impl Client {
         self.first_acked
     }
 
+    /// The downstream offset acknowledged so far.
+    pub(super) fn acked(&self) -> u64 {
+        self.acked.map_or(FIRST_ACKED, |(_, offset)| offset)
+    }
+
     /// Takes in a segment's acknowledgment, window and time. Returns the downstream offset up to
     /// which the client had seen the response when it sent it.
     pub(super) fn observe(&mut self, now: Time, header: &TcpHeader) -> u64 {
@@ -80,7 +85,7 @@ impl Client {
         let gap = now - self.last_at;
         self.last_at = now;
         if !header.flags.ack() {
-            return self.acked.map_or(FIRST_ACKED, |(_, offset)| offset);
+            return self.acked();
         }
         let Some((last, offset)) = self.acked else {
             self.acked = Some((header.ack, FIRST_ACKED));

@@ -65,24 +65,67 @@ crate::counted!(Answer {
     Stray => "stray",
 });
 
-/// One request burst and its response.
+/// One request burst and its response. Each burst of which anything left is reported once, however
+/// often it is sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exchange {
-    /// Upstream bytes of the burst.
+    /// Upstream bytes of the burst that left.
     pub request_bytes: u64,
-    /// Downstream bytes the online server answered, by the client's ACKs.
+    /// Downstream bytes the online server answered, by the client's ACKs as far as they were seen.
     pub online_bytes: u64,
-    /// Downstream bytes the target answered before the next burst left.
+    /// Downstream bytes the target answered before the next burst left, or there was no more to come.
     pub target_bytes: u64,
     /// From the end of the burst to the first byte of the target's response.
     pub first_byte: Option<Duration>,
     /// From the end of the burst to the last byte of the target's response so far.
     pub last_byte: Option<Duration>,
-    /// Why the next burst was allowed to leave.
-    pub opened: Opened,
-    /// The next burst left long after its capture, though neither the target nor the client's distance
-    /// took long: the replay is behind.
-    pub behind: bool,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The target had answered as much as the online server, and the next burst left.
+    Answered,
+    /// It had answered less and fell silent, and the next burst left.
+    Short,
+    /// It did not answer in time, and the next burst left.
+    TimedOut,
+    /// The next burst did not wait for the answer.
+    Ungated,
+    /// The target closed its side, and the next burst went on a new connection.
+    TargetClosed,
+    /// The target reset the connection after it had acknowledged some of the burst. One that it resets
+    /// before that is sent again.
+    TargetReset,
+    /// The session left the connection: the capture lost what came next, or somebody else has its
+    /// address.
+    Left,
+    /// The session ended, and with it the exchange.
+    Ended,
+}
+
+crate::counted!(Outcome {
+    Answered => "answered",
+    Short => "short",
+    TimedOut => "timed_out",
+    Ungated => "ungated",
+    TargetClosed => "target_closed",
+    TargetReset => "target_reset",
+    Left => "left",
+    Ended => "ended",
+});
+
+impl From<Opened> for Outcome {
+    fn from(opened: Opened) -> Self {
+        match opened {
+            Opened::Answered => Self::Answered,
+            Opened::Short => Self::Short,
+            Opened::TimedOut => Self::TimedOut,
+            Opened::Ungated => Self::Ungated,
+        }
+    }
 }
 
 /// Why a session ended.
@@ -126,8 +169,11 @@ pub enum Event {
     /// A connection to the target is wanted: [`super::Session::connect`] once there is an address
     /// and port for it.
     Connect,
-    /// An exchange is complete.
+    /// An exchange is over.
     Exchange(Exchange),
+    /// A burst left long after its capture, though neither the target nor the client's distance took
+    /// long: the replay is behind.
+    Behind,
     /// Upstream bytes that will not be sent: before a boundary after a reconnect, or lost by the
     /// capture.
     Skipped(u64),

@@ -39,7 +39,7 @@ const EXPECTED_QUIET: Duration = Duration::from_millis(1);
 
 /// How a gate opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Opened {
+pub(super) enum Opened {
     /// The target had answered as much as the online server.
     Answered,
     /// The target had answered less and fell silent.
@@ -49,13 +49,6 @@ pub enum Opened {
     /// Gating is off.
     Ungated,
 }
-
-crate::counted!(Opened {
-    Answered => "answered",
-    Short => "short",
-    TimedOut => "timed_out",
-    Ungated => "ungated",
-});
 
 /// Times that a surplus which has proved right may be wrong before it is no longer trusted.
 const MAX_DOUBTS: u8 = 3;
@@ -125,6 +118,11 @@ impl Gate {
     /// Downstream bytes the online server sent between the last burst and this one: `L`.
     pub(super) fn online_response(&self, mark: &Mark) -> u64 {
         mark.gate.saturating_sub(self.passed)
+    }
+
+    /// The same, up to the downstream offset `seen`.
+    pub(super) fn online_until(&self, seen: u64) -> u64 {
+        seen.saturating_sub(self.passed)
     }
 
     /// Downstream bytes the target has sent since the last burst: `t`.

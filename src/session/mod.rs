@@ -17,6 +17,8 @@
 //! | `upstream` | the client's bytes, reassembled and kept until acknowledged; bursts |
 //! | `client` | what is known of the real client: options, window, round-trip time |
 //! | `gate` | when a burst may leave |
+//! | `exchanges` | one report for each burst that left |
+//! | `ledger` | what became of every captured byte |
 //! | `connection`, `sender`, `receiver`, `rtt` | TCP toward the target |
 //! | `replay`, `target` | the session, which ties these together; the target's segments |
 //!
@@ -26,7 +28,9 @@ mod client;
 mod config;
 mod connection;
 mod event;
+mod exchanges;
 mod gate;
+mod ledger;
 mod receiver;
 mod replay;
 mod rtt;
@@ -37,6 +41,6 @@ mod tests;
 mod upstream;
 
 pub use config::{Config, GateMode, Latency, MidStream};
-pub use event::{Answer, End, Event, Exchange, Taken};
-pub use gate::Opened;
+pub use event::{Answer, End, Event, Exchange, Outcome, Taken};
+pub use ledger::{Fate, Ledger};
 pub use replay::Session;

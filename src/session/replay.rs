@@ -7,8 +7,10 @@ use std::time::Duration;
 use super::client::Client;
 use super::config::{Config, Latency};
 use super::connection::{Connection, State};
-use super::event::{End, Event, Exchange, Taken};
+use super::event::{End, Event, Outcome, Taken};
+use super::exchanges::Reports;
 use super::gate::{Decision, Gate, Opened, View};
+use super::ledger::{Fate, Ledger};
 use super::receiver::Receiver;
 use super::sender::Range;
 use super::upstream::{Close, Inserted, Mark, Upstream};
@@ -54,6 +56,7 @@ pub struct Session {
     /// Where the last burst that passed begins, and when the target first answered it.
     pub(super) burst_start: u64,
     pub(super) first_answer: Option<Time>,
+    pub(super) reports: Reports,
     pub(super) last_activity: Time,
     /// The longest that the target has taken to begin a response.
     slowest_answer: Duration,
@@ -99,6 +102,7 @@ impl Session {
             connecting: None,
             burst_start: 0,
             first_answer: None,
+            reports: Reports::default(),
             last_activity: now,
             slowest_answer: Duration::ZERO,
             resets: 0,
@@ -117,6 +121,12 @@ impl Session {
     /// Upstream bytes held.
     pub fn buffered(&self) -> usize {
         self.upstream.buffered()
+    }
+
+    /// Enters what became of bytes since the last call. Those that have come in are in the ledger
+    /// then, or [`Session::buffered`].
+    pub fn settle(&mut self, ledger: &mut Ledger) {
+        self.upstream.entries.enter(ledger);
     }
 
     /// Whether the session is over: nothing more will come of it.
@@ -152,15 +162,21 @@ impl Session {
     /// the capture cut it.
     pub fn handle_client(&mut self, now: Time, header: &TcpHeader, payload: &[u8]) -> Taken {
         match self.phase {
-            Phase::Ended => return Taken::Late,
+            Phase::Ended => {
+                self.upstream.entries.add(Fate::Late, u64::from(header.payload_len));
+                return Taken::Late;
+            }
             Phase::Joining => {
                 if !self.begins_request(header, payload) {
                     if header.flags.fin() || header.flags.rst() {
                         self.end(now, End::NotJoined);
                     }
+                    self.upstream.entries.add(Fate::BeforeJoin, u64::from(header.payload_len));
                     return Taken::BeforeJoin;
                 }
+                let entries = std::mem::take(&mut self.upstream.entries);
                 self.upstream = Upstream::new(header.seq);
+                self.upstream.entries = entries;
             }
             Phase::Live => {}
         }
@@ -210,6 +226,7 @@ impl Session {
     fn take(&mut self, now: Time, header: &TcpHeader, payload: &[u8], gate: u64) -> Taken {
         let cut = usize::try_from(header.payload_len).is_ok_and(|len| len > payload.len());
         let taken = if cut {
+            self.upstream.entries.add(Fate::Cut, u64::from(header.payload_len));
             Taken::Cut
         } else if payload.is_empty() {
             Taken::Ack
@@ -361,6 +378,7 @@ impl Session {
         if connection.sender.max() > highest {
             connection.last_sent = now;
         }
+        self.reports.sent(to);
         self.upstream.copy(from, to, payload);
         let push = if to == limit && to > from { Flags::PSH } else { Flags::NONE };
         let flags = push | if fin { Flags::FIN } else { Flags::NONE };
@@ -385,6 +403,8 @@ impl Session {
     fn pass_bursts(&mut self, now: Time) {
         while let Some((mark, Decision::Open(how))) = self.waiting_at_gate(now) {
             if self.needs_another_connection(&mark) {
+                let closed = self.receiver().is_some_and(Receiver::finished);
+                self.conclude(if closed { Outcome::TargetClosed } else { Outcome::Left });
                 return self.reconnect(now, mark.before);
             }
             self.pass(now, &mark, how);
@@ -434,24 +454,17 @@ impl Session {
     fn pass(&mut self, now: Time, mark: &Mark, how: Opened) {
         let Some(connection) = &self.connection else { return };
         let Some(receiver) = &connection.receiver else { return };
-        let sent = connection.last_sent;
+        let so_far = receiver.received();
         if mark.offset > self.burst_start {
-            let first_answer = self.first_answer.take();
-            let last_byte = first_answer.map(|_| receiver.last_at() - sent);
-            let prompt = last_byte.is_some_and(|last| last + self.lag() < BEHIND);
-            self.slowest_answer =
-                self.slowest_answer.max(first_answer.map_or(Duration::ZERO, |at| at - sent));
-            self.events.push_back(Event::Exchange(Exchange {
-                request_bytes: mark.offset - self.burst_start,
-                online_bytes: self.gate.online_response(mark),
-                target_bytes: self.gate.target_response(receiver.received()),
-                first_byte: first_answer.map(|at| at - sent),
-                last_byte,
-                opened: how,
-                behind: prompt && now - mark.captured > BEHIND,
-            }));
+            let took = self.first_answer.map_or(Duration::ZERO, |at| at - connection.last_sent);
+            self.slowest_answer = self.slowest_answer.max(took);
+            let answered_in = receiver.last_at() - connection.last_sent + self.lag();
+            if how == Opened::Answered && answered_in < BEHIND && now - mark.captured > BEHIND {
+                self.events.push_back(Event::Behind);
+            }
+            self.report(mark.offset, self.gate.online_response(mark), how.into());
         }
-        self.gate.pass(mark, receiver.received(), how);
+        self.gate.pass(mark, so_far, how);
         self.burst_start = mark.offset;
         self.upstream.pass();
     }
@@ -487,16 +500,15 @@ impl Session {
         {
             self.farewell = Some(connection.reset(now, &self.client));
         }
-        self.first_answer = None;
         self.resume(now, from);
     }
 
     /// The address and port of the connection belong to somebody else: begins anew on others, from
     /// the first request that is not acknowledged. No reset, which would hit their connection.
     pub fn move_connection(&mut self, now: Time) {
+        self.conclude_acknowledged(Outcome::Left);
         let Some(connection) = self.connection.take() else { return };
         let from = connection.sender.una();
-        self.first_answer = None;
         if self.upstream.end() > from {
             self.resume(now, from);
         } else {
@@ -519,7 +531,7 @@ impl Session {
                 self.request_connection(mark.offset);
             }
             None if closed => self.end(now, End::Completed),
-            None => self.upstream.release(to),
+            None => self.upstream.skip(to),
         }
     }
 
@@ -529,6 +541,7 @@ impl Session {
             return;
         }
         self.phase = Phase::Ended;
+        self.conclude(why.into());
         if let Some(connection) = self.connection.take() {
             let closed = matches!(connection.state, State::TimeWait(_)) || why == End::Completed;
             let silent = connection.state == State::SynSent && connection.syn_due;
@@ -536,6 +549,8 @@ impl Session {
                 self.farewell = Some(connection.reset(now, &self.client));
             }
         }
+        let held = self.upstream.discard();
+        self.upstream.entries.discard(why, held);
         self.events.push_back(Event::Ended(why));
     }
 }

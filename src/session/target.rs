@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Session;
 use super::connection::{Connection, State, TIME_WAIT};
-use super::event::{Answer, End, Event};
+use super::event::{Answer, End, Event, Outcome};
 use super::receiver::{Arrived, Segment};
 use super::sender::Acked;
 use crate::wire::{Flags, Seq, TcpHeader, TcpOptions, Time};
@@ -116,12 +116,12 @@ impl Session {
             return Answer::Reset;
         }
         let unacknowledged = connection.sender.una();
-        let answered = self.first_answer.take().is_some();
-        if !answered && unacknowledged.min(self.upstream.end()) > self.burst_start {
+        if self.first_answer.is_none() && self.acknowledged() > self.burst_start {
             // Its TCP took the request, and nobody answered it. It may have been served, so it is not
             // sent again.
             self.events.push_back(Event::Unanswered);
         }
+        self.conclude_acknowledged(Outcome::TargetReset);
         self.connection = None;
         self.resets += 1;
         let all_acknowledged = self.upstream.close().is_some() && unacknowledged >= self.upstream.end();

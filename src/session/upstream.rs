@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::ledger::{Entries, Fate};
 use crate::wire::{Seq, Time};
 
 /// The beginning of a burst.
@@ -79,6 +80,12 @@ impl Chunk {
         self.offset + self.data.len() as u64
     }
 
+    /// How many of its bytes lie before `offset`.
+    fn before(&self, offset: u64) -> usize {
+        let before = offset.saturating_sub(self.offset);
+        usize::try_from(before).map_or(self.data.len(), |before| before.min(self.data.len()))
+    }
+
     /// Leaves out what lies before `offset`; `None` if nothing is left.
     fn trim_to(mut self, offset: u64) -> Option<Self> {
         let cut = usize::try_from(offset.saturating_sub(self.offset)).ok()?;
@@ -113,6 +120,8 @@ pub(super) struct Upstream {
     /// Gate and capture time of `close`.
     close_mark: (u64, Time),
     buffered: usize,
+    /// What became of the bytes given to [`Upstream::insert`]; what is missing here is `buffered`.
+    pub(super) entries: Entries,
 }
 
 impl Upstream {
@@ -131,6 +140,7 @@ impl Upstream {
             close: None,
             close_mark: (0, Time::ZERO),
             buffered: 0,
+            entries: Entries::default(),
         }
     }
 
@@ -174,25 +184,39 @@ impl Upstream {
     /// Takes in a segment that begins with `seq`, sent after `gate` downstream bytes were
     /// acknowledged.
     pub(super) fn insert(&mut self, seq: Seq, data: &[u8], gate: u64, captured: Time) -> Inserted {
+        let all = data.len();
         let (data, offset) = match self.offset_of(seq) {
             Some(offset) => (data, offset),
             None => match self.cut_before_start(seq, data) {
                 Some(rest) => (rest, 0),
-                None => return Inserted::Duplicate,
+                None => return self.duplicate(all),
             },
         };
         if offset > self.end + MAX_AHEAD || self.beyond_close(offset + data.len() as u64) {
+            self.entries.add(Fate::OutOfWindow, all as u64);
             return Inserted::OutOfWindow;
         }
         let chunk = Chunk { offset, data: data.into(), gate, captured };
-        let Some(chunk) = chunk.trim_to(self.end) else { return Inserted::Duplicate };
+        let Some(chunk) = chunk.trim_to(self.end) else { return self.duplicate(all) };
+        self.duplicate(all - chunk.data.len());
+        self.buffered += chunk.data.len();
         if chunk.offset > self.end {
             return self.keep_ahead(chunk);
         }
-        self.buffered += chunk.data.len();
         self.append(chunk);
         self.join_ahead();
         Inserted::InOrder
+    }
+
+    fn duplicate(&mut self, bytes: usize) -> Inserted {
+        self.entries.add(Fate::Duplicate, bytes as u64);
+        Inserted::Duplicate
+    }
+
+    /// Bytes that were held are held no more.
+    fn let_go(&mut self, fate: Fate, bytes: usize) {
+        self.buffered -= bytes;
+        self.entries.add(fate, bytes as u64);
     }
 
     /// What of a segment that begins before offset 0 lies behind it.
@@ -210,11 +234,11 @@ impl Upstream {
         let longer_is_here =
             self.ahead.get(&chunk.offset).is_some_and(|other| other.data.len() >= chunk.data.len());
         if longer_is_here {
+            self.let_go(Fate::Duplicate, chunk.data.len());
             return Inserted::Duplicate;
         }
-        self.buffered += chunk.data.len();
         if let Some(shorter) = self.ahead.insert(chunk.offset, chunk) {
-            self.buffered -= shorter.data.len();
+            self.let_go(Fate::Duplicate, shorter.data.len());
         }
         Inserted::OutOfOrder
     }
@@ -228,10 +252,10 @@ impl Upstream {
             let chunk = entry.remove();
             let held = chunk.data.len();
             let Some(chunk) = chunk.trim_to(self.end) else {
-                self.buffered -= held;
+                self.let_go(Fate::Duplicate, held);
                 continue;
             };
-            self.buffered -= held - chunk.data.len();
+            self.let_go(Fate::Duplicate, held - chunk.data.len());
             self.append(chunk);
         }
         if self.close().is_some() {
@@ -248,7 +272,7 @@ impl Upstream {
         if self.begins_burst(chunk.gate) {
             self.mark(chunk.offset, chunk.gate, chunk.captured);
         } else if self.broken.is_some() {
-            self.buffered -= chunk.data.len();
+            self.let_go(Fate::Torn, chunk.data.len());
             return;
         }
         self.chunks.push_back(chunk);
@@ -321,12 +345,22 @@ impl Upstream {
     /// Forgets what lies before `offset`: the target has it.
     pub(super) fn release(&mut self, offset: u64) {
         self.released = self.released.max(offset.min(self.end));
-        while let Some(chunk) = self.chunks.front() {
-            if chunk.end() > offset {
-                break;
-            }
-            self.buffered -= chunk.data.len();
+        self.forget(offset);
+    }
+
+    /// Forgets what lies before `offset`: it will not be sent.
+    pub(super) fn skip(&mut self, offset: u64) {
+        self.forget(offset);
+        self.released = self.released.max(offset.min(self.end));
+    }
+
+    /// Of what is forgotten, what was released before is delivered, and the rest skipped.
+    fn forget(&mut self, offset: u64) {
+        while let Some(chunk) = self.chunks.front().filter(|chunk| chunk.end() <= offset) {
+            let (held, delivered) = (chunk.data.len(), chunk.before(self.released));
             self.chunks.pop_front();
+            self.let_go(Fate::Delivered, delivered);
+            self.let_go(Fate::Skipped, held - delivered);
         }
         while self.passed > 0 && self.marks.front().is_some_and(|mark| mark.offset < offset) {
             self.marks.pop_front();
@@ -343,8 +377,17 @@ impl Upstream {
         let mark = self.marks.front_mut()?;
         mark.before = mark.offset;
         let mark = *mark;
-        self.release(mark.offset);
+        self.skip(mark.offset);
         Some(mark)
+    }
+
+    /// Forgets all that is held. Returns how much of it the target had not acknowledged.
+    pub(super) fn discard(&mut self) -> u64 {
+        let delivered = self.chunks.front().map_or(0, |chunk| chunk.before(self.released));
+        self.let_go(Fate::Delivered, delivered);
+        self.chunks.clear();
+        self.ahead.clear();
+        std::mem::take(&mut self.buffered) as u64
     }
 
     /// Gives the first hole up. See the module.
@@ -355,6 +398,7 @@ impl Upstream {
             (None, Some(_) | None) => return,
         };
         self.broken.get_or_insert(self.end);
+        self.entries.miss(offset.saturating_sub(self.end));
         self.end_seq = self.seq_at(offset);
         self.end = offset;
         self.last_gate = self.last_gate.max(Some(gate));
@@ -365,6 +409,7 @@ impl Upstream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::ledger::Ledger;
 
     const NOW: Time = Time::ZERO;
 
@@ -457,6 +502,26 @@ mod tests {
     }
 
     #[test]
+    fn fates_tell_what_arrived_from_what_did_not() {
+        let mut up = stream();
+        up.insert(seq(0), b"abcdef", 0, NOW);
+        up.insert(seq(4), b"efgh", 0, NOW);
+        up.release(5);
+        assert_eq!(up.buffered(), 8, "a packet is held as a whole");
+        up.insert(seq(8), b"next", 5, NOW);
+        up.restart_at_boundary(5);
+        up.insert(seq(15), b"torn", 5, NOW);
+        up.skip_hole();
+        up.insert(seq(13), b"xx", 5, NOW);
+        let held = up.discard();
+        let mut ledger = Ledger::default();
+        up.entries.enter(&mut ledger);
+        let fates: Vec<_> = ledger.fates.nonzero().collect();
+        assert_eq!(fates, [("delivered", 5), ("duplicate", 4), ("torn", 4), ("skipped", 3)]);
+        assert_eq!((held, ledger.missing), (4, 3));
+    }
+
+    #[test]
     fn a_hole_before_the_close_is_one_too() {
         let mut up = stream();
         up.insert(seq(0), b"abc", 0, NOW);
@@ -481,6 +546,36 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn every_byte_has_one_fate_or_is_held(
+            steps in proptest::collection::vec((0u8..8, 0u32..60, 1usize..30), 1..80),
+        ) {
+            let mut up = stream();
+            let (mut given, mut ledger, mut gate) = (0, Ledger::default(), 0);
+            for (what, at, len) in steps {
+                let near = u32::try_from(up.end()).expect("short") + at;
+                match what {
+                    0..=3 => {
+                        gate += u64::from(what);
+                        up.insert(seq(near).sub(20), &[0; 30][..len], gate, NOW);
+                        given += len as u64;
+                    }
+                    4 => up.pass(),
+                    5 => up.release(up.limit().0.min(up.start() + u64::from(at))),
+                    6 => up.skip_hole(),
+                    _ => {
+                        let boundary = up.restart_at_boundary(up.start());
+                        up.skip(boundary.map_or(up.end(), |mark| mark.offset));
+                    }
+                }
+                up.entries.enter(&mut ledger);
+                proptest::prop_assert_eq!(given, ledger.settled() + up.buffered() as u64);
+            }
+            let held = up.discard();
+            up.entries.enter(&mut ledger);
+            proptest::prop_assert_eq!((given, up.buffered()), (ledger.settled() + held, 0));
+        }
+
         #[test]
         fn any_order_gives_the_stream(
             pieces in proptest::collection::vec((0u32..200, 1usize..40), 1..60),

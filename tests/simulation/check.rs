@@ -1,11 +1,12 @@
 //! What must hold: after every step, and at the end of a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tcpcopy::session::{End, Opened};
+use tcpcopy::session::{End, Outcome};
 use tcpcopy::wire::{FlowId, FlowKey};
 
+use crate::client::Dialogue;
 use crate::scenario::{Close, Expect, Style};
 use crate::world::World;
 
@@ -32,6 +33,16 @@ pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<()
         ));
     }
     let held = replayer.buffered() as u64;
+    let accounted = counters.settled_bytes() + held;
+    if accounted != world.captured_bytes {
+        return Err(format!(
+            "{} bytes captured, {accounted} accounted for: {held} held, {:?}, discarded {:?}, unused {:?}",
+            world.captured_bytes,
+            counters.ledger.fates.nonzero().collect::<Vec<_>>(),
+            counters.ledger.discarded.nonzero().collect::<Vec<_>>(),
+            counters.unused_bytes.nonzero().collect::<Vec<_>>(),
+        ));
+    }
     if held > most_held(world) {
         return Err(format!("{held} bytes held, {} captured", world.captured_bytes));
     }
@@ -80,7 +91,7 @@ pub(crate) fn end(world: &World) -> Result<(), String> {
     // not early.
     let pipelines = world.setup.styles.iter().any(|style| matches!(style, Style::Window(_)));
     if world.setup.strict_gate && world.setup.expect == Expect::Everything && !pipelines {
-        let early = counters.exchanges.of(Opened::TimedOut) + counters.exchanges.of(Opened::Short);
+        let early = counters.exchanges.of(Outcome::TimedOut) + counters.exchanges.of(Outcome::Short);
         if early > 0 {
             return Err(format!("{early} gates opened before the response was there"));
         }
@@ -100,6 +111,17 @@ fn everything(world: &World) -> Result<(), String> {
                 dialogue.id
             ));
         }
+    }
+    // One report for each, however often it left.
+    let bursts =
+        |dialogue: &Dialogue| dialogue.requests.iter().map(|r| r.burst).collect::<BTreeSet<_>>().len();
+    let left = world.dialogues().iter().map(bursts).sum::<usize>() as u64 * u64::from(copies);
+    if counters.exchanges.total() != left {
+        let outcomes: Vec<_> = counters.exchanges.nonzero().collect();
+        return Err(format!(
+            "{left} bursts left, {} exchanges reported: {outcomes:?}",
+            counters.exchanges.total()
+        ));
     }
     if counters.skipped_bytes > 0 {
         return Err(format!("{} bytes skipped", counters.skipped_bytes));

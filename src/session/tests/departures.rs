@@ -13,7 +13,8 @@ fn a_request_that_was_taken_and_not_answered_is_counted() {
     b.target(1, 4, A, 0);
     assert_eq!(b.target(1, 4, Flags::RST, 0), Answer::Reset);
     b.run();
-    assert_eq!(b.events, [Event::Unanswered]);
+    assert_eq!(b.events.first(), Some(&Event::Unanswered));
+    assert_eq!(b.outcomes(), [(3, 0, Outcome::TargetReset)]);
 
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");
@@ -21,7 +22,8 @@ fn a_request_that_was_taken_and_not_answered_is_counted() {
     b.target(1, 4, pa(), 10);
     assert_eq!(b.target(11, 4, Flags::RST, 0), Answer::Reset);
     b.run();
-    assert_eq!(b.events, [], "answered in part");
+    assert_eq!(b.outcomes(), [(3, 10, Outcome::TargetReset)], "answered in part");
+    assert_eq!(b.events.len(), 1);
 }
 
 #[test]
@@ -104,6 +106,7 @@ fn a_target_that_closes_early_gets_the_next_request_on_a_new_connection() {
         [(Flags::RST | A, 4), (Flags::SYN, NEXT + 3)],
         "the old one ends, SYN precedes the byte"
     );
+    assert_eq!(b.outcomes(), [(3, 101, Outcome::TargetClosed)], "its FIN takes a number");
     b.target(0, NEXT + 4, Flags::SYN | A, 0);
     assert_eq!(b.run(), [sent(pa(), NEXT + 4, 1, b"two")]);
     assert_eq!(b.skipped(), 0);
@@ -121,6 +124,45 @@ fn a_reset_resends_the_request_that_was_not_acknowledged() {
     assert_eq!(b.run(), [sent(Flags::SYN, NEXT + 3, 0, b"")]);
     b.target(0, NEXT + 4, Flags::SYN | A, 0);
     assert_eq!(b.run(), [sent(pa(), NEXT + 4, 1, b"two")]);
+    assert_eq!(b.outcomes(), [(3, 100, Outcome::Answered)], "the second is not over");
+    b.target(1, NEXT + 7, pa(), 50);
+    b.session.end(b.now, End::Shed);
+    b.run();
+    assert_eq!(b.outcomes(), [(3, 100, Outcome::Answered), (3, 50, Outcome::Ended)]);
+}
+
+#[test]
+fn requests_that_are_thrown_back_are_reported_once() {
+    for again in [true, false] {
+        let mut b = Bench::established();
+        b.client(1, 1, pa(), b"one");
+        b.client(4, 101, pa(), b"two");
+        b.run();
+        b.target(1, 1, pa(), 100);
+        b.run();
+        assert_eq!(b.outcomes(), [(3, 100, Outcome::Answered)]);
+        // Nothing of either was acknowledged.
+        b.target(101, 1, Flags::RST, 0);
+        assert_eq!(b.run(), [sent(Flags::SYN, NEXT, 0, b"")]);
+        if again {
+            b.target(0, NEXT + 1, Flags::SYN | A, 0);
+            assert_eq!(b.run().len(), 2, "both leave again");
+        }
+        b.session.end(b.now, End::Shed);
+        b.run();
+        assert_eq!(b.outcomes(), [(3, 100, Outcome::Answered), (3, 0, Outcome::Ended)]);
+    }
+}
+
+#[test]
+fn a_request_that_never_left_is_no_exchange() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 101, pa(), b"two");
+    b.run();
+    b.session.end(b.now, End::Idle);
+    b.run();
+    assert_eq!(b.outcomes(), [(3, 0, Outcome::Ended)]);
 }
 
 #[test]
@@ -183,6 +225,12 @@ fn a_hole_in_the_capture_costs_what_it_tears() {
     b.target(0, NEXT + 12, Flags::SYN | A, 0);
     assert_eq!(b.run(), [sent(pa(), NEXT + 12, 1, b"four")]);
     assert_eq!(b.skipped(), 8);
+    assert_eq!(b.outcomes(), [(3, 100, Outcome::Left)]);
+    let mut ledger = Ledger::default();
+    b.session.settle(&mut ledger);
+    let fates: Vec<_> = ledger.fates.nonzero().collect();
+    assert_eq!(fates, [("delivered", 3), ("torn", 5)]);
+    assert_eq!((ledger.missing, b.session.buffered()), (3, 4));
 }
 
 #[test]
@@ -250,4 +298,7 @@ fn a_cut_payload_counts_as_lost() {
     let header = client_header(1, 1, pa(), 1000);
     assert_eq!(b.session.handle_client(b.now, &header, b"only this"), Taken::Cut);
     assert_eq!(b.run(), []);
+    let mut ledger = Ledger::default();
+    b.session.settle(&mut ledger);
+    assert_eq!(ledger.fates.nonzero().collect::<Vec<_>>(), [("cut", 1000)]);
 }

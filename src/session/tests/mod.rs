@@ -137,14 +137,25 @@ impl Bench {
     fn ended(&self) -> Option<End> {
         self.events.iter().find_map(|event| match event {
             Event::Ended(why) => Some(*why),
-            Event::Connect | Event::Exchange(_) | Event::Skipped(_) | Event::Unanswered => None,
+            Event::Connect | Event::Exchange(_) | Event::Skipped(_) | Event::Behind | Event::Unanswered => {
+                None
+            }
         })
+    }
+
+    /// Request bytes, target's bytes and outcome of each exchange.
+    fn outcomes(&self) -> Vec<(u64, u64, Outcome)> {
+        let exchange = |event: &Event| match event {
+            Event::Exchange(e) => Some((e.request_bytes, e.target_bytes, e.outcome)),
+            Event::Connect | Event::Skipped(_) | Event::Behind | Event::Unanswered | Event::Ended(_) => None,
+        };
+        self.events.iter().filter_map(exchange).collect()
     }
 
     fn skipped(&self) -> u64 {
         let bytes = |event: &Event| match event {
             Event::Skipped(bytes) => *bytes,
-            Event::Connect | Event::Exchange(_) | Event::Unanswered | Event::Ended(_) => 0,
+            Event::Connect | Event::Exchange(_) | Event::Behind | Event::Unanswered | Event::Ended(_) => 0,
         };
         self.events.iter().map(bytes).sum()
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::account::Account;
 use crate::counters::Counters;
 use crate::daemon::{Daemon, Program, Usage};
 use crate::leak::LeakDetector;
@@ -320,6 +321,13 @@ impl Chain {
         Ok(comparison)
     }
 
+    /// Stops all tcpcopies and fails if what they counted does not explain what the targets did not answer.
+    pub(crate) fn account(&mut self) -> Result<(Account, Counters)> {
+        let counters = self.stop_tcpcopies()?;
+        let account = Account::of(&self.online()?, &self.target()?, &counters);
+        Ok((account.with_context(|| counters.to_string())?, counters))
+    }
+
     /// Fails if a server received another body than was sent; `size` is that of the uploads.
     pub(crate) fn check_bodies(&self, size: usize) -> Result<usize> {
         let mut checked = 0;
@@ -384,6 +392,14 @@ impl Chain {
             }
         }
         Ok(())
+    }
+
+    /// As [`Chain::finish`], where packets of a target are to reach clients. Returns how many did.
+    pub(crate) fn finish_leaking(mut self) -> Result<u64> {
+        let leaked = self.leaks()?;
+        self.leaks.clear();
+        self.finish()?;
+        Ok(leaked)
     }
 
     /// Stops all daemons and checks what must hold at the end of every scenario: they end with code 0, the fail-closed

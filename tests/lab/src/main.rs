@@ -4,6 +4,7 @@
 //! It is a black box: it knows the programs by their command lines only. `isolation` puts it into namespaces of its own;
 //! `network` builds the hosts; `chain` runs servers and daemons on them; `scenarios` are what must hold.
 
+mod account;
 mod chain;
 mod command_line;
 mod counters;

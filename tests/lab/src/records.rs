@@ -131,6 +131,16 @@ impl Answers {
         self.counts.values().map(|&count| u64::from(count)).sum()
     }
 
+    /// Bytes of all requests that were answered.
+    pub(crate) fn request_bytes(&self) -> u64 {
+        self.sizes.values().map(|(_, received)| received).sum()
+    }
+
+    /// Bytes of the longest of them.
+    pub(crate) fn longest_request(&self) -> u64 {
+        self.sizes.values().map(|(_, received)| *received).max().unwrap_or(0)
+    }
+
     /// How often this id was answered.
     pub(crate) fn count(&self, id: u64) -> u32 {
         self.counts.get(&id).copied().unwrap_or(0)

@@ -81,7 +81,8 @@ fn unclaimed(context: &Context, family: Family, accept: bool) -> Result<String> 
     wait::until(REPAIR, "the target answers twice", || Ok(received(&chain)? >= before + 2 || accept))?;
     if accept {
         wait::until(SETTLED, "the response goes on", || Ok(chain.leaks()? > 0))?;
-        return Ok(format!("{} packets routed", chain.leaks()?));
+        drop(forged);
+        return Ok(format!("{} packets routed", chain.finish_leaking()?));
     }
     drop(forged);
     chain.finish()?;
