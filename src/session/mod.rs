@@ -15,6 +15,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `upstream` | the client's bytes, reassembled and kept until acknowledged; bursts |
+//! | `writes`, `joining` | where the client's writes end; where a connection captured mid-stream is joined |
 //! | `client` | what is known of the real client: options, window, round-trip time |
 //! | `gate` | when a burst may leave |
 //! | `connection`, `sender`, `receiver`, `rtt` | TCP toward the target |
@@ -27,6 +28,7 @@ mod config;
 mod connection;
 mod event;
 mod gate;
+mod joining;
 mod receiver;
 mod replay;
 mod rtt;
@@ -35,6 +37,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod writes;
 
 pub use config::{Config, GateMode, Latency, MidStream};
 pub use event::{Answer, End, Event, Exchange, Taken};

@@ -9,6 +9,7 @@ use super::config::{Config, Latency};
 use super::connection::{Connection, State};
 use super::event::{End, Event, Exchange, Taken};
 use super::gate::{Decision, Gate, Opened, View};
+use super::joining::Joining;
 use super::receiver::Receiver;
 use super::sender::Range;
 use super::upstream::{Close, Inserted, Mark, Upstream};
@@ -56,8 +57,7 @@ pub struct Session {
     slowest_answer: Duration,
     /// Resets by the target since it last acknowledged something.
     pub(super) resets: u8,
-    /// Sequence number after the last data seen, and its acknowledgment, while joining.
-    joining: Option<(Seq, Seq)>,
+    joining: Joining,
     isn: Option<Seq>,
     syn_seen: bool,
     /// How many connections were opened.
@@ -99,7 +99,7 @@ impl Session {
             last_activity: now,
             slowest_answer: Duration::ZERO,
             resets: 0,
-            joining: None,
+            joining: Joining::default(),
             isn: None,
             syn_seen: false,
             connections: 0,
@@ -151,13 +151,13 @@ impl Session {
         match self.phase {
             Phase::Ended => return Taken::Late,
             Phase::Joining => {
-                if !self.begins_request(header, payload) {
+                if !self.joining.begins_request(header, payload) {
                     if header.flags.fin() || header.flags.rst() {
                         self.end(now, End::NotJoined);
                     }
                     return Taken::BeforeJoin;
                 }
-                self.upstream = Upstream::new(header.seq);
+                self.upstream = Upstream::joined(header.seq, self.joining.writes());
             }
             Phase::Live => {}
         }
@@ -183,27 +183,6 @@ impl Session {
         taken
     }
 
-    /// Whether a segment of a connection captured mid-stream begins a request: it was sent after
-    /// more of the response than the data before it, and nothing is missing in between.
-    fn begins_request(&mut self, header: &TcpHeader, payload: &[u8]) -> bool {
-        if payload.is_empty() || !header.flags.ack() {
-            return false;
-        }
-        let end = header.seq.add(header.payload_len);
-        let Some((next, acked)) = &mut self.joining else {
-            self.joining = Some((end, header.ack));
-            return false;
-        };
-        let begins = header.seq == *next && header.ack.is_after(*acked);
-        if end.is_after(*next) {
-            *next = end;
-        }
-        if header.ack.is_after(*acked) {
-            *acked = header.ack;
-        }
-        begins
-    }
-
     fn take(&mut self, now: Time, header: &TcpHeader, payload: &[u8], gate: u64) -> Taken {
         let cut = usize::try_from(header.payload_len).is_ok_and(|len| len > payload.len());
         let taken = if cut {
@@ -211,7 +190,7 @@ impl Session {
         } else if payload.is_empty() {
             Taken::Ack
         } else {
-            match self.upstream.insert(header.seq, payload, gate, now) {
+            match self.upstream.insert(header.seq, payload, header.flags, gate, now) {
                 Inserted::InOrder => Taken::Data,
                 Inserted::OutOfOrder => Taken::OutOfOrder,
                 Inserted::Duplicate => Taken::Duplicate,
@@ -221,7 +200,8 @@ impl Session {
         let end = header.seq.add(header.payload_len);
         let reset = header.flags.rst();
         if (reset || header.flags.fin()) && taken != Taken::OutOfWindow {
-            let news = self.upstream.set_close(end, reset, gate, now);
+            let alone = !matches!(taken, Taken::Data | Taken::OutOfOrder);
+            let news = self.upstream.set_close(end, reset, alone, gate, now);
             match taken {
                 Taken::Ack if news => return Taken::Control,
                 Taken::Ack => return Taken::Duplicate,
@@ -253,7 +233,7 @@ impl Session {
             return self.end(now, End::NotJoined);
         }
         let end = self.upstream.seq_at(self.upstream.end());
-        self.upstream.set_close(end, true, 0, now);
+        self.upstream.set_close(end, true, true, 0, now);
         self.after_client(now);
     }
 

@@ -124,6 +124,23 @@ fn a_connection_captured_mid_stream_joins_behind_no_hole() {
 }
 
 #[test]
+fn a_connection_captured_mid_stream_is_not_joined_within_a_request() {
+    let now = Time::from_micros(1);
+    let session = Session::join(now, Arc::default(), &client_header(100, 500, pa(), 4));
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
+    b.client(100, 500, pa(), b"post");
+    b.client(104, 500, A, &[b'x'; 600]);
+    assert_eq!(b.client(704, 530, A, &[b'x'; 600]), Taken::BeforeJoin, "the server has said something");
+    assert_eq!(b.client(1304, 560, pa(), b"end"), Taken::BeforeJoin);
+    assert_eq!(b.client(1307, 560, pa(), b"next"), Taken::Data);
+    assert_eq!(b.client(1311, 560, A, &[b'x'; 600]), Taken::Data);
+    b.client(1911, 590, A, b"x");
+    b.run();
+    b.target(0, 1307, Flags::SYN | A, 0);
+    assert_eq!(b.run().iter().map(|s| s.data.len()).sum::<usize>(), 605, "nor gated within one");
+}
+
+#[test]
 fn a_hole_in_the_capture_costs_what_it_tears() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");

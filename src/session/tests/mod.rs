@@ -1,8 +1,9 @@
 //! The session against a scripted client and target, in virtual time.
 //!
-//! Here what goes as in production, in [`departures`] what does not.
+//! Here what goes as in production, in [`departures`] what does not; [`upstream`] on its own.
 
 mod departures;
+mod upstream;
 
 use std::sync::Arc;
 use std::time::Duration;
