@@ -53,8 +53,6 @@ pub struct Session {
     pub(super) burst_start: u64,
     pub(super) first_answer: Option<Time>,
     pub(super) last_activity: Time,
-    /// The longest that the target has taken to begin a response.
-    slowest_answer: Duration,
     /// Resets by the target since it last acknowledged something.
     pub(super) resets: u8,
     joining: Joining,
@@ -97,7 +95,6 @@ impl Session {
             burst_start: 0,
             first_answer: None,
             last_activity: now,
-            slowest_answer: Duration::ZERO,
             resets: 0,
             joining: Joining::default(),
             isn: None,
@@ -386,7 +383,6 @@ impl Session {
             last_received: receiver.last_at(),
             hole: receiver.has_hole(),
             quiet_since: receiver.quiet_since(),
-            slowest_answer: self.slowest_answer,
             last_sent: connection.last_sent,
             target_rtt: connection.sender.rtt(),
             lag: self.lag(),
@@ -414,8 +410,9 @@ impl Session {
         let sent = connection.last_sent;
         if mark.offset > self.burst_start {
             let first_answer = self.first_answer.take();
-            self.slowest_answer =
-                self.slowest_answer.max(first_answer.map_or(Duration::ZERO, |at| at - sent));
+            if let Some(at) = first_answer {
+                self.gate.answered_after(at - sent);
+            }
             self.events.push_back(Event::Exchange(Exchange {
                 request_bytes: mark.offset - self.burst_start,
                 online_bytes: self.gate.online_response(mark),

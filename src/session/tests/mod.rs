@@ -3,6 +3,7 @@
 //! Here what goes as in production, in [`departures`] what does not; [`upstream`] on its own.
 
 mod departures;
+mod patience;
 mod upstream;
 
 use std::sync::Arc;
