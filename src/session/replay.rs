@@ -255,6 +255,12 @@ impl Session {
         }
     }
 
+    /// The target is back, or the way to it: what waits for a backed off timer leaves at `at`, if not
+    /// before. Returns whether that is sooner.
+    pub fn hasten(&mut self, at: Time) -> bool {
+        self.connection.as_mut().is_some_and(|connection| connection.sender.hasten(at))
+    }
+
     /// When the hole in what was captured is taken for lost.
     fn hole_due(&self) -> Option<Time> {
         self.upstream.hole_since().map(|since| since + self.config.gap_timeout)
