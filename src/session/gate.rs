@@ -181,12 +181,15 @@ impl Gate {
 
     /// Whether, and if not when, a connection may be left for the burst at `mark`, before which bytes
     /// are missing: once what it was sent is answered. How long that answer is nobody knows, because
-    /// `mark` tells of the answer to the missing bytes too.
-    pub(super) fn decide_leaving(&self, config: &Config, view: &View) -> Decision {
+    /// `mark` tells of the answer to the missing bytes too. Nor can silence be cut short, unless what was
+    /// sent is known to hold no whole request.
+    pub(super) fn decide_leaving(&self, config: &Config, mark: &Mark, view: &View) -> Decision {
         let due = if config.gate == GateMode::None {
             view.now
         } else if self.target_response(view.received) > 0 {
             view.quiet_since.max(view.last_sent) + quiet_time(view.target_rtt) + view.lag
+        } else if mark.torn {
+            view.last_sent + self.long_silence().min(config.response_timeout)
         } else {
             view.last_sent + self.patience(config)
         };
@@ -281,7 +284,7 @@ mod tests {
     use super::*;
 
     fn mark(gate: u64) -> Mark {
-        Mark { offset: 10, before: 10, gate, captured: Time::ZERO }
+        Mark { offset: 10, before: 10, gate, captured: Time::ZERO, torn: false }
     }
 
     fn at(millis: u64, received: u64) -> View {

@@ -405,7 +405,7 @@ impl Session {
         let decision = if unused || receiver.finished() {
             Decision::Open(Opened::Ungated)
         } else {
-            self.gate.decide_leaving(&self.config, &view)
+            self.gate.decide_leaving(&self.config, &mark, &view)
         };
         Some((mark, decision))
     }

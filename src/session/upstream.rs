@@ -28,6 +28,8 @@ pub(super) struct Mark {
     pub(super) gate: u64,
     /// When it was captured.
     pub(super) captured: Time,
+    /// The burst before it is one write, and the hole cut it off: there was no whole request in it.
+    pub(super) torn: bool,
 }
 
 impl Mark {
@@ -114,8 +116,13 @@ pub(super) struct Upstream {
     last_gate: Option<u64>,
     /// What is known of the client's writes at the end of the contiguous stream.
     writes: Writes,
+    /// Where the last write and the last mark begin.
+    last_write: u64,
+    last_mark: u64,
     /// Where the stream breaks off, while the mark behind a given up hole is looked for.
     broken: Option<u64>,
+    /// See [`Mark::torn`].
+    torn: bool,
     /// Offset before which everything was released.
     released: u64,
     close: Option<Close>,
@@ -141,7 +148,10 @@ impl Upstream {
             passed: 0,
             last_gate: None,
             writes,
+            last_write: 0,
+            last_mark: 0,
             broken: None,
+            torn: false,
             released: 0,
             close: None,
             close_mark: (0, Time::ZERO, true),
@@ -278,6 +288,9 @@ impl Upstream {
         self.end = chunk.end();
         let continues = self.writes.continues();
         self.writes.advance(chunk.open);
+        if !continues {
+            self.last_write = chunk.offset;
+        }
         if self.begins_burst(chunk.gate) && !continues {
             self.mark(chunk.offset, chunk.gate, chunk.captured);
         } else if self.broken.is_some() {
@@ -295,7 +308,8 @@ impl Upstream {
     fn mark(&mut self, offset: u64, gate: u64, captured: Time) {
         let before = self.broken.take().unwrap_or(offset);
         self.last_gate = self.last_gate.max(Some(gate));
-        self.marks.push_back(Mark { offset, before, gate, captured });
+        self.last_mark = offset;
+        self.marks.push_back(Mark { offset, before, gate, captured, torn: std::mem::take(&mut self.torn) });
     }
 
     /// Takes in the client's FIN or RST, which comes after the byte before `seq`. One that comes `alone`,
@@ -395,7 +409,10 @@ impl Upstream {
             (None, Some(close)) if close.offset() > self.end => (close.offset(), self.close_mark.0),
             (None, Some(_) | None) => return,
         };
-        self.broken.get_or_insert(self.end);
+        if self.broken.is_none() {
+            self.broken = Some(self.end);
+            self.torn = self.writes.continues() && self.last_write == self.last_mark;
+        }
         self.end_seq = self.seq_at(offset);
         self.end = offset;
         self.last_gate = self.last_gate.max(Some(gate));

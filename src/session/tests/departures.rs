@@ -181,6 +181,35 @@ fn whole_requests_before_a_hole_are_delivered() {
     assert_eq!(b.skipped(), 7);
 }
 
+/// A session that has sent a request and the beginning of one that a hole tears, then "next" behind it.
+/// How long it waits until it leaves the connection.
+fn left_after(head: &[u8]) -> Duration {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    b.client(4, 101, pa(), head);
+    let body = 4 + u32::try_from(head.len()).expect("short");
+    b.client(body, 101, A, &[b'x'; 600]);
+    b.client(body + 800, 101, pa(), b"end");
+    b.client(body + 803, 201, pa(), b"next");
+    b.run();
+    b.target(101, body + 600, A, 0);
+    let since = b.now;
+    while !b.wait(MS).iter().any(|s| s.flags == Flags::SYN) {}
+    b.now - since
+}
+
+#[test]
+fn a_torn_request_is_not_answered_so_its_answer_is_not_waited_for() {
+    let gap = Config::default().gap_timeout;
+    let torn = left_after(b"");
+    assert!(torn >= gap && torn <= gap + 10 * MS, "{torn:?}");
+    let timeout = Config::default().response_timeout;
+    let perhaps = left_after(b"whole?");
+    assert!(perhaps >= timeout && perhaps <= timeout + 10 * MS, "{perhaps:?}");
+}
+
 #[test]
 fn a_close_behind_a_hole_ends_the_session() {
     let mut b = Bench::established();
