@@ -12,6 +12,10 @@
 //!
 //! Time never goes backwards between calls.
 //!
+//! What the client's segments say of its own path stays there: ECN, which our SYN does not offer, and its
+//! sizes. So does the urgent pointer, which middleboxes remove as well (RFC 6093, 3.4): urgent bytes
+//! arrive in the stream, in their place.
+//!
 //! | file | subject |
 //! |---|---|
 //! | `upstream` | the client's bytes, reassembled and kept until acknowledged; bursts |
