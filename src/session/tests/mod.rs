@@ -5,6 +5,7 @@
 mod departures;
 mod options;
 mod patience;
+mod properties;
 mod upstream;
 
 use std::sync::Arc;
