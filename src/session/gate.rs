@@ -434,6 +434,7 @@ mod tests {
     fn longer_responses_do_not_add_up() {
         let mut gate = Gate::default();
         gate.pass(&mark(100), 130, Opened::Answered);
+        assert_eq!(decide(&gate, 200, &at(1, 230)), Decision::Open(Opened::Answered), "whole by itself");
         gate.pass(&mark(200), 260, Opened::Answered);
         gate.pass(&mark(300), 390, Opened::Answered);
         assert_eq!(decide(&gate, 400, &at(1, 390)), Decision::Wait(Time::from_micros(10_000_000)));
