@@ -14,6 +14,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `replay` | the replayer: packets to sessions, sessions' wishes fulfilled |
+//! | `resume` | what goes on after an outage, and when |
 //! | `table` | the session table: by client connection, by replayed flow, by deadline |
 //! | `address` | pools, ports, selection |
 //! | `config`, `counters`, `histogram` | what it is told, what it tells |
@@ -25,6 +26,7 @@ mod config;
 mod counters;
 mod histogram;
 mod replay;
+mod resume;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::address::{candidates, selected};
 use super::config::Config;
 use super::counters::{Counters, Unused};
+use super::resume::Resumption;
 use super::table::Table;
 use crate::session::{Answer, End, Event, MidStream, Session};
 use crate::wire::{FlowId, FlowKey, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Packet, TcpHeader, Time};
@@ -38,12 +39,11 @@ pub struct Transmit {
 #[derive(Debug)]
 pub struct Replayer {
     config: Arc<Config>,
-    table: Table,
+    pub(super) table: Table,
     claims: VecDeque<Claim>,
     /// An intercept is there to take the responses.
-    reachable: bool,
-    /// Sessions that want a connection while none is.
-    waiting: Vec<usize>,
+    pub(super) reachable: bool,
+    pub(super) resumption: Resumption,
     stopping: bool,
     /// A session has fallen behind its client since [`Replayer::take_behind`].
     behind: bool,
@@ -58,7 +58,7 @@ impl Replayer {
             table: Table::default(),
             claims: VecDeque::new(),
             reachable: false,
-            waiting: Vec::new(),
+            resumption: Resumption::default(),
             stopping: false,
             behind: false,
             counters: Counters::default(),
@@ -208,8 +208,10 @@ impl Replayer {
             return;
         };
         let answer = entry.session.handle_target(now, header);
+        let target = entry.target;
         self.counters.answers.count(answer);
         self.table.wake(slot);
+        self.note_answer(now, target, answer);
     }
 
     /// An intercept refused a claim: somebody else has the flow. The session's connection moves to
@@ -233,17 +235,8 @@ impl Replayer {
             entry.session.handle_timeout(now);
             self.table.wake(slot);
         }
-    }
-
-    /// Whether an intercept takes the responses. While none does, no connection is opened: with
-    /// nobody to stop them, responses could travel on to real clients.
-    pub fn set_reachable(&mut self, now: Time, reachable: bool) {
-        self.reachable = reachable;
-        if reachable {
-            for slot in std::mem::take(&mut self.waiting) {
-                self.connect(now, slot);
-                self.table.wake(slot);
-            }
+        if self.resumption.due().is_some_and(|due| now >= due) {
+            self.take_turn(now);
         }
     }
 
@@ -261,7 +254,7 @@ impl Replayer {
 
     /// When [`Replayer::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.table.next_deadline()
+        [self.table.next_deadline(), self.resumption.due()].into_iter().flatten().min()
     }
 
     /// The next thing to tell the intercepts.
@@ -323,13 +316,13 @@ impl Replayer {
     }
 
     /// Gives a session an address and port for a new connection, and claims the responses.
-    fn connect(&mut self, now: Time, slot: usize) {
+    pub(super) fn connect(&mut self, now: Time, slot: usize) {
         if !self.table.entry(slot).is_some_and(|entry| entry.session.wants_connection()) {
             return;
         }
         self.release(slot);
         if !self.reachable {
-            self.waiting.push(slot);
+            self.resumption.wait(slot);
             return;
         }
         let Some(entry) = self.table.entry(slot) else { return };

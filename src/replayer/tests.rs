@@ -148,6 +148,74 @@ fn without_an_intercept_nothing_leaves_and_with_one_it_does() {
     assert_eq!(b.claims.len(), 1);
 }
 
+/// Lets time pass until something leaves.
+fn next_sent(b: &mut Bench) -> Vec<Transmit> {
+    loop {
+        b.now = b.replayer.poll_timeout().expect("something is to come");
+        b.replayer.handle_timeout(b.now);
+        let sent = b.run();
+        if !sent.is_empty() {
+            return sent;
+        }
+    }
+}
+
+/// Lets so many SYNs be sent in vain.
+fn try_in_vain(b: &mut Bench, times: usize) {
+    let mut sent = 0;
+    while sent < times {
+        sent += next_sent(b).len();
+    }
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn an_intercept_that_is_back_gets_connections_by_and_by() {
+    let mut b = Bench::new(Config { max_sessions: 1000, ..config() });
+    b.replayer.set_reachable(b.now, false);
+    for port in 1..=250 {
+        b.syn(&format!("10.9.0.1:{port}"));
+    }
+    let back = b.now;
+    b.replayer.set_reachable(b.now, true);
+    assert_eq!(b.run().len(), 100);
+    assert_eq!((next_sent(&mut b).len(), b.now), (100, back + 10 * MS));
+    assert_eq!((next_sent(&mut b).len(), b.now), (50, back + 20 * MS));
+}
+
+#[test]
+fn an_intercept_that_is_back_is_tried_at_once() {
+    let mut b = Bench::new(config());
+    (1..=5).for_each(|port| drop(b.syn(&format!("10.9.0.1:{port}"))));
+    b.replayer.set_reachable(b.now, false);
+    try_in_vain(&mut b, 15);
+    let back = b.now + 50 * MS;
+    b.now = back;
+    b.replayer.set_reachable(b.now, true);
+    assert!(b.run().is_empty());
+    try_in_vain(&mut b, 5);
+    assert_eq!(b.now, back + MS * 4 / 10, "each at its own time");
+    next_sent(&mut b);
+    assert!(b.now > back + 3_000 * MS, "with the back-off as it was");
+}
+
+#[test]
+fn a_target_that_answers_one_after_a_silence_is_tried_by_all() {
+    let mut b = Bench::new(config());
+    b.syn("10.9.0.1:1");
+    b.target(addr("10.9.0.1:1"), header(500, 101, Flags::SYN | A, 0));
+    b.client("10.9.0.1:1", header(101, 1, A, 5), b"hello");
+    b.syn("10.9.0.2:2");
+    try_in_vain(&mut b, 8);
+    b.now += MS;
+    b.target(addr("10.9.0.1:1"), header(501, 101, A, 1));
+    let answered = b.now;
+    let sent: Vec<_> = (0..2).flat_map(|_| next_sent(&mut b)).map(|transmit| transmit.header.flags).collect();
+    assert_eq!(sent, [Flags::PSH | A, Flags::SYN]);
+    assert!(b.now < answered + MS);
+}
+
 #[test]
 fn a_session_that_ends_while_it_waits_gives_its_place_to_nobody() {
     let mut b = Bench::new(config());

@@ -130,6 +130,13 @@ impl Connection {
         })
     }
 
+    /// Whether a segment, no RST, was sent before what came already (RFC 7323, 5.3, R1). One without a
+    /// timestamp is taken, as most stacks do.
+    pub(super) fn is_outdated(&self, header: &TcpHeader) -> bool {
+        let stamp = header.options.timestamps.filter(|_| self.timestamps && self.receiver.is_some());
+        stamp.is_some_and(|stamp| Seq(stamp.value).is_before(Seq(self.ts_recent)))
+    }
+
     /// Remembers the timestamp to echo (RFC 7323, 4.3), if the segment is at or before RCV.NXT.
     pub(super) fn note_timestamp(&mut self, header: &TcpHeader) {
         let Some(receiver) = &self.receiver else { return };

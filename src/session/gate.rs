@@ -16,6 +16,12 @@
 //!   for long: both speak at will, and their messages do not answer each other;
 //! * after the response timeout.
 //!
+//! A wait for the response timeout was *vain* if nothing came, and the target answered soon once the
+//! burst had left: it had been waiting for us. From then on silence is waited for no longer than its
+//! answers take, with much to spare, and with more each time that one silence follows another. What
+//! comes then may answer an earlier burst, if it does not come soon: the target has proved slow, and is
+//! waited for as before.
+//!
 //! A surplus proves right when the client's acknowledgments come to exactly where the target's
 //! response was: they *foresaw* each other. It proves wrong when they pass that place by, and what is
 //! proved wrong is forgotten, so differences do not add up.
@@ -50,6 +56,8 @@ pub(super) enum Opened {
     Ungated,
 }
 
+/// A silent target may be so many times as slow as it ever was.
+const SLOWER: u32 = 4;
 /// Times that a surplus which has proved right may be wrong before it is no longer trusted.
 const MAX_DOUBTS: u8 = 3;
 
@@ -76,8 +84,6 @@ pub(super) struct View {
     pub(super) quiet_since: Time,
     /// When upstream bytes last left.
     pub(super) last_sent: Time,
-    /// The longest that the target has taken to begin a response.
-    pub(super) slowest_answer: Duration,
     /// The target's smoothed round-trip time.
     pub(super) target_rtt: Option<Duration>,
     /// How much the opening lags behind the response.
@@ -104,6 +110,12 @@ pub(super) struct Gate {
     doubts: u8,
     /// By how much the last short response was short.
     shortfall: Option<u64>,
+    /// The longest that the target has taken to begin a response.
+    slowest: Duration,
+    /// How many of the last bursts passed although nothing had come.
+    silences: u32,
+    /// A wait was vain.
+    impatient: bool,
 }
 
 impl Gate {
@@ -142,15 +154,16 @@ impl Gate {
         let (due, how) = if answered >= wanted || in_all == wanted || (self.trusted && in_all > wanted) {
             (view.last_received + view.lag, Opened::Answered)
         } else if in_all > wanted {
-            let quiet = quiet_time(view.target_rtt).max(view.slowest_answer * 2);
+            let quiet = quiet_time(view.target_rtt).max(self.slowest * 2);
             (quiet_since + quiet + view.lag, Opened::Answered)
         } else if answered > 0 && !view.hole {
             let expected = self.shortfall == Some(wanted - in_all);
             let quiet = if expected { EXPECTED_QUIET } else { quiet_time(view.target_rtt) };
             (quiet_since + quiet + view.lag, Opened::Short)
         } else if view.received >= mark.gate.saturating_sub(self.origin) {
-            let quiet = MAX_QUIET.max(view.slowest_answer * 4);
-            (quiet_since + quiet + view.lag, Opened::Answered)
+            (quiet_since + self.long_silence() + view.lag, Opened::Answered)
+        } else if answered == 0 {
+            (view.last_sent.max(mark.captured) + self.patience(config), Opened::TimedOut)
         } else {
             (view.last_sent.max(mark.captured) + config.response_timeout, Opened::TimedOut)
         };
@@ -166,22 +179,50 @@ impl Gate {
 
     /// Whether, and if not when, a connection may be left for the burst at `mark`, before which bytes
     /// are missing: once what it was sent is answered. How long that answer is nobody knows, because
-    /// `mark` tells of the answer to the missing bytes too.
-    pub(super) fn decide_leaving(&self, config: &Config, view: &View) -> Decision {
+    /// `mark` tells of the answer to the missing bytes too. Nor can silence be cut short, unless what was
+    /// sent is known to hold no whole request.
+    pub(super) fn decide_leaving(&self, config: &Config, mark: &Mark, view: &View) -> Decision {
         let due = if config.gate == GateMode::None {
             view.now
         } else if self.target_response(view.received) > 0 {
             view.quiet_since.max(view.last_sent) + quiet_time(view.target_rtt) + view.lag
+        } else if mark.torn {
+            view.last_sent + self.long_silence().min(config.response_timeout)
         } else {
-            view.last_sent + config.response_timeout
+            view.last_sent + self.patience(config)
         };
         if view.now >= due { Decision::Open(Opened::Short) } else { Decision::Wait(due) }
+    }
+
+    /// Silence that no answer of the target is likely to follow.
+    fn long_silence(&self) -> Duration {
+        MAX_QUIET.max(self.slowest * SLOWER)
+    }
+
+    /// How long a target that says nothing is waited for.
+    fn patience(&self, config: &Config) -> Duration {
+        let most = config.response_timeout;
+        if self.impatient { most.min(self.long_silence() * SLOWER.pow(self.silences.min(8))) } else { most }
+    }
+
+    /// The target took so long to begin its response to the last burst that passed.
+    pub(super) fn answered_after(&mut self, took: Duration) {
+        self.impatient = match self.silences {
+            0 => self.impatient && took <= MAX_QUIET,
+            // The last of these waits was one for a `SLOWER`th of this, and the answer came in less than
+            // a `SLOWER`th of that wait.
+            n if self.impatient => took * SLOWER * SLOWER <= self.long_silence() * SLOWER.pow(n.min(8)),
+            _ => took <= MAX_QUIET,
+        };
+        self.slowest = self.slowest.max(took);
     }
 
     /// The burst at `mark` passes.
     pub(super) fn pass(&mut self, mark: &Mark, received: u64, how: Opened) {
         let wanted = self.online_response(mark);
         let in_all = self.target_response(received) + self.surplus;
+        let silent = how == Opened::TimedOut && self.target_response(received) == 0;
+        self.silences = if silent { self.silences.saturating_add(1) } else { 0 };
         self.begun = true;
         self.passed = self.passed.max(mark.gate);
         self.base = received;
@@ -227,6 +268,7 @@ impl Gate {
         self.passed = self.passed.max(mark.gate);
         self.origin = self.passed;
         self.base = 0;
+        self.silences = 0;
         self.distrust();
     }
 }
@@ -240,7 +282,7 @@ mod tests {
     use super::*;
 
     fn mark(gate: u64) -> Mark {
-        Mark { offset: 10, before: 10, gate, captured: Time::ZERO }
+        Mark { offset: 10, before: 10, gate, captured: Time::ZERO, torn: false }
     }
 
     fn at(millis: u64, received: u64) -> View {
@@ -251,7 +293,6 @@ mod tests {
             hole: false,
             quiet_since: Time::from_micros(1000),
             last_sent: Time::ZERO,
-            slowest_answer: Duration::ZERO,
             target_rtt: Some(Duration::from_millis(1)),
             lag: Duration::ZERO,
         }
@@ -301,6 +342,61 @@ mod tests {
         assert_eq!(decide(&gate, 100, &at(10_000, 0)), Decision::Open(Opened::TimedOut));
     }
 
+    /// A gate that has opened in vain, and then had an answer after so many milliseconds.
+    fn after_a_vain_wait(took: u64) -> Gate {
+        let mut gate = Gate::default();
+        gate.pass(&mark(100), 100, Opened::Answered);
+        gate.pass(&mark(200), 100, Opened::TimedOut);
+        gate.answered_after(Duration::from_millis(took));
+        gate.pass(&mark(300), 200, Opened::Answered);
+        gate
+    }
+
+    #[test]
+    fn a_target_that_waits_for_us_is_waited_for_once() {
+        let gate = after_a_vain_wait(3);
+        assert_eq!(decide(&gate, 400, &at(1, 200)), Decision::Wait(Time::from_micros(500_000)));
+        assert_eq!(decide(&gate, 400, &at(500, 200)), Decision::Open(Opened::TimedOut));
+        let view = View { hole: true, ..at(1, 210) };
+        assert_eq!(decide(&gate, 400, &view), Decision::Wait(Time::from_micros(10_000_000)), "it answers");
+    }
+
+    #[test]
+    fn silence_after_silence_is_waited_for_longer() {
+        let mut gate = after_a_vain_wait(3);
+        gate.answered_after(Duration::from_millis(200));
+        assert_eq!(decide(&gate, 400, &at(1, 200)), Decision::Wait(Time::from_micros(800_000)));
+        gate.pass(&mark(400), 200, Opened::TimedOut);
+        assert_eq!(decide(&gate, 500, &at(1, 200)), Decision::Wait(Time::from_micros(3_200_000)));
+        gate.pass(&mark(500), 200, Opened::TimedOut);
+        assert_eq!(decide(&gate, 600, &at(1, 200)), Decision::Wait(Time::from_micros(10_000_000)));
+        gate.answered_after(Duration::from_millis(800));
+        gate.pass(&mark(600), 300, Opened::Answered);
+        assert_eq!(decide(&gate, 700, &at(1, 300)), Decision::Wait(Time::from_micros(3_200_000)), "still");
+    }
+
+    #[test]
+    fn an_answer_that_may_be_an_earlier_ones_proves_slowness() {
+        let mut gate = after_a_vain_wait(3);
+        gate.pass(&mark(400), 200, Opened::TimedOut);
+        gate.answered_after(Duration::from_millis(126));
+        gate.pass(&mark(500), 300, Opened::Answered);
+        assert_eq!(decide(&gate, 600, &at(1, 300)), Decision::Wait(Time::from_micros(10_000_000)));
+    }
+
+    #[test]
+    fn a_slow_target_has_the_whole_timeout() {
+        let late = Decision::Wait(Time::from_micros(10_000_000));
+        assert_eq!(decide(&after_a_vain_wait(501), 400, &at(1, 200)), late, "not vain");
+        let mut gate = after_a_vain_wait(3);
+        gate.answered_after(Duration::from_millis(501));
+        assert_eq!(decide(&gate, 400, &at(1, 200)), late, "slow again");
+        let mut gate = Gate::default();
+        gate.pass(&mark(100), 100, Opened::Answered);
+        gate.answered_after(Duration::from_millis(3));
+        assert_eq!(decide(&gate, 400, &at(1, 100)), late, "nothing was waited for in vain");
+    }
+
     #[test]
     fn a_target_that_is_ahead_on_the_whole_is_not_waited_for_long() {
         let mut gate = Gate::default();
@@ -336,6 +432,7 @@ mod tests {
     fn longer_responses_do_not_add_up() {
         let mut gate = Gate::default();
         gate.pass(&mark(100), 130, Opened::Answered);
+        assert_eq!(decide(&gate, 200, &at(1, 230)), Decision::Open(Opened::Answered), "whole by itself");
         gate.pass(&mark(200), 260, Opened::Answered);
         gate.pass(&mark(300), 390, Opened::Answered);
         assert_eq!(decide(&gate, 400, &at(1, 390)), Decision::Wait(Time::from_micros(10_000_000)));

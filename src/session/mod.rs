@@ -12,9 +12,14 @@
 //!
 //! Time never goes backwards between calls.
 //!
+//! What the client's segments say of its own path stays there: ECN, which our SYN does not offer, and its
+//! sizes. So does the urgent pointer, which middleboxes remove as well (RFC 6093, 3.4): urgent bytes
+//! arrive in the stream, in their place.
+//!
 //! | file | subject |
 //! |---|---|
 //! | `upstream` | the client's bytes, reassembled and kept until acknowledged; bursts |
+//! | `writes`, `joining` | where the client's writes end; where a connection captured mid-stream is joined |
 //! | `client` | what is known of the real client: options, window, round-trip time |
 //! | `gate` | when a burst may leave |
 //! | `exchanges` | one report for each burst that left |
@@ -30,6 +35,7 @@ mod connection;
 mod event;
 mod exchanges;
 mod gate;
+mod joining;
 mod ledger;
 mod receiver;
 mod replay;
@@ -39,6 +45,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod writes;
 
 pub use config::{Config, GateMode, Latency, MidStream};
 pub use event::{Answer, End, Event, Exchange, Outcome, Taken};

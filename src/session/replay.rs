@@ -10,6 +10,7 @@ use super::connection::{Connection, State};
 use super::event::{End, Event, Outcome, Taken};
 use super::exchanges::Reports;
 use super::gate::{Decision, Gate, Opened, View};
+use super::joining::Joining;
 use super::ledger::{Fate, Ledger};
 use super::receiver::Receiver;
 use super::sender::Range;
@@ -58,12 +59,9 @@ pub struct Session {
     pub(super) first_answer: Option<Time>,
     pub(super) reports: Reports,
     pub(super) last_activity: Time,
-    /// The longest that the target has taken to begin a response.
-    slowest_answer: Duration,
     /// Resets by the target since it last acknowledged something.
     pub(super) resets: u8,
-    /// Sequence number after the last data seen, and its acknowledgment, while joining.
-    joining: Option<(Seq, Seq)>,
+    joining: Joining,
     isn: Option<Seq>,
     syn_seen: bool,
     /// How many connections were opened.
@@ -104,9 +102,8 @@ impl Session {
             first_answer: None,
             reports: Reports::default(),
             last_activity: now,
-            slowest_answer: Duration::ZERO,
             resets: 0,
-            joining: None,
+            joining: Joining::default(),
             isn: None,
             syn_seen: false,
             connections: 0,
@@ -167,7 +164,7 @@ impl Session {
                 return Taken::Late;
             }
             Phase::Joining => {
-                if !self.begins_request(header, payload) {
+                if !self.joining.begins_request(header, payload) {
                     if header.flags.fin() || header.flags.rst() {
                         self.end(now, End::NotJoined);
                     }
@@ -175,7 +172,7 @@ impl Session {
                     return Taken::BeforeJoin;
                 }
                 let entries = std::mem::take(&mut self.upstream.entries);
-                self.upstream = Upstream::new(header.seq);
+                self.upstream = Upstream::joined(header.seq, self.joining.writes());
                 self.upstream.entries = entries;
             }
             Phase::Live => {}
@@ -202,27 +199,6 @@ impl Session {
         taken
     }
 
-    /// Whether a segment of a connection captured mid-stream begins a request: it was sent after
-    /// more of the response than the data before it, and nothing is missing in between.
-    fn begins_request(&mut self, header: &TcpHeader, payload: &[u8]) -> bool {
-        if payload.is_empty() || !header.flags.ack() {
-            return false;
-        }
-        let end = header.seq.add(header.payload_len);
-        let Some((next, acked)) = &mut self.joining else {
-            self.joining = Some((end, header.ack));
-            return false;
-        };
-        let begins = header.seq == *next && header.ack.is_after(*acked);
-        if end.is_after(*next) {
-            *next = end;
-        }
-        if header.ack.is_after(*acked) {
-            *acked = header.ack;
-        }
-        begins
-    }
-
     fn take(&mut self, now: Time, header: &TcpHeader, payload: &[u8], gate: u64) -> Taken {
         let cut = usize::try_from(header.payload_len).is_ok_and(|len| len > payload.len());
         let taken = if cut {
@@ -231,7 +207,7 @@ impl Session {
         } else if payload.is_empty() {
             Taken::Ack
         } else {
-            match self.upstream.insert(header.seq, payload, gate, now) {
+            match self.upstream.insert(header.seq, payload, header.flags, gate, now) {
                 Inserted::InOrder => Taken::Data,
                 Inserted::OutOfOrder => Taken::OutOfOrder,
                 Inserted::Duplicate => Taken::Duplicate,
@@ -241,7 +217,8 @@ impl Session {
         let end = header.seq.add(header.payload_len);
         let reset = header.flags.rst();
         if (reset || header.flags.fin()) && taken != Taken::OutOfWindow {
-            let news = self.upstream.set_close(end, reset, gate, now);
+            let alone = !matches!(taken, Taken::Data | Taken::OutOfOrder);
+            let news = self.upstream.set_close(end, reset, alone, gate, now);
             match taken {
                 Taken::Ack if news => return Taken::Control,
                 Taken::Ack => return Taken::Duplicate,
@@ -273,7 +250,7 @@ impl Session {
             return self.end(now, End::NotJoined);
         }
         let end = self.upstream.seq_at(self.upstream.end());
-        self.upstream.set_close(end, true, 0, now);
+        self.upstream.set_close(end, true, true, 0, now);
         self.after_client(now);
     }
 
@@ -296,6 +273,12 @@ impl Session {
             connection.sender.handle_timer(now);
             connection.syn_due = connection.state == State::SynSent;
         }
+    }
+
+    /// The target is back, or the way to it: what waits for a backed off timer leaves at `at`, if not
+    /// before. Returns whether that is sooner.
+    pub fn hasten(&mut self, at: Time) -> bool {
+        self.connection.as_mut().is_some_and(|connection| connection.sender.hasten(at))
     }
 
     /// When the hole in what was captured is taken for lost.
@@ -429,7 +412,6 @@ impl Session {
             last_received: receiver.last_at(),
             hole: receiver.has_hole(),
             quiet_since: receiver.quiet_since(),
-            slowest_answer: self.slowest_answer,
             last_sent: connection.last_sent,
             target_rtt: connection.sender.rtt(),
             lag: self.lag(),
@@ -446,7 +428,7 @@ impl Session {
         let decision = if unused || receiver.finished() {
             Decision::Open(Opened::Ungated)
         } else {
-            self.gate.decide_leaving(&self.config, &view)
+            self.gate.decide_leaving(&self.config, &mark, &view)
         };
         Some((mark, decision))
     }
@@ -456,8 +438,9 @@ impl Session {
         let Some(receiver) = &connection.receiver else { return };
         let so_far = receiver.received();
         if mark.offset > self.burst_start {
-            let took = self.first_answer.map_or(Duration::ZERO, |at| at - connection.last_sent);
-            self.slowest_answer = self.slowest_answer.max(took);
+            if let Some(at) = self.first_answer {
+                self.gate.answered_after(at - connection.last_sent);
+            }
             let answered_in = receiver.last_at() - connection.last_sent + self.lag();
             if how == Opened::Answered && answered_in < BEHIND && now - mark.captured > BEHIND {
                 self.events.push_back(Event::Behind);

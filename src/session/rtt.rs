@@ -49,6 +49,11 @@ impl Rtt {
         self.backoff = self.backoff.saturating_add(1);
     }
 
+    /// Whether the timer went off since the path worked last.
+    pub(super) fn is_backed_off(&self) -> bool {
+        self.backoff > 0
+    }
+
     /// New data was acknowledged: the path works again.
     pub(super) fn progress(&mut self) {
         self.backoff = 0;

@@ -135,6 +135,16 @@ impl Sender {
         self.timer
     }
 
+    /// The path works again, for others: what was sent in vain is sent again at `at`, if not before.
+    /// Returns whether that is sooner. The back-off stays, in case it does not work for us.
+    pub(super) fn hasten(&mut self, at: Time) -> bool {
+        let sooner = self.rtt.is_backed_off() && self.timer.is_some_and(|timer| timer > at);
+        if sooner {
+            self.timer = Some(at);
+        }
+        sooner
+    }
+
     /// Whether the target has closed its window.
     pub(super) fn window_is_closed(&self) -> bool {
         self.window == 0
@@ -402,6 +412,19 @@ mod tests {
         assert_eq!(s.next(at(2), 500, false), Some(Range { from: 200, to: 300, fin: false }), "partial ACK");
         s.handle_ack(at(3), &bare(500, 1000));
         assert_eq!(s.next(at(3), 500, false), None);
+    }
+
+    #[test]
+    fn only_a_timer_that_was_backed_off_is_hastened() {
+        let mut s = sender(1000);
+        all(&mut s, at(0), 100, false);
+        assert!(!s.hasten(at(10)), "its answer may be on its way");
+        s.handle_timer(at(200));
+        s.next(at(200), 100, false);
+        assert_eq!((s.hasten(at(300)), s.timer()), (true, Some(at(300))));
+        assert!(!s.hasten(at(400)), "never later");
+        s.handle_timer(at(300));
+        assert_eq!(s.timer(), Some(at(300 + 800)), "the back-off goes on");
     }
 
     #[test]

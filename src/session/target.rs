@@ -56,9 +56,17 @@ impl Session {
         let window = self.client.window();
         let lag = self.lag();
         let Some(connection) = &mut self.connection else { return Answer::Stray };
+        let outdated = connection.is_outdated(header);
         let Some(receiver) = &mut connection.receiver else { return Answer::Stray };
         if header.flags.rst() {
             return self.answer_reset(now, header);
+        }
+        if outdated {
+            // An ACK is not answered by one: it would not end if both took the other's for outdated.
+            if header.segment_len() > 0 {
+                receiver.ack_after(now, Duration::ZERO);
+            }
+            return Answer::Unacceptable;
         }
         if receiver.is_beyond(header.seq, window) {
             receiver.ack_after(now, Duration::ZERO);

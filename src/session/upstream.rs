@@ -2,17 +2,21 @@
 //!
 //! Positions are offsets in the client's byte stream, 0 being the first byte taken. A *mark* is
 //! where a burst begins: the first byte that the client sent after it had acknowledged more of the
-//! response. Bursts are what the gate lets pass, and their beginnings are request boundaries.
+//! response, unless it continues a write (see `writes`). Bursts are what the gate lets pass, and their
+//! beginnings are request boundaries. What a server says while it is still being sent a request, such as
+//! an HTTP/2 WINDOW_UPDATE, thus begins none.
 //!
 //! A hole that will not fill is given up ([`Upstream::skip_hole`]). What precedes it is sent as far as
 //! it goes, since nobody can tell how many whole requests it holds; what follows is dropped up to the
 //! next mark, which is to be sent on a new connection. The first segment behind the hole is no mark:
-//! what was lost may have been the beginning of its request.
+//! what was lost may have been the beginning of its request. That holds even if the hole has the length
+//! of one short segment: a request's head and its body are often written apart, at one gate.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::ledger::{Entries, Fate};
-use crate::wire::{Seq, Time};
+use super::writes::Writes;
+use crate::wire::{Flags, Seq, Time};
 
 /// The beginning of a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub(super) struct Mark {
     pub(super) gate: u64,
     /// When it was captured.
     pub(super) captured: Time,
+    /// The burst before it is one write, and the hole cut it off: there was no whole request in it.
+    pub(super) torn: bool,
 }
 
 impl Mark {
@@ -71,6 +77,8 @@ const MAX_AHEAD: u64 = 1 << 30;
 struct Chunk {
     offset: u64,
     data: Box<[u8]>,
+    /// Its segment ended no write.
+    open: bool,
     gate: u64,
     captured: Time,
 }
@@ -111,14 +119,22 @@ pub(super) struct Upstream {
     marks: VecDeque<Mark>,
     /// How many of `marks`, from the front, the gate has passed.
     passed: usize,
+    /// The highest gate of a mark, or of what follows a hole.
     last_gate: Option<u64>,
+    /// What is known of the client's writes at the end of the contiguous stream.
+    writes: Writes,
+    /// Where the last write and the last mark begin.
+    last_write: u64,
+    last_mark: u64,
     /// Where the stream breaks off, while the mark behind a given up hole is looked for.
     broken: Option<u64>,
+    /// See [`Mark::torn`].
+    torn: bool,
     /// Offset before which everything was released.
     released: u64,
     close: Option<Close>,
-    /// Gate and capture time of `close`.
-    close_mark: (u64, Time),
+    /// Gate and capture time of `close`, and whether it came without new data.
+    close_mark: (u64, Time, bool),
     buffered: usize,
     /// What became of the bytes given to [`Upstream::insert`]; what is missing here is `buffered`.
     pub(super) entries: Entries,
@@ -127,6 +143,11 @@ pub(super) struct Upstream {
 impl Upstream {
     /// A stream whose first byte has sequence number `first`.
     pub(super) fn new(first: Seq) -> Self {
+        Self::joined(first, Writes::default())
+    }
+
+    /// The same for a client whose `writes` were observed before.
+    pub(super) fn joined(first: Seq, writes: Writes) -> Self {
         Self {
             end: 0,
             end_seq: first,
@@ -135,10 +156,14 @@ impl Upstream {
             marks: VecDeque::new(),
             passed: 0,
             last_gate: None,
+            writes,
+            last_write: 0,
+            last_mark: 0,
             broken: None,
+            torn: false,
             released: 0,
             close: None,
-            close_mark: (0, Time::ZERO),
+            close_mark: (0, Time::ZERO, true),
             buffered: 0,
             entries: Entries::default(),
         }
@@ -183,8 +208,16 @@ impl Upstream {
 
     /// Takes in a segment that begins with `seq`, sent after `gate` downstream bytes were
     /// acknowledged.
-    pub(super) fn insert(&mut self, seq: Seq, data: &[u8], gate: u64, captured: Time) -> Inserted {
+    pub(super) fn insert(
+        &mut self,
+        seq: Seq,
+        data: &[u8],
+        flags: Flags,
+        gate: u64,
+        captured: Time,
+    ) -> Inserted {
         let all = data.len();
+        let open = Writes::leaves_open(data.len(), flags);
         let (data, offset) = match self.offset_of(seq) {
             Some(offset) => (data, offset),
             None => match self.cut_before_start(seq, data) {
@@ -196,8 +229,15 @@ impl Upstream {
             self.entries.add(Fate::OutOfWindow, all as u64);
             return Inserted::OutOfWindow;
         }
-        let chunk = Chunk { offset, data: data.into(), gate, captured };
-        let Some(chunk) = chunk.trim_to(self.end) else { return self.duplicate(all) };
+        self.writes.observe(flags);
+        let chunk = Chunk { offset, data: data.into(), open, gate, captured };
+        let end = chunk.end();
+        let Some(chunk) = chunk.trim_to(self.end) else {
+            if !open && end == self.end {
+                self.writes.advance(false);
+            }
+            return self.duplicate(all);
+        };
         self.duplicate(all - chunk.data.len());
         self.buffered += chunk.data.len();
         if chunk.offset > self.end {
@@ -231,9 +271,10 @@ impl Upstream {
     }
 
     fn keep_ahead(&mut self, chunk: Chunk) -> Inserted {
-        let longer_is_here =
-            self.ahead.get(&chunk.offset).is_some_and(|other| other.data.len() >= chunk.data.len());
-        if longer_is_here {
+        if let Some(other) = self.ahead.get_mut(&chunk.offset)
+            && other.data.len() >= chunk.data.len()
+        {
+            other.open &= chunk.open || other.data.len() > chunk.data.len();
             self.let_go(Fate::Duplicate, chunk.data.len());
             return Inserted::Duplicate;
         }
@@ -259,8 +300,8 @@ impl Upstream {
             self.append(chunk);
         }
         if self.close().is_some() {
-            let (gate, captured) = self.close_mark;
-            if self.broken.is_some() || self.begins_burst(gate) {
+            let (gate, captured, alone) = self.close_mark;
+            if self.broken.is_some() || (alone && self.begins_burst(gate)) {
                 self.mark(self.end, gate, captured);
             }
         }
@@ -269,7 +310,12 @@ impl Upstream {
     fn append(&mut self, chunk: Chunk) {
         self.end_seq = self.end_seq.add(u32::try_from(chunk.data.len()).unwrap_or(u32::MAX));
         self.end = chunk.end();
-        if self.begins_burst(chunk.gate) {
+        let continues = self.writes.continues();
+        self.writes.advance(chunk.open);
+        if !continues {
+            self.last_write = chunk.offset;
+        }
+        if self.begins_burst(chunk.gate) && !continues {
             self.mark(chunk.offset, chunk.gate, chunk.captured);
         } else if self.broken.is_some() {
             self.let_go(Fate::Torn, chunk.data.len());
@@ -286,13 +332,22 @@ impl Upstream {
     fn mark(&mut self, offset: u64, gate: u64, captured: Time) {
         let before = self.broken.take().unwrap_or(offset);
         self.last_gate = self.last_gate.max(Some(gate));
-        self.marks.push_back(Mark { offset, before, gate, captured });
+        self.last_mark = offset;
+        self.marks.push_back(Mark { offset, before, gate, captured, torn: std::mem::take(&mut self.torn) });
     }
 
-    /// Takes in the client's FIN or RST, which comes after the byte before `seq`.
+    /// Takes in the client's FIN or RST, which comes after the byte before `seq`. One that comes `alone`,
+    /// without new data, may be a burst of its own: to close is not to write on.
     ///
     /// Returns whether it was news.
-    pub(super) fn set_close(&mut self, seq: Seq, reset: bool, gate: u64, captured: Time) -> bool {
+    pub(super) fn set_close(
+        &mut self,
+        seq: Seq,
+        reset: bool,
+        alone: bool,
+        gate: u64,
+        captured: Time,
+    ) -> bool {
         let Some(offset) = self.offset_of(seq) else { return false };
         let close = if reset { Close::Reset(offset) } else { Close::Fin(offset) };
         let news = match self.close {
@@ -304,7 +359,7 @@ impl Upstream {
             return false;
         }
         self.close = Some(close);
-        self.close_mark = (gate, captured);
+        self.close_mark = (gate, captured, alone);
         self.join_ahead();
         true
     }
@@ -397,200 +452,15 @@ impl Upstream {
             (None, Some(close)) if close.offset() > self.end => (close.offset(), self.close_mark.0),
             (None, Some(_) | None) => return,
         };
-        self.broken.get_or_insert(self.end);
         self.entries.miss(offset.saturating_sub(self.end));
+        if self.broken.is_none() {
+            self.broken = Some(self.end);
+            self.torn = self.writes.continues() && self.last_write == self.last_mark;
+        }
         self.end_seq = self.seq_at(offset);
         self.end = offset;
         self.last_gate = self.last_gate.max(Some(gate));
+        self.writes = self.writes.anew();
         self.join_ahead();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::session::ledger::Ledger;
-
-    const NOW: Time = Time::ZERO;
-
-    fn stream() -> Upstream {
-        Upstream::new(Seq(u32::MAX - 1))
-    }
-
-    fn seq(offset: u32) -> Seq {
-        Seq(u32::MAX - 1).add(offset)
-    }
-
-    fn bytes(up: &Upstream, from: u64, to: u64) -> Vec<u8> {
-        let mut out = Vec::new();
-        up.copy(from, to, &mut out);
-        out
-    }
-
-    #[test]
-    fn segments_join_across_the_wrap_in_any_order() {
-        let mut up = stream();
-        assert_eq!(up.insert(seq(4), b"efgh", 0, NOW), Inserted::OutOfOrder);
-        assert!(up.hole_since().is_some());
-        assert_eq!(up.insert(seq(0), b"abcde", 0, NOW), Inserted::InOrder);
-        assert_eq!(up.insert(seq(2), b"cd", 0, NOW), Inserted::Duplicate);
-        assert_eq!((up.end(), up.buffered(), up.hole_since()), (8, 8, None));
-        assert_eq!(bytes(&up, 1, 7), b"bcdefg");
-        assert_eq!(up.seq_at(8), seq(8));
-    }
-
-    #[test]
-    fn marks_begin_where_the_gate_advances() {
-        let mut up = stream();
-        up.insert(seq(0), b"one", 0, NOW);
-        up.insert(seq(3), b"more", 0, NOW);
-        up.insert(seq(7), b"two", 100, NOW);
-        assert_eq!(up.waiting().map(|m| (m.offset, m.gate)), Some((0, 0)));
-        assert_eq!(up.limit(), (0, false));
-        up.pass();
-        assert_eq!(up.limit(), (7, false));
-        up.pass();
-        assert_eq!(up.limit(), (10, false));
-        assert!(up.set_close(seq(10), false, 200, NOW));
-        assert_eq!(up.limit(), (10, false));
-        up.pass();
-        assert_eq!(up.limit(), (10, true));
-    }
-
-    #[test]
-    fn released_bytes_are_gone_and_counted() {
-        let mut up = stream();
-        up.insert(seq(0), b"abc", 0, NOW);
-        up.insert(seq(3), b"def", 9, NOW);
-        up.pass();
-        up.release(3);
-        assert_eq!(up.buffered(), 3);
-        assert_eq!(up.waiting().map(|m| m.offset), Some(3));
-        assert_eq!(up.insert(seq(0), b"abc", 9, NOW), Inserted::Duplicate);
-    }
-
-    #[test]
-    fn restart_goes_on_at_the_next_boundary() {
-        let mut up = stream();
-        up.insert(seq(0), b"abc", 0, NOW);
-        up.insert(seq(3), b"def", 9, NOW);
-        up.pass();
-        up.pass();
-        assert_eq!(up.restart_at_boundary(1).map(|m| m.offset), Some(3));
-        assert_eq!((up.limit(), up.buffered()), ((3, false), 3));
-        assert_eq!(up.restart_at_boundary(4), None);
-    }
-
-    #[test]
-    fn a_hole_given_up_loses_the_torn_request_only() {
-        let mut up = stream();
-        up.insert(seq(0), b"abc", 0, NOW);
-        up.pass();
-        up.insert(seq(3), b"def", 5, NOW);
-        up.insert(seq(8), b"i", 9, NOW);
-        up.insert(seq(9), b"jkl", 9, NOW);
-        up.insert(seq(12), b"mno", 14, NOW);
-        up.skip_hole();
-        assert_eq!((up.end(), up.hole_since(), up.buffered()), (15, None, 9), "i to l are dropped");
-        up.pass();
-        assert_eq!(up.limit(), (6, false), "what precedes the hole leaves");
-        let mark = up.waiting().expect("the next request");
-        assert_eq!((mark.offset, mark.before, mark.follows_gap()), (12, 6, true));
-        assert_eq!(up.restart_at_boundary(6).map(|mark| mark.follows_gap()), Some(false));
-        assert_eq!((up.start(), up.buffered()), (12, 3));
-        assert_eq!(bytes(&up, 12, 15), b"mno");
-    }
-
-    #[test]
-    fn fates_tell_what_arrived_from_what_did_not() {
-        let mut up = stream();
-        up.insert(seq(0), b"abcdef", 0, NOW);
-        up.insert(seq(4), b"efgh", 0, NOW);
-        up.release(5);
-        assert_eq!(up.buffered(), 8, "a packet is held as a whole");
-        up.insert(seq(8), b"next", 5, NOW);
-        up.restart_at_boundary(5);
-        up.insert(seq(15), b"torn", 5, NOW);
-        up.skip_hole();
-        up.insert(seq(13), b"xx", 5, NOW);
-        let held = up.discard();
-        let mut ledger = Ledger::default();
-        up.entries.enter(&mut ledger);
-        let fates: Vec<_> = ledger.fates.nonzero().collect();
-        assert_eq!(fates, [("delivered", 5), ("duplicate", 4), ("torn", 4), ("skipped", 3)]);
-        assert_eq!((held, ledger.missing), (4, 3));
-    }
-
-    #[test]
-    fn a_hole_before_the_close_is_one_too() {
-        let mut up = stream();
-        up.insert(seq(0), b"abc", 0, NOW);
-        up.pass();
-        up.set_close(seq(6), false, 5, NOW);
-        assert_eq!((up.hole_since(), up.close()), (Some(NOW), None));
-        up.skip_hole();
-        assert_eq!((up.hole_since(), up.close()), (None, Some(Close::Fin(6))));
-        assert_eq!(up.waiting().map(|mark| (mark.offset, mark.before)), Some((6, 3)));
-    }
-
-    #[test]
-    fn a_close_waits_for_what_comes_before_it() {
-        let mut up = stream();
-        assert!(up.set_close(seq(3), false, 0, NOW));
-        assert_eq!(up.close(), None);
-        up.insert(seq(0), b"abc", 0, NOW);
-        assert_eq!(up.close(), Some(Close::Fin(3)));
-        assert_eq!(up.insert(seq(3), b"late", 0, NOW), Inserted::OutOfWindow);
-        assert!(!up.set_close(seq(3), false, 0, NOW));
-        assert!(up.set_close(seq(3), true, 0, NOW));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn every_byte_has_one_fate_or_is_held(
-            steps in proptest::collection::vec((0u8..8, 0u32..60, 1usize..30), 1..80),
-        ) {
-            let mut up = stream();
-            let (mut given, mut ledger, mut gate) = (0, Ledger::default(), 0);
-            for (what, at, len) in steps {
-                let near = u32::try_from(up.end()).expect("short") + at;
-                match what {
-                    0..=3 => {
-                        gate += u64::from(what);
-                        up.insert(seq(near).sub(20), &[0; 30][..len], gate, NOW);
-                        given += len as u64;
-                    }
-                    4 => up.pass(),
-                    5 => up.release(up.limit().0.min(up.start() + u64::from(at))),
-                    6 => up.skip_hole(),
-                    _ => {
-                        let boundary = up.restart_at_boundary(up.start());
-                        up.skip(boundary.map_or(up.end(), |mark| mark.offset));
-                    }
-                }
-                up.entries.enter(&mut ledger);
-                proptest::prop_assert_eq!(given, ledger.settled() + up.buffered() as u64);
-            }
-            let held = up.discard();
-            up.entries.enter(&mut ledger);
-            proptest::prop_assert_eq!((given, up.buffered()), (ledger.settled() + held, 0));
-        }
-
-        #[test]
-        fn any_order_gives_the_stream(
-            pieces in proptest::collection::vec((0u32..200, 1usize..40), 1..60),
-        ) {
-            let stream: Vec<u8> = (0..=255u8).collect();
-            let mut up = Upstream::new(Seq(u32::MAX - 100));
-            let whole = (0..240u32).step_by(20).map(|at| (at, 20));
-            for (at, len) in pieces.into_iter().chain(whole) {
-                let from = at as usize;
-                up.insert(Seq(u32::MAX - 100).add(at), &stream[from..from + len], 0, NOW);
-            }
-            let end = usize::try_from(up.end()).expect("short");
-            proptest::prop_assert!(end >= 240 && up.hole_since().is_none());
-            proptest::prop_assert_eq!(bytes(&up, 0, up.end()), &stream[..end]);
-            proptest::prop_assert_eq!(up.buffered(), end);
-        }
     }
 }

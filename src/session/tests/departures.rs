@@ -209,6 +209,23 @@ fn a_connection_captured_mid_stream_joins_behind_no_hole() {
 }
 
 #[test]
+fn a_connection_captured_mid_stream_is_not_joined_within_a_request() {
+    let now = Time::from_micros(1);
+    let session = Session::join(now, Arc::default(), &client_header(100, 500, pa(), 4));
+    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
+    b.client(100, 500, pa(), b"post");
+    b.client(104, 500, A, &[b'x'; 600]);
+    assert_eq!(b.client(704, 530, A, &[b'x'; 600]), Taken::BeforeJoin, "the server has said something");
+    assert_eq!(b.client(1304, 560, pa(), b"end"), Taken::BeforeJoin);
+    assert_eq!(b.client(1307, 560, pa(), b"next"), Taken::Data);
+    assert_eq!(b.client(1311, 560, A, &[b'x'; 600]), Taken::Data);
+    b.client(1911, 590, A, b"x");
+    b.run();
+    b.target(0, 1307, Flags::SYN | A, 0);
+    assert_eq!(b.run().iter().map(|s| s.data.len()).sum::<usize>(), 605, "nor gated within one");
+}
+
+#[test]
 fn a_hole_in_the_capture_costs_what_it_tears() {
     let mut b = Bench::established();
     b.client(1, 1, pa(), b"one");
@@ -253,6 +270,35 @@ fn whole_requests_before_a_hole_are_delivered() {
     b.target(0, NEXT + 14, Flags::SYN | A, 0);
     assert_eq!(b.run(), [sent(pa(), NEXT + 14, 1, b"five")]);
     assert_eq!(b.skipped(), 7);
+}
+
+/// A session that has sent a request and the beginning of one that a hole tears, then "next" behind it.
+/// How long it waits until it leaves the connection.
+fn left_after(head: &[u8]) -> Duration {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    b.target(1, 4, pa(), 100);
+    b.client(4, 101, pa(), head);
+    let body = 4 + u32::try_from(head.len()).expect("short");
+    b.client(body, 101, A, &[b'x'; 600]);
+    b.client(body + 800, 101, pa(), b"end");
+    b.client(body + 803, 201, pa(), b"next");
+    b.run();
+    b.target(101, body + 600, A, 0);
+    let since = b.now;
+    while !b.wait(MS).iter().any(|s| s.flags == Flags::SYN) {}
+    b.now - since
+}
+
+#[test]
+fn a_torn_request_is_not_answered_so_its_answer_is_not_waited_for() {
+    let gap = Config::default().gap_timeout;
+    let torn = left_after(b"");
+    assert!(torn >= gap && torn <= gap + 10 * MS, "{torn:?}");
+    let timeout = Config::default().response_timeout;
+    let perhaps = left_after(b"whole?");
+    assert!(perhaps >= timeout && perhaps <= timeout + 10 * MS, "{perhaps:?}");
 }
 
 #[test]

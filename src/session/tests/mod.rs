@@ -3,6 +3,10 @@
 //! Here what goes as in production, in [`departures`] what does not.
 
 mod departures;
+mod options;
+mod patience;
+mod properties;
+mod upstream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -397,31 +401,4 @@ fn a_client_that_connects_and_waits_is_not_taken_for_distant() {
     b.client(4, 201, pa(), b"two");
     b.target(1, 4, pa(), 200);
     assert_eq!(b.run(), [sent(pa(), 4, 201, b"two")]);
-}
-
-#[test]
-fn timestamps_are_echoed_and_cost_room() {
-    let syn = TcpHeader { options: options(true), ..client_header(0, 0, Flags::SYN, 0) };
-    let now = Time::from_micros(5_000_000);
-    let session = Session::open(now, Arc::default(), &syn);
-    let mut b = Bench { session, now, events: Vec::new(), timestamps: true };
-    b.run();
-    b.target(0, 1, Flags::SYN | A, 0);
-    b.client(1, 1, pa(), &[b'x'; 1460]);
-    let mut payload = Vec::new();
-    let header = b.session.poll_transmit(b.now, &mut payload).expect("data");
-    assert_eq!(header.options.timestamps, Some(Timestamps { value: 5000, echo: 1 }));
-    assert_eq!(payload.len(), 1448);
-}
-
-#[test]
-fn data_on_a_syn_is_replayed() {
-    let now = Time::from_micros(1);
-    let syn = client_header(0, 0, Flags::SYN, 4);
-    let session = Session::open(now, Arc::default(), &syn);
-    let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
-    assert_eq!(b.client(0, 0, Flags::SYN, b"fast"), Taken::Data);
-    b.run();
-    b.target(0, 1, Flags::SYN | A, 0);
-    assert_eq!(b.run(), [sent(pa(), 1, 1, b"fast")]);
 }

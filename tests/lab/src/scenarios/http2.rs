@@ -34,8 +34,8 @@ fn replayed(context: &Context, family: Family, requests: u64, load: &str) -> Res
     let requests = context.seconds(requests);
     let count = requests.to_string();
     // While a request is uploaded, the two servers may send their WINDOW_UPDATEs at other places. Then a gate in the
-    // middle of a request opens with the response timeout.
-    let options = "--response-timeout 1s";
+    // middle of a request may open with the response timeout, once for each session.
+    let options = "--response-timeout 5s";
     let mut pair = Pair::start_with(context, family, ("nghttpd", PORT), options, launch)?;
     let mut words: Vec<&str> = load.split(' ').collect();
     let url = format!("http://{}/{}", pair.service()?, words.pop().unwrap_or_default());

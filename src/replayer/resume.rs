@@ -1,0 +1,101 @@
+//! Going on after an outage: what waited for an intercept or for a target that was silent goes on as
+//! soon as one is heard of, but not all of it in one instant.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::replay::Replayer;
+use crate::session::Answer;
+use crate::wire::Time;
+
+/// How many connections are opened at a time, and how long after the ones before.
+const TURN: usize = 100;
+const BETWEEN_TURNS: Duration = Duration::from_millis(10);
+/// Distance in time of the sessions that send again what was lost.
+const PACE: Duration = Duration::from_micros(100);
+/// A target that was not heard of for so long, and then is, may be back.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// What waits, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Resumption {
+    /// Sessions that want a connection while there is no intercept, or until it is their turn.
+    waiting: VecDeque<usize>,
+    /// When the next of them have their turn.
+    due: Option<Time>,
+    /// When each target was last heard of.
+    heard: Vec<(SocketAddr, Time)>,
+}
+
+impl Resumption {
+    /// A session wants a connection, and there is no intercept.
+    pub(super) fn wait(&mut self, slot: usize) {
+        self.waiting.push_back(slot);
+    }
+
+    /// When [`Replayer::take_turn`] is due.
+    pub(super) fn due(&self) -> Option<Time> {
+        self.due
+    }
+
+    /// A target answers. Returns whether it had been silent.
+    fn hear(&mut self, now: Time, target: SocketAddr) -> bool {
+        let Some((_, last)) = self.heard.iter_mut().find(|(known, _)| *known == target) else {
+            self.heard.push((target, now));
+            return false;
+        };
+        now - std::mem::replace(last, now) >= SILENCE
+    }
+}
+
+impl Replayer {
+    /// Whether an intercept takes the responses. While none does, no connection is opened: with
+    /// nobody to stop them, responses could travel on to real clients.
+    pub fn set_reachable(&mut self, now: Time, reachable: bool) {
+        let back = reachable && !self.reachable;
+        self.reachable = reachable;
+        self.resumption.due = None;
+        if reachable {
+            self.take_turn(now);
+        }
+        if back {
+            self.hasten(now, None);
+        }
+    }
+
+    /// Connects the next of the sessions that wait for it.
+    pub(super) fn take_turn(&mut self, now: Time) {
+        for _ in 0..TURN {
+            let Some(slot) = self.resumption.waiting.pop_front() else { break };
+            self.connect(now, slot);
+            self.table.wake(slot);
+        }
+        let more = !self.resumption.waiting.is_empty();
+        self.resumption.due = more.then(|| now + BETWEEN_TURNS);
+    }
+
+    /// A target has answered a session: if it had been silent, it is there for others, too.
+    pub(super) fn note_answer(&mut self, now: Time, target: SocketAddr, answer: Answer) {
+        // A reset may come from a host whose service is not up yet.
+        let serves = matches!(answer, Answer::Accepted | Answer::OutOfOrder | Answer::Duplicate);
+        if serves && self.resumption.hear(now, target) {
+            self.hasten(now, Some(target));
+        }
+    }
+
+    /// Sessions that have sent something in vain send it again, one after the other.
+    fn hasten(&mut self, now: Time, target: Option<SocketAddr>) {
+        let slots: Vec<usize> = self.table.iter().map(|(slot, _)| slot).collect();
+        let mut at = now;
+        for slot in slots {
+            if let Some(entry) = self.table.entry(slot)
+                && target.is_none_or(|target| entry.target == target)
+                && entry.session.hasten(at)
+            {
+                at += PACE;
+                self.table.wake(slot);
+            }
+        }
+    }
+}
