@@ -81,7 +81,7 @@ pub(crate) struct Chain {
     intercepts: Vec<Daemon>,
     online: Vec<Observer>,
     target: Vec<Observer>,
-    _online_servers: Vec<Nginx>,
+    online_servers: Vec<Nginx>,
     target_servers: Vec<Nginx>,
     leaks: Vec<LeakDetector>,
     network: Network,
@@ -110,7 +110,7 @@ impl Chain {
             intercepts: Vec::new(),
             online,
             target,
-            _online_servers: online_servers,
+            online_servers,
             target_servers,
             leaks,
             network,
@@ -219,6 +219,12 @@ impl Chain {
     /// The `index`-th intercept.
     pub(crate) fn intercept(&mut self, index: usize) -> Result<&mut Daemon> {
         self.intercepts.get_mut(index).context("no such intercept")
+    }
+
+    /// The process id of the server on the first online host, and on the first target.
+    pub(crate) fn server_pids(&self) -> Result<(u32, u32)> {
+        let pid = |servers: &[Nginx]| servers.first().map(Nginx::pid).context("no server");
+        Ok((pid(&self.online_servers)?, pid(&self.target_servers)?))
     }
 
     /// Stops the first target's server.

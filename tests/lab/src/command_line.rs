@@ -1,9 +1,11 @@
 //! The laboratory's command line.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::measure;
 use crate::scenarios::{Context, Offloads};
 
 /// How to use the laboratory.
@@ -12,8 +14,8 @@ usage: lab list                                      names all scenarios
        lab run [NAME…] [--offloads on|off|both] [--long]
                                                      runs those whose name contains a NAME, or all
        lab demo [--seconds 30]                       shows a steady load being replayed
-       lab measure [NAME…] [--seconds 5] [--offloads on|off] [--json FILE]
-                                                     fidelity, CPU, memory and latency under fixed loads
+       lab measure [NAME…] [--seconds 5] [--repeat 1] [--json FILE] …
+                                                     what replay costs under fixed loads; see lab measure --help
 Root only. The programs are those beside `lab`, or LAB_TCPCOPY and LAB_INTERCEPT.
 Logs of failed scenarios go to target/lab-logs, or LAB_LOGS.";
 
@@ -51,16 +53,9 @@ pub(crate) enum Command {
         seconds: u64,
     },
     /// Measure.
-    Measure {
-        /// Parts of names; empty: all.
-        names: Vec<String>,
-        /// How long each load is.
-        seconds: u64,
-        /// Whether veth offloads.
-        offloads: bool,
-        /// Where to write the figures as JSON.
-        json: Option<PathBuf>,
-    },
+    Measure(measure::Options),
+    /// Explain what is measured.
+    MeasureHelp,
 }
 
 /// Parses the arguments after the program's name.
@@ -70,7 +65,10 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
     {
         return Ok(Command::WithoutNetfilter { command: command.to_vec() });
     }
-    let Some((words, options)) = split(arguments)? else { return Ok(Command::Help) };
+    let Some((words, options)) = split(arguments)? else {
+        let measure = arguments.first().is_some_and(|first| first == "measure");
+        return Ok(if measure { Command::MeasureHelp } else { Command::Help });
+    };
     let option = |name: &str| options.iter().find(|(option, _)| *option == name).map(|(_, value)| *value);
     let allow = |allowed: &[&str]| match options.iter().find(|(option, _)| !allowed.contains(option)) {
         Some((option, _)) => bail!("{option} does not belong here"),
@@ -106,16 +104,30 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
             Command::Demo { seconds: seconds(30)? }
         }
         Some("measure") => {
-            allow(&["--seconds", "--offloads", "--json"])?;
+            let (switches, values) =
+                (["--mirror", "--syscalls"], ["--seconds", "--repeat", "--offloads", "--original", "--json"]);
+            allow(&[&switches[..], &values].concat())?;
             if offloads == Some(Offloads::Both) {
                 bail!("lab measure takes --offloads on or off");
             }
-            Command::Measure {
+            let original = |paths: &str| {
+                let (tcpcopy, intercept) =
+                    paths.split_once(',').context("--original takes TCPCOPY,INTERCEPT")?;
+                anyhow::Ok(measure::Original { tcpcopy: tcpcopy.into(), intercept: intercept.into() })
+            };
+            Command::Measure(measure::Options {
                 names: words.by_ref().collect(),
                 seconds: seconds(5)?,
+                repeat: option("--repeat")
+                    .map_or(Ok(NonZero::<usize>::MIN), str::parse)
+                    .context("--repeat")?
+                    .get(),
                 offloads: offloads == Some(Offloads::On),
+                original: option("--original").map(original).transpose()?,
+                mirror: option("--mirror").is_some(),
+                syscalls: option("--syscalls").is_some(),
                 json: option("--json").map(PathBuf::from),
-            }
+            })
         }
         Some(other) => bail!("unknown command {other}"),
     };
@@ -135,8 +147,8 @@ fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Vec<Given<'_>>)>> 
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--help" | "-h" => return Ok(None),
-            "--long" => options.push((argument.as_str(), "")),
-            "--offloads" | "--seconds" | "--json" | "--scratch" => {
+            "--long" | "--mirror" | "--syscalls" => options.push((argument.as_str(), "")),
+            "--offloads" | "--seconds" | "--json" | "--scratch" | "--repeat" | "--original" => {
                 let value = rest.next().with_context(|| format!("{argument} needs a value"))?;
                 options.push((argument.as_str(), value.as_str()));
             }
@@ -163,12 +175,28 @@ mod tests {
         );
         assert!(matches!(parsed("demo --seconds 5").unwrap(), Command::Demo { seconds: 5 }));
         assert!(matches!(parsed("").unwrap(), Command::Help));
+        assert!(matches!(parsed("measure --help").unwrap(), Command::MeasureHelp));
+        let measure = parsed("measure short --repeat 3 --original /c/tcpcopy,/c/intercept --mirror").unwrap();
+        let Command::Measure(options) = measure else { panic!("{measure:?}") };
+        assert_eq!((options.names.len(), options.seconds, options.repeat), (1, 5, 3));
+        assert_eq!(options.original.unwrap().intercept, PathBuf::from("/c/intercept"));
+        assert!(options.mirror && !options.syscalls && !options.offloads);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for line in ["walk", "run --fast", "run --offloads maybe", "demo --seconds", "demo --long", "list x"]
-        {
+        for line in [
+            "walk",
+            "run --fast",
+            "run --offloads maybe",
+            "demo --seconds",
+            "demo --long",
+            "list x",
+            "measure --repeat 0",
+            "measure --original /c/tcpcopy",
+            "measure --long",
+            "run --mirror",
+        ] {
             assert!(parsed(line).is_err(), "{line}");
         }
     }

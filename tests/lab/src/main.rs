@@ -71,9 +71,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Run { names, offloads, long } => return isolated(&|| runner::run(&names, offloads, long)),
         Command::One { name, context } => return isolated(&|| runner::one(&name, &context)),
         Command::Demo { seconds } => return isolated(&|| demo::run(seconds)),
-        Command::Measure { names, seconds, offloads, json } => {
-            return isolated(&|| measure::run(&names, seconds, offloads, json.as_deref()));
-        }
+        Command::Measure(options) => return isolated(&|| measure::run(&options)),
+        Command::MeasureHelp => println!("{}", measure::help()),
     }
     Ok(true)
 }

@@ -1,6 +1,7 @@
 //! The servers: Debian's nginx, each with a prefix directory of its own, tuned for load.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -22,11 +23,18 @@ pub(crate) struct Behaviour {
     pub(crate) keepalive_timeout: Duration,
     /// The server waits this long before it answers; needs nginx's echo module (in Debian's nginx-light).
     pub(crate) delay: Option<Duration>,
+    /// The server sends each request here as well, by nginx's mirror module.
+    pub(crate) mirror: Option<SocketAddr>,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { keepalive_requests: 100_000_000, keepalive_timeout: Duration::from_secs(600), delay: None }
+        Self {
+            keepalive_requests: 100_000_000,
+            keepalive_timeout: Duration::from_secs(600),
+            delay: None,
+            mirror: None,
+        }
     }
 }
 
@@ -54,6 +62,11 @@ impl Nginx {
         let mut nginx = Self { child: Self::spawn(on, &prefix)?, prefix };
         nginx.wait_listening(on)?;
         Ok(nginx)
+    }
+
+    /// The process id of the master; the worker is its child.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it as an operator does: the connections it has are closed.
@@ -117,7 +130,7 @@ impl Drop for Nginx {
 }
 
 fn configuration(behaviour: &Behaviour) -> String {
-    let Behaviour { keepalive_requests, keepalive_timeout, delay } = behaviour;
+    let Behaviour { keepalive_requests, keepalive_timeout, delay, mirror } = behaviour;
     let timeout = keepalive_timeout.as_secs();
     let load = if delay.is_some() { "load_module modules/ngx_http_echo_module.so;" } else { "" };
     let load = load.replace("modules/", "/usr/lib/nginx/modules/");
@@ -125,6 +138,12 @@ fn configuration(behaviour: &Behaviour) -> String {
         format!(
             "location /f {{ echo_sleep {:.3}; echo_exec /file$uri $args; }}\n    location /file/ {{ internal; alias ./; access_log logs/access.log lab buffer=32k flush=100ms; }}",
             delay.as_secs_f64()
+        )
+    });
+    let copy = if mirror.is_some() { "mirror /mirror;" } else { "" };
+    let mirror = mirror.map_or(String::new(), |to| {
+        format!(
+            "location = /mirror {{ internal; proxy_pass http://{to}$request_uri; proxy_http_version 1.1; proxy_set_header Host $http_host; proxy_set_header Connection \"\"; }}"
         )
     });
     format!(
@@ -160,10 +179,12 @@ http {{
     listen 81 backlog=65535;
     listen [::]:81 backlog=65535;
     root .;
-    location / {{ access_log logs/access.log lab buffer=32k flush=100ms; }}
+    location / {{ {copy} access_log logs/access.log lab buffer=32k flush=100ms; }}
     {sleep}
+    {mirror}
     # The whole body goes to a file, which the laboratory hashes and removes.
     location /upload {{
+      {copy}
       access_log logs/upload.log lab;
       client_body_in_file_only on;
       proxy_pass_request_body off;
@@ -187,5 +208,14 @@ mod tests {
         let slow = Behaviour { delay: Some(Duration::from_millis(50)), ..Behaviour::default() };
         assert!(configuration(&slow).contains("echo_sleep 0.050"));
         assert!(!configuration(&Behaviour::default()).contains("echo"));
+    }
+
+    #[test]
+    fn a_mirror_takes_every_request() {
+        let to = "10.91.2.2:80".parse().ok();
+        let mirrored = configuration(&Behaviour { mirror: to, ..Behaviour::default() });
+        assert_eq!(mirrored.matches("mirror /mirror;").count(), 2, "{mirrored}");
+        assert!(mirrored.contains("proxy_pass http://10.91.2.2:80$request_uri;"));
+        assert!(!configuration(&Behaviour::default()).contains("mirror"));
     }
 }

@@ -53,6 +53,21 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(set) };
 }
 
+/// Lets the program that `command` will start keep a descriptor of this process, which must be open until then.
+pub(crate) fn hand_down(command: &mut Command, descriptor: BorrowedFd<'_>) {
+    let descriptor = descriptor.as_raw_fd();
+    // SAFETY: fcntl() with these arguments takes integers only.
+    let keep = move || check(unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) }).map(drop);
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(keep) };
+}
+
+/// Keeps a descriptor that was handed down from the programs this process starts.
+pub(crate) fn keep_to_itself(descriptor: i32) -> io::Result<()> {
+    // SAFETY: fcntl() with these arguments takes integers only.
+    check(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
+}
+
 /// Ends the process on SIGINT, SIGTERM and SIGHUP. Init of a PID namespace ignores them otherwise, and its end is what
 /// makes the kernel remove everything that the laboratory made.
 pub(crate) fn exit_on_signals() -> io::Result<()> {
