@@ -1,19 +1,18 @@
 //! The layers a setting can come from, and what is said when one of them is wrong.
 //!
-//! Defaults, then a file, then the environment, then the command line: the last one that names a key
-//! wins. `figment` merges them and remembers where each value came from.
+//! Defaults, then the file, then its drop-ins, then the environment, then the command line: the last one that
+//! names a key wins; lists are not added up. `figment` merges them and remembers where each value came from.
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use figment::error::{Actual, Kind as Fault};
-use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider, Source};
 use serde::de::DeserializeOwned;
 
 use super::ConfigError;
+use super::files::{self, ConfigFile};
 use super::key::{Key, Program};
 
 /// Where a value was written.
@@ -47,7 +46,7 @@ pub(super) struct Inputs<'a> {
 pub(super) struct Layers {
     program: &'static Program,
     figment: Figment,
-    file: Option<PathBuf>,
+    files: Vec<ConfigFile>,
     /// What is odd but no reason not to run.
     pub warnings: Vec<String>,
 }
@@ -56,22 +55,20 @@ impl Layers {
     /// Reads the layers and refuses keys that nobody knows.
     pub(super) fn read(program: &'static Program, inputs: &Inputs<'_>) -> Result<Self, ConfigError> {
         let mut figment = Figment::new().merge(Layer { origin: Origin::Default, dict: defaults(program)? });
-        let file = match (inputs.file, inputs.default_file) {
-            (Some(path), _) => Some((path, read_file(path)?)),
-            (None, Some(path)) => read_optional(path)?.map(|text| (path, text)),
-            (None, None) => None,
+        let files = match (inputs.file, inputs.default_file) {
+            (Some(path), _) => files::read(program, path, true)?,
+            (None, Some(path)) => files::read(program, path, false)?,
+            (None, None) => Vec::new(),
         };
-        let found = file.as_ref().map(|(path, _)| (*path).to_owned());
-        if let Some((path, text)) = file {
-            let dict = parse(path, &text)?;
-            refuse_unknown(program, path, &dict)?;
-            figment = figment.merge(Layer { origin: Origin::File(path.to_owned()), dict });
+        for file in &files {
+            let origin = Origin::File(file.path.clone());
+            figment = figment.merge(Layer { origin, dict: file.dict.clone() });
         }
         let (dict, warnings) = environment(program, &inputs.environment);
         figment = figment.merge(Layer { origin: Origin::Environment, dict });
         let dict = command_line(&inputs.options);
         figment = figment.merge(Layer { origin: Origin::CommandLine, dict });
-        Ok(Self { program, figment, file: found, warnings })
+        Ok(Self { program, figment, files, warnings })
     }
 
     /// The merged values as a `T`.
@@ -110,15 +107,18 @@ impl Layers {
 
     fn wrong(&self, key: &str, origin: &Origin, message: &str) -> ConfigError {
         // What is missing is missing from the file if there is one, else from the command line.
-        let blamed = match (origin, &self.file) {
-            (Origin::Default, Some(path)) => &Origin::File(path.clone()),
+        let blamed = match (origin, self.files.first()) {
+            (Origin::Default, Some(file)) => &Origin::File(file.path.clone()),
             (Origin::Default | Origin::File(_) | Origin::Environment | Origin::CommandLine, _) => origin,
         };
         let known = self.program.keys.iter().find(|known| known.name == key);
         let key = match (blamed, known) {
             (Origin::CommandLine | Origin::Default, Some(known)) => known.option_text(),
             (Origin::Environment, Some(known)) => known.variable(self.program.env_prefix),
-            (Origin::File(path), _) => format!("{}: {key}", path.display()),
+            (Origin::File(path), _) => match self.line(path, key) {
+                Some(line) => format!("{}: line {line}: {key}", path.display()),
+                None => format!("{}: {key}", path.display()),
+            },
             (Origin::Default | Origin::Environment | Origin::CommandLine, None) => key.to_owned(),
         };
         let message = format!("{key}: {message}");
@@ -127,6 +127,11 @@ impl Layers {
         } else {
             ConfigError::Value(message)
         }
+    }
+
+    /// The line of `key` in a file; none if it is not there.
+    fn line(&self, path: &Path, key: &str) -> Option<usize> {
+        self.files.iter().find(|file| file.path == path)?.lines.get(key).copied()
     }
 
     fn place(&self, key: &str, origin: &Origin) -> String {
@@ -180,7 +185,7 @@ fn defaults(program: &Program) -> Result<Dict, ConfigError> {
         let _ = writeln!(text, "{} = {}", key.name, key.default);
         text
     });
-    parse(Path::new("built-in defaults"), &text)
+    files::parse(Path::new("built-in defaults"), &text)
 }
 
 /// The settings among the variables, and a warning for each variable that looks like one and is none.
@@ -207,71 +212,6 @@ fn command_line(options: &[(&'static Key, String)]) -> Dict {
         key.insert(&mut dict, key.value(text));
     }
     dict
-}
-
-fn read_file(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
-}
-
-fn read_optional(path: &Path) -> Result<Option<String>, ConfigError> {
-    match read_file(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn parse(path: &Path, text: &str) -> Result<Dict, ConfigError> {
-    <Toml as Format>::from_str(text).map_err(|error| {
-        let offset = error.span().map_or(0, |span| span.start);
-        let line = text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
-        let message = error.message().lines().collect::<Vec<_>>().join("; ");
-        ConfigError::Syntax { path: path.to_owned(), line, message }
-    })
-}
-
-/// Refuses the first key in `dict` that is not in the table.
-fn refuse_unknown(program: &Program, path: &Path, dict: &Dict) -> Result<(), ConfigError> {
-    let mut names = Vec::new();
-    collect_names(program, "", dict, &mut names);
-    let known = |name: &String| program.keys.iter().any(|key| key.name == name);
-    match names.into_iter().find(|name| !known(name)) {
-        None => Ok(()),
-        Some(key) => {
-            let hint = match nearest(program, &key) {
-                Some(name) => format!("did you mean '{name}'?"),
-                None => format!("see {}(8) for the keys there are", program.name),
-            };
-            Err(ConfigError::UnknownKey { path: path.to_owned(), key, hint })
-        }
-    }
-}
-
-/// The full names of the keys in `dict`; a table that no key begins with counts as one.
-fn collect_names(program: &Program, prefix: &str, dict: &Dict, names: &mut Vec<String>) {
-    for (key, value) in dict {
-        let name = format!("{prefix}{key}");
-        let table = format!("{name}.");
-        let is_table = program.keys.iter().any(|known| known.name.starts_with(&table));
-        if !is_table {
-            names.push(name);
-        } else if let Value::Dict(_, inner) = value {
-            collect_names(program, &table, inner, names);
-        }
-        // Else it is a value where a table belongs: reading the settings says so.
-    }
-}
-
-/// The known key that `name` most likely stands for.
-fn nearest<'a>(program: &'a Program, name: &str) -> Option<&'a str> {
-    let written = name.replace('_', "-").to_ascii_lowercase();
-    let last = |full: &str| full.rsplit('.').next().unwrap_or_default().to_owned();
-    let similarity = |key: &Key| {
-        let whole = strsim::jaro_winkler(&written, key.name);
-        whole.max(strsim::jaro_winkler(&last(&written), &last(key.name)))
-    };
-    let best = program.keys.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
-    (similarity(best) > 0.8).then_some(best.name)
 }
 
 /// What figment found wrong, in the words of this program.

@@ -5,8 +5,9 @@
 //!
 //! 1. the default in the table of keys,
 //! 2. `/etc/tcpcopy/tcpcopy.toml` or `/etc/tcpcopy/intercept.toml`, or the file that `--config` names,
-//! 3. an environment variable, `TCPCOPY_*` or `INTERCEPT_*`,
-//! 4. an option.
+//! 3. the drop-ins of that file: `*.toml` in the directory of its name with `.d` at the end, in lexical order,
+//! 4. an environment variable, `TCPCOPY_*` or `INTERCEPT_*`,
+//! 5. an option.
 //!
 //! The raw values are private; what comes out of here is checked, singly and together, and needs no
 //! later look. This module does no network I/O: whether addresses exist is the business of
@@ -16,6 +17,7 @@
 mod command_line;
 mod common;
 mod endpoint;
+mod files;
 pub mod intercept;
 pub mod key;
 mod layers;
@@ -56,10 +58,12 @@ pub enum ConfigError {
     #[error("{0}")]
     Value(String),
     /// A file has a key that does not exist.
-    #[error("{}: unknown key '{key}'; {hint}", path.display())]
+    #[error("{}: line {line}: unknown key '{key}'; {hint}", path.display())]
     UnknownKey {
         /// The file.
         path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
         /// The key with its table.
         key: String,
         /// The key that was probably meant, or where to look.

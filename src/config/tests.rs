@@ -288,15 +288,58 @@ fn a_wrong_file_is_named_with_its_key() {
         ("pool = ['10.99.0.x', 7]", "pool: expected a prefix of addresses"),
         ("pool = 7", "pool: expected a prefix of addresses"),
         ("response-timeout = 10", "response-timeout: expected a duration with a unit"),
-        ("copies = ", "line 3: "),
+        ("copies = ", ": "),
     ] {
         let file = format!("{valid}{text}\n");
         let error = Setting { file: Some(&file), ..Setting::default() }.tcpcopy().expect_err(text);
         let message = error.to_string();
         assert!(!error.is_usage(), "{message}");
-        assert!(message.contains(fragment) && message.contains("tcpcopy-config-"), "{text}: {message}");
+        let line = if text.contains('\n') { 4 } else { 3 };
+        let place = format!(".toml: line {line}: ");
+        assert!(message.contains(fragment) && message.contains(&place), "{text}: {message}");
         assert!(!message.contains('\n'), "{text}: {message}");
     }
+}
+
+#[test]
+fn drop_ins_override_the_file_in_lexical_order() {
+    let main = temporary();
+    let directory = PathBuf::from(format!("{}.d", main.display()));
+    std::fs::create_dir(&directory).expect("temporary directory");
+    let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).expect("temporary file");
+    std::fs::write(&main, "map = ['80-10.0.0.9:80']\nintercept = ['127.0.0.1']\npercent = 1\n")
+        .expect("file");
+    write("20-more.toml", "percent = 3\n");
+    write("10-some.toml", "percent = 2\ncopies = 2\nmap = ['81-10.0.0.9:81']\n");
+    write("30-other.conf", "nonsense");
+    write(".20-more.toml", "nonsense");
+    let run = |options: &str| {
+        let options = format!("--config {} {options}", main.display());
+        let setting = Setting { options: &options, ..Setting::default() };
+        setting.load(&tcpcopy::PROGRAM, tcpcopy::Settings::settle)
+    };
+
+    let Ok(Action::Run(settings)) = run("") else { panic!("valid") };
+    assert_eq!((settings.percent, settings.copies), (3, 2));
+    assert_eq!(settings.mappings, [Mapping::from_text("81-10.0.0.9:81").expect("mapping")]);
+    let Ok(Action::Print(text)) = run("--print-config") else { panic!("printed") };
+    for (setting, origin) in [("percent = 3", "20-more.toml"), ("copies = 2", "10-some.toml")] {
+        let path = directory.join(origin);
+        let line = text.lines().find(|line| line.starts_with(setting)).expect(setting);
+        assert!(line.ends_with(path.to_str().expect("UTF-8")), "{line}");
+    }
+
+    write("40-wrong.toml", "mtu = 9000\n[capture]\npure-acsk = true\n");
+    let error = run("").expect_err("unknown key").to_string();
+    let place = directory.join("40-wrong.toml");
+    assert_eq!(
+        error,
+        format!(
+            "{}: line 3: unknown key 'capture.pure-acsk'; did you mean 'capture.pure-acks'?",
+            place.display()
+        )
+    );
+    std::fs::remove_dir_all(&directory).and_then(|()| std::fs::remove_file(&main)).expect("removed");
 }
 
 #[test]
