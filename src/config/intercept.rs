@@ -13,12 +13,18 @@ use super::layers::Layers;
 use super::units::Span;
 use super::value::{List, Number, Text, choice};
 use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
+use crate::wire::Prefix;
 
 /// What `intercept` is to do. Valid as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The services whose responses are taken; at least one, none twice.
     pub targets: Vec<SocketAddr>,
+    /// Whether the targets are this host itself: responses are taken as they are sent.
+    pub on_target: bool,
+    /// Only responses to clients in one of these prefixes are taken; empty for all. If there are any, each target's
+    /// family has one.
+    pub clients: Vec<Prefix>,
     /// The address to listen on; `None` is all, of both families.
     pub bind: Option<IpAddr>,
     /// The port to listen on; never 0.
@@ -75,6 +81,9 @@ const EXAMPLES: &str = "\
 Examples:
   intercept --target 10.91.2.2:80 --insecure
       Take the responses of one service, for any tcpcopy that connects.
+  intercept --target 10.91.2.2:80 --on-target --clients 10.99.0.0/24 --insecure
+      On the target itself; tcpcopy replays with -c 10.99.0.0/24, and all other
+      clients of the service are served as ever.
   intercept rules remove
       Stop dropping responses. The rules stay when intercept ends, on purpose:
       while they are there, no response can reach a real client.
@@ -91,6 +100,24 @@ const KEYS: &[Key] = &[
         value_name: "ADDR:PORT,…",
         default: "[]",
         help: "Service whose responses are taken; may be repeated",
+    },
+    Key {
+        name: "on-target",
+        option: "on-target",
+        short: None,
+        kind: Kind::Flag,
+        value_name: "BOOL",
+        default: "false",
+        help: "Run on the target itself: responses are taken as they are sent, no route is needed",
+    },
+    Key {
+        name: "clients",
+        option: "clients",
+        short: None,
+        kind: Kind::List,
+        value_name: "PREFIX,…",
+        default: "[]",
+        help: "Take responses to these client addresses only, as 10.99.0.0/24; without, to all",
     },
     Key {
         name: "bind",
@@ -174,6 +201,8 @@ const C_OPTIONS: &[(char, &str)] = &[
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Raw {
     target: List<Service>,
+    on_target: bool,
+    clients: List<Prefix>,
     bind: Text<Bind>,
     port: Number<1, 65_535>,
     workers: Workers,
@@ -198,6 +227,8 @@ impl Settings {
         let Text(Bind(address)) = raw.bind;
         let settings = Self {
             targets: raw.target.0.into_iter().map(|Service(address)| address).collect(),
+            on_target: raw.on_target,
+            clients: raw.clients.0,
             // 0.0.0.0 stays: all addresses, but of IPv4 only.
             bind: (address != IpAddr::from([0_u8; 16])).then_some(address),
             port: raw.port.to(),
@@ -227,6 +258,9 @@ impl Settings {
         if let Some(message) = common::refuse_twice(&self.targets) {
             return Some(("target", message));
         }
+        if let Some(message) = self.refuse_clients() {
+            return Some(("clients", message));
+        }
         if !self.insecure && !self.bind.is_some_and(|address| address.is_loopback()) {
             let reach = match self.bind {
                 Some(address) if !address.is_unspecified() => format!("{address} is"),
@@ -240,5 +274,19 @@ impl Settings {
         }
         let coalesce = common::refuse_coalesce(self.coalesce).map(|message| ("coalesce", message));
         coalesce.or_else(|| common::refuse_queues(self.queue, self.workers).map(|message| ("queue", message)))
+    }
+
+    /// What is wrong with the clients whose responses are taken.
+    fn refuse_clients(&self) -> Option<String> {
+        if self.clients.is_empty() {
+            return None;
+        }
+        let covered =
+            |target: &&SocketAddr| self.clients.iter().any(|prefix| prefix.is_ipv4() == target.is_ipv4());
+        let lacking = self.targets.iter().find(|target| !covered(target))?;
+        Some(format!(
+            "none is of the family of the target {lacking}, so all its responses would go on; add a prefix of that \
+             family"
+        ))
     }
 }

@@ -246,6 +246,15 @@ fn intercept_is_configured() {
     };
     assert_eq!(settings.bind, Some("127.0.0.1".parse().expect("address")));
 
+    let options = "--target 10.0.0.9:80 --insecure --on-target --clients 10.99.0.x,fd00::/64";
+    let Ok(Action::Run(settings)) = (Setting { options, ..Setting::default() }).intercept() else {
+        panic!("{options}");
+    };
+    assert!(settings.on_target);
+    assert_eq!(settings.clients.len(), 2);
+    let refused = intercept_error("--target 10.0.0.9:80,[fd00::9]:80 --insecure --clients 10.99.0.0/24");
+    assert!(refused.contains("--clients: none is of the family of the target [fd00::9]:80"), "{refused}");
+
     let remove = Setting { options: "rules remove", ..Setting::default() }.intercept();
     assert!(matches!(remove, Ok(Action::RemoveRules)), "{remove:?}");
 }

@@ -113,16 +113,21 @@ pub(super) fn assistant(host: &Host, settings: &intercept::Settings) -> Vec<Find
         ));
     }
     for target in &settings.targets {
-        if host.is_local(target.ip()) {
-            findings.push(Finding::error(
+        let address = target.ip();
+        findings.extend(match (settings.on_target, host.is_local(address)) {
+            (true, true) | (false, false) => None,
+            (true, false) => Some(Finding::error(
                 Check::Target,
-                format!(
-                    "the target {} is this host itself, whose own packets the rules do not see",
-                    target.ip()
-                ),
-                "run intercept on another host, to which the target routes the replayed clients",
-            ));
-        }
+                format!("the target {address} is not this host, which on-target = true says"),
+                "name an address of this host, or turn on-target off and route the replayed clients here",
+            )),
+            (false, true) => Some(Finding::error(
+                Check::Target,
+                format!("the target {address} is this host itself, whose own packets the rules do not see"),
+                "set --on-target (on-target = true), or run intercept on another host, to which the target routes \
+                 the replayed clients",
+            )),
+        });
     }
     findings.dedup();
     findings
@@ -196,6 +201,15 @@ mod tests {
             [(Check::ListenAddress, Severity::Error)]
         );
         assert_eq!(assistant_findings("--target 10.0.0.1:80"), [(Check::Target, Severity::Error)]);
+    }
+
+    #[test]
+    fn on_the_target_the_target_is_this_host() {
+        assert_eq!(assistant_findings("--target 10.0.0.1:80 --on-target"), []);
+        assert_eq!(
+            assistant_findings("--target 10.0.0.9:80 --on-target"),
+            [(Check::Target, Severity::Error)]
+        );
     }
 
     #[test]

@@ -5,15 +5,27 @@
 //!   gets no further even if somebody puts a rule with `accept` or bypass before ours. With `unclaimed = accept`,
 //!   intercept sets a mark with its verdict and that mark alone passes.
 //!
+//! On the target itself the responses are met as they are sent, after connection tracking, so that a stateful firewall
+//! there knows the replayed connections. What does not leave the host is let alone: health checks on it go on.
+//!
 //! The tables have no owner: they stay, closed, when intercept is down. `intercept rules remove` takes them away.
 
 use std::net::SocketAddr;
 
 use super::online::queue_rules;
-use super::ruleset::{Chain, End, Family, Hook, Match, Queues, Rule, Ruleset, Statement, Table, TableName};
+use super::ruleset::{
+    Chain, Device, End, Family, Hook, Match, Queues, Rule, Ruleset, Statement, Table, TableName,
+};
 use crate::wire::Prefix;
 
+/// On an assistant: raw priority, before connection tracking, which knows only half of these connections.
 const RAW: i32 = -300;
+/// On the target: mangle priority, after connection tracking. It would take the clients' packets for invalid if it had
+/// not seen the responses.
+const MANGLE: i32 = -150;
+
+/// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
 
 /// What intercept captures, and what becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +34,9 @@ pub struct AssistantSpec {
     pub table: TableName,
     /// The addresses that target software answers from; none, no rules.
     pub targets: Vec<SocketAddr>,
+    /// Only responses to clients in one of these are taken; none means all. A target whose family has none gets no
+    /// rules: its responses would go on.
+    pub clients: Vec<Prefix>,
     /// One queue for each worker.
     pub queues: Queues,
     /// What becomes of responses that nobody claimed.
@@ -57,28 +72,51 @@ pub fn assistant(spec: &AssistantSpec) -> Ruleset {
 }
 
 fn table(spec: &AssistantSpec, family: Family) -> Option<Table> {
-    let mut responses: Vec<[Match; 2]> = Vec::new();
-    for target in spec.targets.iter().filter(|target| Family::of(target.ip()) == family) {
-        let response = [Match::Saddr(Prefix::single(target.ip())), Match::TcpSport(target.port())];
-        if !responses.contains(&response) {
-            responses.push(response);
-        }
-    }
+    let responses = responses(spec, family);
     if responses.is_empty() {
         return None;
     }
-    let hook = match spec.place {
-        Place::Assistant => Hook::Prerouting,
-        Place::Target => Hook::Output,
+    let (hook, priority) = match spec.place {
+        Place::Assistant => (Hook::Prerouting, RAW),
+        Place::Target => (Hook::Output, MANGLE),
     };
     let queued = responses.iter().flat_map(|response| queue_rules(response, End::Destination, spec.queues));
-    let responses_chain = Chain { name: "responses", hook, priority: RAW, rules: queued.collect() };
-    let blackhole =
-        Chain { name: "blackhole", hook, priority: RAW + 1, rules: blackhole_rules(spec, &responses) };
-    Some(Table { family, sets: Vec::new(), chains: vec![responses_chain, blackhole] })
+    let queued = stays_here(spec.place).into_iter().chain(queued).collect();
+    let dropped = stays_here(spec.place).into_iter().chain(blackhole_rules(spec, &responses)).collect();
+    let chains = vec![
+        Chain { name: "responses", hook, priority, rules: queued },
+        Chain { name: "blackhole", hook, priority: priority + 1, rules: dropped },
+    ];
+    Some(Table { family, sets: Vec::new(), chains })
 }
 
-fn blackhole_rules(spec: &AssistantSpec, responses: &[[Match; 2]]) -> Vec<Rule> {
+/// What responses of the family's targets look like, each once.
+fn responses(spec: &AssistantSpec, family: Family) -> Vec<Vec<Match>> {
+    let mut responses: Vec<Vec<Match>> = Vec::new();
+    for target in spec.targets.iter().filter(|target| Family::of(target.ip()) == family) {
+        let source = vec![Match::Saddr(Prefix::single(target.ip())), Match::TcpSport(target.port())];
+        let to = |prefix: &Prefix| [source.clone(), vec![Match::Daddr(*prefix)]].concat();
+        let restricted = spec.clients.iter().filter(|prefix| Family::of(prefix.address()) == family).map(to);
+        let all = if spec.clients.is_empty() { vec![source.clone()] } else { restricted.collect() };
+        for response in all {
+            if !responses.contains(&response) {
+                responses.push(response);
+            }
+        }
+    }
+    responses
+}
+
+/// On the target, the rule that lets alone what does not leave it.
+fn stays_here(place: Place) -> Option<Rule> {
+    let lo = Device { name: "lo".to_owned(), index: LOOPBACK };
+    match place {
+        Place::Assistant => None,
+        Place::Target => Some(Rule { matches: vec![Match::Oif(lo)], statements: vec![Statement::Return] }),
+    }
+}
+
+fn blackhole_rules(spec: &AssistantSpec, responses: &[Vec<Match>]) -> Vec<Rule> {
     let accepted = match spec.unclaimed {
         Unclaimed::Drop => None,
         Unclaimed::Accept => {
@@ -87,6 +125,6 @@ fn blackhole_rules(spec: &AssistantSpec, responses: &[[Match; 2]]) -> Vec<Rule> 
     };
     let dropped = responses
         .iter()
-        .map(|response| Rule { matches: response.to_vec(), statements: vec![Statement::Drop] });
+        .map(|response| Rule { matches: response.clone(), statements: vec![Statement::Drop] });
     accepted.into_iter().chain(dropped).collect()
 }

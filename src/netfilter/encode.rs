@@ -77,7 +77,7 @@ fn add_match(rule: &mut RuleMessage<'_>, header: Header, condition: &Match) {
         Match::Iif(Device { index, .. }) => equal(rule, &Meta::Iif, &index.to_ne_bytes()),
         Match::Oif(Device { index, .. }) => equal(rule, &Meta::Oif, &index.to_ne_bytes()),
         Match::Saddr(prefix) => in_prefix(rule, header.source, *prefix),
-        Match::Daddr(address) => equal(rule, &network(header.destination, header.address), &octets(*address)),
+        Match::Daddr(prefix) => in_prefix(rule, header.destination, *prefix),
         Match::DaddrLocal => equal(rule, &Expr::fib_daddr_type(), &u32::from(libc::RTN_LOCAL).to_ne_bytes()),
         // The check of the protocol itself, which the caller has added.
         Match::Tcp => {}

@@ -308,6 +308,7 @@ mod tests {
         let ruleset = assistant(&AssistantSpec {
             table: TableName::intercept(),
             targets: vec!["192.0.2.1:80".parse().unwrap()],
+            clients: Vec::new(),
             queues: Queues::new(1, 2).unwrap(),
             unclaimed: Unclaimed::Drop,
             accept_mark: 1,

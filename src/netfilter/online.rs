@@ -184,7 +184,7 @@ fn handshake_begins(capture: Capture) -> Rule {
 
 /// Packets to where clients write that `more` hold for. An address of this host comes last: it costs a lookup.
 fn to(capture: Capture, more: impl IntoIterator<Item = Match>) -> Vec<Match> {
-    let daddr = capture.online.map(Match::Daddr);
+    let daddr = capture.online.map(|address| Match::Daddr(Prefix::single(address)));
     let local = capture.online.is_none().then_some(Match::DaddrLocal);
     let port = Match::TcpDport(capture.port);
     daddr.into_iter().chain([port]).chain(more).chain(local).collect()

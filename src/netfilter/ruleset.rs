@@ -258,8 +258,8 @@ pub enum Match {
     Oif(Device),
     /// The source address is in a prefix of the table's family.
     Saddr(Prefix),
-    /// The destination address, of the table's family.
-    Daddr(IpAddr),
+    /// The destination address is in a prefix of the table's family.
+    Daddr(Prefix),
     /// The destination is an address of this host.
     DaddrLocal,
     /// TCP.

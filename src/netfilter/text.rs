@@ -6,6 +6,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::ruleset::{Chain, End, Family, Match, Rule, Ruleset, Set, Statement};
+use crate::wire::Prefix;
 use crate::wire::flow::SPLIT_SEED;
 
 impl Display for Ruleset {
@@ -96,11 +97,8 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
         Match::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
         Match::Iif(device) => write!(f, "iif \"{}\"", device.name),
         Match::Oif(device) => write!(f, "oif \"{}\"", device.name),
-        Match::Saddr(prefix) => {
-            write!(f, "{family} saddr {}", prefix.address())?;
-            if prefix.is_one_address() { Ok(()) } else { write!(f, "/{}", prefix.length()) }
-        }
-        Match::Daddr(address) => write!(f, "{family} daddr {address}"),
+        Match::Saddr(prefix) => write_address(f, family, "saddr", prefix),
+        Match::Daddr(prefix) => write_address(f, family, "daddr", prefix),
         Match::DaddrLocal => f.write_str("fib daddr type local"),
         Match::Tcp => f.write_str("meta l4proto tcp"),
         Match::TcpSport(port) => write!(f, "tcp sport {port}"),
@@ -116,6 +114,11 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
         }
         Match::NotIn { set, client } => write!(f, "{} != @{set}", Flow { family, end: *client }),
     }
+}
+
+fn write_address(f: &mut Formatter<'_>, family: Family, field: &str, prefix: &Prefix) -> fmt::Result {
+    write!(f, "{family} {field} {}", prefix.address())?;
+    if prefix.is_one_address() { Ok(()) } else { write!(f, "/{}", prefix.length()) }
 }
 
 /// Address and port of one end.

@@ -33,7 +33,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::wire::{FlowId, FlowKey, Packet, Tally, TcpHeader, Time};
+use crate::wire::{FlowId, FlowKey, Packet, Prefix, Tally, TcpHeader, Time};
 use hold::{Hold, Waiting};
 use owners::{OwnerId, Owners};
 use table::{Slot, Table};
@@ -43,6 +43,8 @@ use table::{Slot, Table};
 pub struct Settings {
     /// The services whose flows may be claimed.
     pub targets: Vec<SocketAddr>,
+    /// The clients whose flows may be claimed; none means all.
+    pub clients: Vec<Prefix>,
     /// What becomes of responses that nobody claims.
     pub unclaimed: Unclaimed,
     /// How long a response waits for its claim.
@@ -66,6 +68,7 @@ impl Settings {
     pub fn new(targets: Vec<SocketAddr>, unclaimed: Unclaimed) -> Self {
         Self {
             targets,
+            clients: Vec::new(),
             unclaimed,
             hold: Duration::from_millis(200),
             max_held: 16 << 10,
@@ -107,6 +110,8 @@ pub enum Refusal {
     Taken,
     /// The server is none of the targets.
     ForeignTarget,
+    /// The client is none of those whose responses are taken.
+    ForeignClient,
     /// The table is full of busy flows.
     TableFull,
     /// The connection is not known, or was replaced by a later one of its claimer.
@@ -191,6 +196,8 @@ pub struct Counters {
     pub refused_taken: u64,
     /// Claims refused for their target.
     pub refused_target: u64,
+    /// Claims refused for their client.
+    pub refused_client: u64,
     /// Claims refused because the table is full of busy flows.
     pub refused_full: u64,
     /// Claimed flows given up to make room.
@@ -206,6 +213,7 @@ impl Counters {
         self.claims += other.claims;
         self.refused_taken += other.refused_taken;
         self.refused_target += other.refused_target;
+        self.refused_client += other.refused_client;
         self.refused_full += other.refused_full;
         self.evicted += other.evicted;
         self.expired += other.expired;
@@ -290,6 +298,7 @@ impl Router {
             Ok(()) => self.counters.claims += 1,
             Err(Refusal::Taken) => self.counters.refused_taken += 1,
             Err(Refusal::ForeignTarget) => self.counters.refused_target += 1,
+            Err(Refusal::ForeignClient) => self.counters.refused_client += 1,
             Err(Refusal::TableFull) => self.counters.refused_full += 1,
             Err(Refusal::NotConnected) => {}
         }
@@ -305,6 +314,10 @@ impl Router {
         let (owner, epoch) = self.owners.of(conn).ok_or(Refusal::NotConnected)?;
         if !self.targets.contains(&key.server) {
             return Err(Refusal::ForeignTarget);
+        }
+        let clients = &self.settings.clients;
+        if !clients.is_empty() && !clients.iter().any(|prefix| prefix.contains(key.client.ip())) {
+            return Err(Refusal::ForeignClient);
         }
         if let Some(slot) = self.flows.find(&key) {
             let theirs = self.flows.value(slot).is_some_and(|claimed| {

@@ -82,6 +82,21 @@ fn a_live_flow_is_not_taken_by_another() {
 }
 
 #[test]
+fn only_clients_whose_responses_are_taken_can_be_claimed() {
+    let clients = vec!["10.9.0.0/24".parse().expect("prefix"), "fd00::/64".parse().expect("prefix")];
+    let settings = Settings { clients, ..Settings::new(vec![TARGET.into()], Unclaimed::Drop) };
+    let mut router = Router::new(at(0), settings);
+    router.connect(A, Identity { instance: 1, worker: 0 });
+    let claim = |router: &mut Router, client: [u8; 4]| {
+        router.claim(at(0), A, FlowId(1), FlowKey { client: (client, 5).into(), server: TARGET.into() })
+    };
+    assert_eq!(claim(&mut router, [10, 9, 0, 255]), Ok(vec![]));
+    assert_eq!(claim(&mut router, [10, 9, 1, 0]), Err(Refusal::ForeignClient));
+    let counters = router.counters();
+    assert_eq!((counters.claims, counters.refused_client), (1, 1));
+}
+
+#[test]
 fn an_id_names_one_flow() {
     let mut router = router(Unclaimed::Drop);
     assert_eq!(router.claim(at(0), A, FlowId(1), key(1)), Ok(vec![]));

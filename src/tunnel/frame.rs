@@ -349,6 +349,8 @@ pub enum ClaimRefusal {
     Taken,
     /// The intercept does not serve this target.
     ForeignTarget,
+    /// The intercept's rules do not take responses to this client.
+    ForeignClient,
     /// The intercept's table is full of busy flows.
     TableFull,
     /// The claim was dropped after a long idle time, to make room. It can be made again.
@@ -374,6 +376,7 @@ impl Refused {
             ClaimRefusal::ForeignTarget => 2,
             ClaimRefusal::TableFull => 3,
             ClaimRefusal::Evicted => 4,
+            ClaimRefusal::ForeignClient => 5,
             ClaimRefusal::Other(code) => code,
         };
         [a, b, c, d, e, f, g, h, why]
@@ -388,6 +391,7 @@ impl Record for Refused {
             2 => ClaimRefusal::ForeignTarget,
             3 => ClaimRefusal::TableFull,
             4 => ClaimRefusal::Evicted,
+            5 => ClaimRefusal::ForeignClient,
             other => ClaimRefusal::Other(other),
         };
         Some(Self { flow, why })

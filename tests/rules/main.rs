@@ -26,11 +26,18 @@ fn assistant_example() -> AssistantSpec {
     AssistantSpec {
         table: TableName::intercept(),
         targets: vec!["203.0.113.20:80".parse().unwrap(), "[2001:db8::20]:80".parse().unwrap()],
+        clients: Vec::new(),
         queues: Queues::new(36540, 2).unwrap(),
         unclaimed: Unclaimed::Drop,
         accept_mark: 0x7463_7079,
         place: Place::Assistant,
     }
+}
+
+/// The example that `nftables/on-target.nft` documents.
+fn on_target_example() -> AssistantSpec {
+    let clients = ["10.99.0.0/24", "fd00:99::/64"].map(|prefix| prefix.parse().unwrap()).to_vec();
+    AssistantSpec { clients, place: Place::Target, ..assistant_example() }
 }
 
 #[test]
@@ -42,6 +49,7 @@ fn templates_say_what_the_code_installs() {
     for (template, ruleset) in [
         (include_str!("../../nftables/online.nft"), online(&online_example())),
         (include_str!("../../nftables/assistant.nft"), assistant(&assistant_example())),
+        (include_str!("../../nftables/on-target.nft"), assistant(&on_target_example())),
     ] {
         assert_eq!(without_comments(template).trim(), ruleset.to_string().trim());
     }
@@ -92,14 +100,9 @@ fn the_batch_installs_what_the_text_says() {
                 }
             }
             for unclaimed in [Unclaimed::Drop, Unclaimed::Accept] {
-                for place in [Place::Assistant, Place::Target] {
+                for example in [assistant_example(), on_target_example()] {
                     let queues = Queues::new(36540, workers).unwrap();
-                    rulesets.push(assistant(&AssistantSpec {
-                        queues,
-                        unclaimed,
-                        place,
-                        ..assistant_example()
-                    }));
+                    rulesets.push(assistant(&AssistantSpec { queues, unclaimed, ..example }));
                 }
             }
         }
@@ -303,16 +306,18 @@ fn only_marked_responses_pass_the_black_hole() {
         let mut spec = AssistantSpec { targets: vec![target], ..assistant_example() };
         spec.unclaimed = Unclaimed::Accept;
         spec.queues = Queues::new(36540, 1).unwrap();
-        for place in [Place::Assistant, Place::Target] {
-            let _installed =
-                Installed::install(&assistant(&AssistantSpec { place, ..spec.clone() })).unwrap();
-            assert!(!answers(target, None), "without a listener");
-            let mut queue = nfq::Queue::open().unwrap();
-            queue.bind(36540).unwrap();
-            queue.set_nonblocking(true);
-            assert!(!answers(target, Some((&mut queue, 0))), "accepted without the mark");
-            assert!(answers(target, Some((&mut queue, spec.accept_mark))), "accepted with the mark");
-        }
+        let installed = Installed::install(&assistant(&spec)).unwrap();
+        assert!(!answers(target, None), "without a listener");
+        let mut queue = nfq::Queue::open().unwrap();
+        queue.bind(36540).unwrap();
+        queue.set_nonblocking(true);
+        assert!(!answers(target, Some((&mut queue, 0))), "accepted without the mark");
+        assert!(answers(target, Some((&mut queue, spec.accept_mark))), "accepted with the mark");
+        drop(queue);
+        // On the target, what it answers itself is let alone: nobody listens to the queue.
+        installed.remove().unwrap();
+        Installed::install(&assistant(&AssistantSpec { place: Place::Target, ..spec })).unwrap();
+        assert!(answers(target, None), "a health check on the target");
     });
 }
 

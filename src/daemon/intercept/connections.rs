@@ -296,6 +296,7 @@ fn claim(now: Time, connection: &mut Connection, flow: FlowId, key: FlowKey, rou
         }
         Err(Refusal::Taken) => ClaimRefusal::Taken,
         Err(Refusal::ForeignTarget) => ClaimRefusal::ForeignTarget,
+        Err(Refusal::ForeignClient) => ClaimRefusal::ForeignClient,
         Err(Refusal::TableFull) => ClaimRefusal::TableFull,
         // The connection was replaced and is about to be closed.
         Err(Refusal::NotConnected) => return,

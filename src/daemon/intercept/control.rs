@@ -210,7 +210,7 @@ impl Control {
             verdicts_refused = intake.refused,
             claims = router.claims,
             claims_taken = router.refused_taken,
-            claims_foreign = router.refused_target,
+            claims_foreign = router.refused_target + router.refused_client,
             claims_full = router.refused_full,
             evicted = router.evicted,
             expired = router.expired,

@@ -104,12 +104,13 @@ fn ruleset(settings: &Settings, queues: Queues) -> Ruleset {
     netfilter::assistant(&AssistantSpec {
         table: TableName::intercept(),
         targets: settings.targets.clone(),
+        clients: settings.clients.clone(),
         queues,
         unclaimed: match settings.unclaimed {
             Unclaimed::Drop => netfilter::Unclaimed::Drop,
             Unclaimed::Accept => netfilter::Unclaimed::Accept,
         },
         accept_mark: settings.accept_mark,
-        place: Place::Assistant,
+        place: if settings.on_target { Place::Target } else { Place::Assistant },
     })
 }

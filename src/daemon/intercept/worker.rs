@@ -117,6 +117,7 @@ impl Worker {
         };
         let flows = settings.max_flows.div_ceil(u32::from(settings.workers.max(1)));
         let router = router::Settings {
+            clients: settings.clients.clone(),
             hold: settings.receive_hold,
             max_flows: usize::try_from(flows).unwrap_or(usize::MAX),
             ..router::Settings::new(settings.targets.clone(), unclaimed)

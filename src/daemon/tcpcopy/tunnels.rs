@@ -26,6 +26,8 @@ struct Intercept {
     seen: bool,
     /// It was said that it does not serve one of our targets.
     foreign_told: bool,
+    /// It does not take responses to our clients: nothing may be sent that it would let through to them.
+    refuses_clients: bool,
 }
 
 /// The tunnels of one tcpcopy worker.
@@ -59,6 +61,7 @@ impl Tunnels {
                 links,
                 seen: false,
                 foreign_told: false,
+                refuses_clients: false,
             });
         }
         tunnels
@@ -77,11 +80,13 @@ impl Tunnels {
     }
 
     /// Whether responses will be taken: every intercept has been there, so that its rules keep
-    /// responses from real clients, and one of them is there now, with all its workers.
+    /// responses from real clients, none takes only those to other clients, and one of them is there now, with all
+    /// its workers.
     pub(super) fn are_reachable(&self) -> bool {
         let up =
             |intercept: &Intercept| intercept.workers.is_some() && intercept.links.iter().all(Link::is_up);
-        self.intercepts.iter().all(|intercept| intercept.seen) && self.intercepts.iter().any(up)
+        let safe = |intercept: &Intercept| intercept.seen && !intercept.refuses_clients;
+        self.intercepts.iter().all(safe) && self.intercepts.iter().any(up)
     }
 
     /// Takes a socket's event.
@@ -139,6 +144,8 @@ impl Tunnels {
         self.resize(now, at, workers);
         let Some(intercept) = self.intercepts.get_mut(at) else { return };
         intercept.seen |= intercept.links.iter().all(Link::is_up);
+        // It may have been restarted with another setting.
+        intercept.refuses_clients = false;
         if let Some(link) = intercept.links.get_mut(index) {
             let worker = link.worker();
             replayer
@@ -181,6 +188,18 @@ impl Tunnels {
                     tracing::warn!(
                         intercept = %intercept.address,
                         "the intercept does not serve one of our targets: give it the target with --target"
+                    );
+                }
+            }
+            ClaimRefusal::ForeignClient => {
+                if let Some(intercept) = self.intercepts.get_mut(at)
+                    && !std::mem::replace(&mut intercept.refuses_clients, true)
+                {
+                    tracing::error!(
+                        intercept = %intercept.address,
+                        "nothing is replayed: the intercept's setting `clients` does not hold a replayed client's \
+                         address, so its responses would reach the real one; set pool (-c) to addresses in it, or \
+                         correct it and restart the intercept"
                     );
                 }
             }

@@ -27,11 +27,32 @@ const SETTLE: Duration = Duration::from_millis(400);
 /// How long to watch a log that does not become quiet.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Who takes the target's responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deployment {
+    /// `intercept` on the assistants.
+    Assistant,
+    /// `intercept` on every target.
+    OnTarget,
+}
+
+impl Deployment {
+    /// Where `intercept` runs.
+    fn intercepts(self) -> Role {
+        match self {
+            Self::Assistant => Role::Assistant,
+            Self::OnTarget => Role::Target,
+        }
+    }
+}
+
 /// What to set up.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     /// The network.
     pub(crate) plan: Plan,
+    /// Who takes the responses.
+    pub(crate) deployment: Deployment,
     /// The IP version of the clients, the services and the tunnel.
     pub(crate) family: Family,
     /// How the servers behave.
@@ -55,6 +76,7 @@ impl Setup {
     pub(crate) fn new(plan: Plan, family: Family) -> Self {
         Self {
             plan,
+            deployment: Deployment::Assistant,
             family,
             behaviour: Behaviour::default(),
             target_behaviour: None,
@@ -64,6 +86,15 @@ impl Setup {
             tcpcopy: Vec::new(),
             intercept: Vec::new(),
         }
+    }
+
+    /// With intercept on the targets; nothing else is between them and the clients.
+    pub(crate) fn on_target(mut self, intercept: &str) -> Self {
+        self.deployment = Deployment::OnTarget;
+        self.plan = Plan { assistants: 0, forwarding: true, ..self.plan };
+        self.intercept = intercept.split_whitespace().map(str::to_owned).collect();
+        self.intercept.push("--on-target".to_owned());
+        self
     }
 
     /// With further tcpcopy options, written as on a command line.
@@ -139,7 +170,7 @@ impl Chain {
         &self.scratch
     }
 
-    /// The options with which the intercept of every assistant is started.
+    /// The options with which every intercept is started.
     pub(crate) fn intercept_arguments(&self) -> Result<Vec<String>> {
         let mut arguments = Vec::new();
         for index in 0..usize::from(self.setup.plan.targets) {
@@ -164,13 +195,17 @@ impl Chain {
             std::net::IpAddr::V4(address) => address.to_string(),
             std::net::IpAddr::V6(address) => format!("[{address}]:36524"),
         };
-        let intercepts: Vec<String> =
-            self.network.all(Role::Assistant).map(|assistant| tunnel(assistant.back(family))).collect();
+        let intercepts: Vec<String> = self.intercept_hosts().map(|host| tunnel(host.back(family))).collect();
         let number = (index + 1).to_string();
         let mut arguments =
             vec!["-x".to_owned(), mapping, "-s".to_owned(), intercepts.join(","), "--insecure".to_owned()];
         arguments.extend(self.setup.tcpcopy.iter().map(|option| option.replace("{n}", &number)));
         Ok(arguments)
+    }
+
+    /// The hosts that intercept runs on.
+    fn intercept_hosts(&self) -> impl Iterator<Item = &crate::network::Host> {
+        self.network.all(self.setup.deployment.intercepts())
     }
 
     /// What is replayed to.
@@ -182,11 +217,11 @@ impl Chain {
         Ok(target)
     }
 
-    /// Starts intercept on every assistant and waits until all are ready.
+    /// Starts every intercept and waits until all are ready.
     pub(crate) fn start_intercepts(&mut self) -> Result<()> {
         let arguments = self.intercept_arguments()?;
         let mut intercepts = Vec::new();
-        for host in self.network.all(Role::Assistant) {
+        for host in self.intercept_hosts() {
             intercepts.push(Daemon::start(Program::Intercept, host.namespace(), &arguments, &self.scratch)?);
         }
         intercepts.iter_mut().try_for_each(Daemon::wait_ready)?;
@@ -389,7 +424,7 @@ impl Chain {
 
     /// Takes the fail-closed rules away as an operator does.
     pub(crate) fn remove_rules(&self) -> Result<()> {
-        for host in self.network.all(Role::Assistant) {
+        for host in self.intercept_hosts() {
             let remove = ["rules".to_owned(), "remove".to_owned()];
             let mut daemon = Daemon::start(Program::Intercept, host.namespace(), &remove, &self.scratch)?;
             let status = daemon.wait()?;
@@ -417,8 +452,8 @@ impl Chain {
         self.intercepts.iter_mut().try_for_each(Daemon::stop)?;
         self.intercepts.clear();
         if intercepted {
-            for index in 0..usize::from(self.setup.plan.assistants) {
-                if !self.has_table(Role::Assistant, index, "intercept")? {
+            for host in self.intercept_hosts() {
+                if !host.namespace().snapshot()?.has_table("intercept") {
                     bail!("intercept took its fail-closed rules with it");
                 }
             }

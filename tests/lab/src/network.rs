@@ -11,7 +11,8 @@
 //! ```
 //!
 //! IPv6 is the same with `fd91:1::/64` and `fd91:2::/64` and the same last numbers in hexadecimal. The assistant has a
-//! real path to the clients: without intercept's rules and with forwarding on, responses do leak.
+//! real path to the clients: without intercept's rules and with forwarding on, responses do leak. Without an assistant
+//! the same holds for the online host.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -150,11 +151,13 @@ pub(crate) struct Plan {
     pub(crate) onlines: u8,
     /// Targets, at most 4.
     pub(crate) targets: u8,
-    /// Assistants, at most 5; with several, the targets' routes are equal-cost over all of them.
+    /// Assistants, at most 5; with several, the targets' routes are equal-cost over all of them. With none, they go over
+    /// the online hosts.
     pub(crate) assistants: u8,
     /// Whether veth does segmentation, receive and checksum offload.
     pub(crate) offloads: bool,
-    /// Whether the assistants forward: then only intercept's rules keep responses from the clients.
+    /// Whether the assistants, or the online hosts if there are none, forward: then only our rules keep responses from
+    /// the clients.
     pub(crate) forwarding: bool,
 }
 
@@ -372,11 +375,17 @@ impl Network {
         Ok(())
     }
 
+    /// Through whom the targets answer clients and pools.
+    fn gateways(&self) -> impl Iterator<Item = &Host> {
+        let role = if self.all(Role::Assistant).next().is_some() { Role::Assistant } else { Role::Online };
+        self.all(role)
+    }
+
     /// The targets answer clients and pools through the assistants: all there is to configure on a target.
     fn add_routes(&self) -> Result<()> {
         let hops = |family: Family| {
-            self.all(Role::Assistant).fold(String::new(), |mut hops, assistant| {
-                let _ = write!(hops, " nexthop via {} dev back", assistant.back(family));
+            self.gateways().fold(String::new(), |mut hops, gateway| {
+                let _ = write!(hops, " nexthop via {} dev back", gateway.back(family));
                 hops
             })
         };
@@ -395,8 +404,8 @@ impl Network {
     }
 
     fn forward(&self) -> Result<()> {
-        for assistant in self.all(Role::Assistant) {
-            assistant.namespace.set(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        for gateway in self.gateways() {
+            gateway.namespace.set(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
         }
         Ok(())
     }

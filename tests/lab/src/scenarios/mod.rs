@@ -10,6 +10,7 @@ mod itself;
 mod loss;
 mod memcached;
 mod midstream;
+mod on_target;
 mod ongoing;
 mod outage;
 mod postgres;
@@ -93,6 +94,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         bodies::scenarios(),
         safety::scenarios(),
         topology::scenarios(),
+        on_target::scenarios(),
         loss::scenarios(),
         midstream::scenarios(),
         outage::scenarios(),
