@@ -114,7 +114,7 @@ fn wrong_command_lines_are_usage_errors() {
     for (options, fragment) in [
         (&["-i", "eth0", "-F", "tcp and src port 80", "-d"][..], "of the C intercept"),
         (&["--target", "10.0.0.9:80", "-b", "0.0.0.0"][..], "no key yet"),
-        (&["rules"][..], "rules remove"),
+        (&["rules"][..], "'rules load' or 'rules remove'"),
         (&["rules", "remove", "--now"][..], "--now"),
     ] {
         assert_refused(INTERCEPT, options, 64, fragment);

@@ -233,6 +233,17 @@ fn the_rules_come_back_and_outlive_the_process() {
         assert_eq!(rules(), "");
         let output = command(&["rules", "remove"]).output().expect("run");
         assert!(output.status.success() && !output.stdout.is_empty());
+
+        // As at boot: closed, without a process.
+        let mut load = command(&["rules", "load"]);
+        load.env("INTERCEPT_TARGET", "10.91.2.2:80,[fd91:2::2]:80").env("INTERCEPT_INSECURE", "true");
+        let output = load.output().expect("run");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(rules(), BOTH);
+        let seen = packets("seen");
+        tcpcopy.send(key("10.99.0.3:4000"), Flags::SYN, 100, Seq(0));
+        wait_for("the response", || (packets("seen") > seen).then_some(()));
+        assert_eq!(packets("leaked"), 0);
     });
 }
 

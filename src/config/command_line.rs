@@ -15,6 +15,8 @@ use super::key::{Key, Kind, Program};
 pub(super) enum Request {
     /// To see a text: the help or the version.
     Show(String),
+    /// To put the rules in force that these options make, and end.
+    LoadRules(Options),
     /// To take the rules away.
     RemoveRules,
     /// To use these options.
@@ -62,13 +64,7 @@ pub fn command(program: &'static Program) -> Command {
         .next_line_help(true)
         .args(program.keys.iter().map(argument));
     command = command
-        .arg(
-            Arg::new("config")
-                .long("config")
-                .value_name("FILE")
-                .value_parser(clap::value_parser!(PathBuf))
-                .help(format!("Read this file instead of {}", program.default_file)),
-        )
+        .arg(config(program))
         .arg(flag("print-config", "Show the settings in effect and where each comes from, and exit"))
         .arg(flag("check-config", "Check the settings and exit: 0 if they are valid, 64 or 78 if not"))
         .arg(
@@ -86,11 +82,24 @@ pub fn command(program: &'static Program) -> Command {
                 .subcommand_required(true)
                 .disable_help_subcommand(true)
                 .subcommand(
+                    Command::new("load")
+                        .about("Put the rules in force, closed: responses are dropped until the program runs")
+                        .arg(config(program)),
+                )
+                .subcommand(
                     Command::new("remove").about("Take the rules away: responses are no longer dropped"),
                 ),
         );
     }
     command
+}
+
+fn config(program: &'static Program) -> Arg {
+    Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(clap::value_parser!(PathBuf))
+        .help(format!("Read this file instead of {}", program.default_file))
 }
 
 fn flag(name: &'static str, help: &'static str) -> Arg {
@@ -122,9 +131,15 @@ fn argument(key: &'static Key) -> Arg {
 }
 
 fn request(program: &'static Program, matches: &ArgMatches) -> Request {
-    if matches.subcommand_name() == Some("rules") {
-        // Its only command is `remove`, and clap requires one.
-        return Request::RemoveRules;
+    if let Some(("rules", matches)) = matches.subcommand() {
+        // clap requires one of the two.
+        return match matches.subcommand_matches("load") {
+            Some(load) => Request::LoadRules(Options {
+                file: load.get_one::<PathBuf>("config").cloned(),
+                ..Options::default()
+            }),
+            None => Request::RemoveRules,
+        };
     }
     let text = |key: &Key| {
         let texts: Vec<_> = matches.get_many::<String>(key.name)?.map(String::as_str).collect();
@@ -152,7 +167,7 @@ fn complaint(program: &Program, error: &clap::Error) -> String {
             format!("there is no command '{name}'")
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "'rules' needs to be told what to do with them: 'rules remove'".to_owned()
+            "'rules' needs to be told what to do with them: 'rules load' or 'rules remove'".to_owned()
         }
         ErrorKind::InvalidValue
             if context(ContextKind::InvalidValue).is_none_or(|value| value.is_empty()) =>

@@ -44,6 +44,8 @@ pub enum Action<S> {
     Run(S),
     /// To print this text on standard output and end with success.
     Print(String),
+    /// To put the netfilter rules of these settings in force and end (`intercept rules load`).
+    LoadRules(S),
     /// To take its netfilter rules away (`intercept rules remove`).
     RemoveRules,
 }
@@ -156,10 +158,11 @@ fn load<R: DeserializeOwned, S>(
     surroundings: Surroundings<'_>,
     settle: impl FnOnce(&Layers, R) -> Result<S, ConfigError>,
 ) -> Result<Action<S>, ConfigError> {
-    let options = match command_line::read(program, arguments)? {
+    let (options, load_rules) = match command_line::read(program, arguments)? {
         command_line::Request::Show(text) => return Ok(Action::Print(text)),
         command_line::Request::RemoveRules => return Ok(Action::RemoveRules),
-        command_line::Request::Settings(options) => options,
+        command_line::Request::LoadRules(options) => (options, true),
+        command_line::Request::Settings(options) => (options, false),
     };
     let inputs = Inputs {
         file: options.file.as_deref(),
@@ -176,7 +179,7 @@ fn load<R: DeserializeOwned, S>(
     if options.check {
         return Ok(Action::Print("the configuration is valid\n".to_owned()));
     }
-    Ok(Action::Run(settings))
+    Ok(if load_rules { Action::LoadRules(settings) } else { Action::Run(settings) })
 }
 
 #[cfg(test)]

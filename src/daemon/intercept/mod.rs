@@ -46,12 +46,27 @@ const WAKER: Token = Token(0);
 pub fn main() -> ExitCode {
     exit::run(PROGRAM.name, || match Settings::load(std::env::args_os())? {
         Action::Print(text) => exit::print(&text),
+        Action::LoadRules(settings) => load_rules(&settings),
         Action::RemoveRules => remove_rules(),
         Action::Run(settings) => {
             start::begin(&settings.log, &settings.warnings, || doctor::assistant(&settings))?;
             run(&settings)
         }
     })
+}
+
+/// The rules of a running intercept, without one: at boot, nothing passes before it runs.
+///
+/// Whether this host has the addresses that the settings suppose is not asked: there may be no network yet.
+fn load_rules(settings: &Settings) -> Result<(), Failure> {
+    let ruleset = ruleset(settings, queues::number(settings.queue, settings.workers)?);
+    let names: Vec<_> =
+        ruleset.tables.iter().map(|table| format!("{} {}", table.family, ruleset.name)).collect();
+    Installed::install(&ruleset)?;
+    exit::print(&format!(
+        "loaded table {}: the target's responses are dropped until intercept runs\n",
+        names.join(" and ")
+    ))
 }
 
 fn remove_rules() -> Result<(), Failure> {
