@@ -58,10 +58,11 @@ describe() {
   case $1 in
     tcpcopy)
       summary="replay of live TCP sessions on a test server"
-      description="tcpcopy runs on a production server. It receives duplicates of the packets that clients send,
-which netfilter makes, keeps one replayed session for each client connection, and sends each
-session's requests to a test server. Production is not in the path. The test server's responses
-go to another host, which runs tcpcopy-intercept."
+      description="tcpcopy runs on a production server. It receives duplicates of the packets
+that clients send, which netfilter makes, keeps one replayed session for each
+client connection, and sends each session's requests to a test server.
+Production is not in the path. The test server's responses go to another host,
+which runs tcpcopy-intercept."
       other=intercept
       services="tcpcopy.service 'tcpcopy@*.service'"
       units=$services
@@ -70,14 +71,15 @@ go to another host, which runs tcpcopy-intercept."
       ;;
     intercept)
       summary="black hole for responses to replayed TCP sessions"
-      description="intercept runs on a host to which a test server routes its responses to replayed clients. It tells
-tcpcopy, on the production server, of each response and drops it, so that none ever reaches a
-real client. Its rules are closed from boot on, whether it runs or not."
+      description="intercept runs on a host to which a test server routes its responses to
+replayed clients. It tells tcpcopy, on the production server, of each response
+and drops it, so that none ever reaches a real client. Its rules are closed
+from boot on, whether it runs or not."
       other=tcpcopy
       services="intercept.service"
       units="intercept.service intercept-rules.service"
       enabled=$units
-      rules="/usr/sbin/intercept rules remove >/dev/null || true"
+      rules="intercept rules remove >/dev/null || true"
       ;;
   esac
 }
@@ -85,7 +87,8 @@ real client. Its rules are closed from boot on, whether it runs or not."
 # The tree that both formats hold.
 stage() {
   local name=$1 program=$2 tree=$3 doc=$3/usr/share/doc/$1 unit
-  install -D -m 755 -s "$build/release/$program" "$tree/usr/sbin/$program"
+  install -D -m 755 "$build/release/$program" "$tree/usr/sbin/$program"
+  strip --strip-unneeded --remove-section=.comment "$tree/usr/sbin/$program"
   install -D -m 644 "packaging/$program.toml" "$tree/etc/tcpcopy/$program.toml"
   install -d -m 755 "$tree/etc/tcpcopy/$program.toml.d"
   install -d -m 700 "$tree/etc/tcpcopy/keys"
@@ -204,6 +207,8 @@ rpm() {
   rm "$tree/usr/share/doc/$name/copyright"
   date_all "$tree"
   fill packaging/rpm/package.spec.in "$name" "$program" >"$work/$name.spec"
+  printf '\n%%changelog\n* %s %s - %s-%s\n- The changes are in /usr/share/doc/%s/changelog.\n' \
+    "$(date -d "@$epoch" '+%a %b %d %Y')" "$maintainer" "$version" "$revision" "$name" >>"$work/$name.spec"
   rpmbuild --quiet -bb "$work/$name.spec" \
     --define "_topdir $work/rpmbuild" --define "_rpmdir $out" --define "_rpmfilename %{name}-%{version}-%{release}.%{arch}.rpm" \
     --define "tree $tree"
@@ -218,7 +223,7 @@ fill() {
   text=${text//@other@/"$other"}
   text=${text//@version@/"$version"}
   text=${text//@revision@/"$revision"}
-  text=${text//@summary@/"$summary"}
+  text=${text//@summary@/"${summary^}"}
   text=${text//@description@/"$description"}
   text=${text//@services@/"$services"}
   text=${text//@units@/"$units"}

@@ -48,7 +48,7 @@ become_root "$@"
 section "packages" install_basics
 section "packages of the tests" install_test_software
 section "format" cargo fmt --all --check
-section "scripts" shellcheck -x tests/*.sh .ci/run
+section "scripts" shellcheck -x tests/*.sh packaging/*.sh .ci/run
 section "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
 section "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 section "dependencies" dependencies

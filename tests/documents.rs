@@ -124,9 +124,31 @@ fn a_manual_page_has_every_option_and_no_other() {
     }
 }
 
+/// The list of keys in the page about the file: with the default and the text of `--help`, in their order.
+fn key_list(program: &Program) -> String {
+    program.keys.iter().fold(String::new(), |list, key| {
+        let default = key.default.replace('"', "\\(dq");
+        format!("{list}.It Va {} No = Li {default}\n{}.\n", key.name, key.help)
+    })
+}
+
+#[test]
+fn the_page_of_a_file_lists_its_keys() {
+    for (program, _) in PROGRAMS {
+        let name = format!("man/{}.toml.5", program.name);
+        let page = read(&name);
+        let list = page.split_once("\n.Bl -tag -width Ds -compact\n").expect("a list of keys").1;
+        let list = list.split_once(".El\n").expect("its end").0;
+        let expected = key_list(program);
+        assert!(list == expected, "{name}: this must be its list:\n{expected}");
+    }
+}
+
 #[test]
 fn the_manual_pages_are_sound_mdoc() {
-    let pages = PROGRAMS.map(|(program, _)| path(&format!("man/{}.8", program.name)));
+    let pages: Vec<_> =
+        fs::read_dir(path("man")).expect("man").map(|entry| entry.expect("entry").path()).collect();
+    assert!(pages.len() >= 5, "{pages:?}");
     match Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).args(&pages).output() {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout)),
         Err(error) => eprintln!("the_manual_pages_are_sound_mdoc: skipped, mandoc does not run: {error}"),

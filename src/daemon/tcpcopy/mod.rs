@@ -41,7 +41,9 @@ use crate::{doctor, session};
 pub fn main() -> ExitCode {
     exit::run(PROGRAM.name, || match Settings::load(std::env::args_os())? {
         Action::Print(text) => exit::print(&text),
-        Action::LoadRules(_) | Action::RemoveRules => Err(Failure::new(Code::Usage, "the rules come and go with tcpcopy")),
+        Action::LoadRules(_) | Action::RemoveRules => {
+            Err(Failure::new(Code::Usage, "the rules come and go with tcpcopy"))
+        }
         Action::Run(settings) => {
             start::begin(&settings.log, &settings.warnings, || doctor::online(&settings))?;
             run(&settings)
