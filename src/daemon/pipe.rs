@@ -107,8 +107,12 @@ impl Pipe {
 
     /// Writes what is pending, as far as the kernel takes it.
     pub(super) fn flush(&mut self, endpoint: &mut impl Endpoint) -> io::Result<()> {
-        while self.writable && !endpoint.pending().is_empty() {
-            match self.stream.write(endpoint.pending()) {
+        while self.writable {
+            let bytes = endpoint.pending();
+            if bytes.is_empty() {
+                break;
+            }
+            match self.stream.write(bytes) {
                 Ok(n) => endpoint.sent(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -31,6 +31,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::wire::{FlowId, FlowKey, Packet, Prefix, Tally, TcpHeader, Time};
@@ -110,7 +111,7 @@ pub enum Refusal {
     Taken,
     /// The server is none of the targets.
     ForeignTarget,
-    /// The client is none of those whose responses are taken.
+    /// The client is none of those whose responses are taken, or none that the claimer may speak for.
     ForeignClient,
     /// The table is full of busy flows.
     TableFull,
@@ -273,10 +274,15 @@ impl Router {
         }
     }
 
-    /// A claimer connects. The claims of its earlier connection are orphaned until it makes them
-    /// again. Returns that connection if it still seemed alive: it is to be closed.
-    pub fn connect(&mut self, conn: ConnId, identity: Identity) -> Option<ConnId> {
-        self.owners.connect(conn, identity)
+    /// A claimer connects, which may claim the flows of `clients` only, if it is not `None`. The claims of its earlier
+    /// connection are orphaned until it makes them again. Returns that connection if it still seemed alive: it is to be closed.
+    pub fn connect(
+        &mut self,
+        conn: ConnId,
+        identity: Identity,
+        clients: Option<Arc<[Prefix]>>,
+    ) -> Option<ConnId> {
+        self.owners.connect(conn, identity, clients)
     }
 
     /// A connection is gone: its claims are orphaned.
@@ -316,7 +322,8 @@ impl Router {
             return Err(Refusal::ForeignTarget);
         }
         let clients = &self.settings.clients;
-        if !clients.is_empty() && !clients.iter().any(|prefix| prefix.contains(key.client.ip())) {
+        let taken = clients.is_empty() || clients.iter().any(|prefix| prefix.contains(key.client.ip()));
+        if !taken || !self.owners.may_claim(owner, key.client.ip()) {
             return Err(Refusal::ForeignClient);
         }
         if let Some(slot) = self.flows.find(&key) {

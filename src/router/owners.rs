@@ -1,10 +1,13 @@
 //! Claimers and their connections.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use slab::Slab;
 
 use super::{ConnId, Identity};
+use crate::wire::Prefix;
 
 /// A claimer, as long as it is connected or has flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +20,8 @@ struct Owner {
     /// Counts its connections, so that one disconnect orphans all claims at once.
     epoch: u32,
     flows: usize,
+    /// The clients it may speak for; `None` is all.
+    clients: Option<Arc<[Prefix]>>,
 }
 
 #[derive(Debug, Default)]
@@ -28,12 +33,17 @@ pub(super) struct Owners {
 
 impl Owners {
     /// Returns the connection that the new one takes the place of.
-    pub(super) fn connect(&mut self, conn: ConnId, identity: Identity) -> Option<ConnId> {
-        let id = *self
-            .by_identity
-            .entry(identity)
-            .or_insert_with(|| OwnerId(self.all.insert(Owner { identity, conn: None, epoch: 0, flows: 0 })));
+    pub(super) fn connect(
+        &mut self,
+        conn: ConnId,
+        identity: Identity,
+        clients: Option<Arc<[Prefix]>>,
+    ) -> Option<ConnId> {
+        let id = *self.by_identity.entry(identity).or_insert_with(|| {
+            OwnerId(self.all.insert(Owner { identity, conn: None, epoch: 0, flows: 0, clients: None }))
+        });
         let owner = self.all.get_mut(id.0)?;
+        owner.clients = clients;
         owner.epoch = owner.epoch.wrapping_add(1);
         let before = owner.conn.replace(conn);
         if let Some(before) = before {
@@ -55,6 +65,13 @@ impl Owners {
     pub(super) fn of(&self, conn: ConnId) -> Option<(OwnerId, u32)> {
         let id = *self.by_conn.get(&conn)?;
         Some((id, self.all.get(id.0)?.epoch))
+    }
+
+    /// Whether a claimer may speak for a client.
+    pub(super) fn may_claim(&self, id: OwnerId, client: IpAddr) -> bool {
+        self.all.get(id.0).is_some_and(|owner| {
+            owner.clients.as_ref().is_none_or(|clients| clients.iter().any(|prefix| prefix.contains(client)))
+        })
     }
 
     /// The connection that a claim of that epoch is held over, if it is still there.

@@ -34,8 +34,8 @@ fn settings(unclaimed: Unclaimed) -> Settings {
 /// A router with Ann on connection A and Bob on connection B.
 fn router(unclaimed: Unclaimed) -> Router {
     let mut router = Router::new(Time::ZERO, settings(unclaimed));
-    assert_eq!(router.connect(A, ANN), None);
-    assert_eq!(router.connect(B, BOB), None);
+    assert_eq!(router.connect(A, ANN, None), None);
+    assert_eq!(router.connect(B, BOB, None), None);
     router
 }
 
@@ -49,6 +49,19 @@ fn syn(router: &mut Router, now: Time, port: u16) -> Disposition {
 
 fn verdicts(router: &mut Router) -> Vec<(u32, Verdict)> {
     std::iter::from_fn(|| router.poll_verdict()).collect()
+}
+
+#[test]
+fn a_claimer_speaks_for_its_own_clients_only() {
+    let mut router = Router::new(Time::ZERO, settings(Unclaimed::Drop));
+    let clients = ["10.9.0.0/30", "fd00::/64"].map(|text| text.parse().expect("prefix"));
+    assert_eq!(router.connect(A, ANN, Some(clients.into())), None);
+    let elsewhere = FlowKey { client: ([10, 9, 0, 4], 1).into(), ..key(1) };
+    assert_eq!(router.claim(at(0), A, FlowId(1), key(1)), Ok(vec![]));
+    assert_eq!(router.claim(at(0), A, FlowId(2), elsewhere), Err(Refusal::ForeignClient));
+    assert_eq!(router.counters().refused_client, 1);
+    assert_eq!(router.connect(C, ANN, None), Some(A));
+    assert_eq!(router.claim(at(0), C, FlowId(2), elsewhere), Ok(vec![]), "its next connection may");
 }
 
 #[test]
@@ -86,7 +99,7 @@ fn only_clients_whose_responses_are_taken_can_be_claimed() {
     let clients = vec!["10.9.0.0/24".parse().expect("prefix"), "fd00::/64".parse().expect("prefix")];
     let settings = Settings { clients, ..Settings::new(vec![TARGET.into()], Unclaimed::Drop) };
     let mut router = Router::new(at(0), settings);
-    router.connect(A, Identity { instance: 1, worker: 0 });
+    router.connect(A, Identity { instance: 1, worker: 0 }, None);
     let claim = |router: &mut Router, client: [u8; 4]| {
         router.claim(at(0), A, FlowId(1), FlowKey { client: (client, 5).into(), server: TARGET.into() })
     };
@@ -217,7 +230,7 @@ fn a_reconnect_makes_its_claims_again() {
     }
     router.disconnect(A);
     assert_eq!(ack(&mut router, at(1), 1), Disposition::Drop);
-    assert_eq!(router.connect(C, ANN), None);
+    assert_eq!(router.connect(C, ANN, None), None);
     assert_eq!(ack(&mut router, at(2), 1), Disposition::Drop, "not yet claimed again");
     assert_eq!(router.claim(at(3), C, FlowId(1), key(1)), Ok(vec![]));
     assert_eq!(ack(&mut router, at(4), 1), Disposition::Forward(C, FlowId(1)));
@@ -231,13 +244,13 @@ fn a_reconnect_makes_its_claims_again() {
 fn a_second_connection_of_a_claimer_replaces_the_first() {
     let mut router = router(Unclaimed::Drop);
     assert_eq!(router.claim(at(0), A, FlowId(1), key(1)), Ok(vec![]));
-    assert_eq!(router.connect(C, ANN), Some(A));
+    assert_eq!(router.connect(C, ANN, None), Some(A));
     assert_eq!(router.claim(at(1), A, FlowId(9), key(9)), Err(Refusal::NotConnected));
     assert_eq!(router.claim(at(1), C, FlowId(1), key(1)), Ok(vec![]));
     router.disconnect(A);
     assert_eq!(ack(&mut router, at(2), 1), Disposition::Forward(C, FlowId(1)));
     let other_worker = Identity { worker: 1, ..ANN };
-    assert_eq!(router.connect(ConnId(4), other_worker), None);
+    assert_eq!(router.connect(ConnId(4), other_worker, None), None);
     assert_eq!(router.claim(at(3), ConnId(4), FlowId(1), key(1)), Err(Refusal::Taken));
 }
 
@@ -287,7 +300,7 @@ proptest::proptest! {
                 0 => {
                     next += 1;
                     let conn = ConnId(next);
-                    router.connect(conn, Identity { instance: who, worker: 0 });
+                    router.connect(conn, Identity { instance: who, worker: 0 }, None);
                     conns[usize::try_from(who).expect("small")] = Some(conn);
                     owner.retain(|_, (of, _)| Some(*of) != mine);
                 }

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use super::codec::{Decoder, FrameError, Output};
+use super::channel::Channel;
+use super::codec::FrameError;
 use super::frame::{
     AnyWelcome, Claim, ClaimRefusal, Hello, Hurry, Kind, Refuse, Refused, Response, Stats, Token,
 };
+use super::secret::{Ephemeral, Secret};
 use super::{Closed, Endpoint, Limits};
 use crate::wire::flow::SPLIT_SEED;
 use crate::wire::{FlowId, FlowKey, Time};
@@ -52,8 +54,7 @@ enum State {
 pub struct Client {
     state: State,
     hello: Hello,
-    decoder: Decoder,
-    output: Output,
+    channel: Channel,
     limits: Limits,
     heard: Time,
     next_ping: Time,
@@ -61,13 +62,21 @@ pub struct Client {
 }
 
 impl Client {
-    /// A connection just made: its hello is pending.
+    /// A connection just made, without a key: its hello is pending.
     pub fn new(now: Time, hello: Hello, limits: Limits) -> Self {
+        Self::over(now, hello, limits, Channel::plain(limits.output))
+    }
+
+    /// A connection just made, to an intercept that has to have this key. Nothing is sent without it.
+    pub fn keyed(now: Time, hello: Hello, limits: Limits, secret: &Secret, ephemeral: Ephemeral) -> Self {
+        Self::over(now, hello, limits, Channel::client(limits.output, secret, ephemeral))
+    }
+
+    fn over(now: Time, hello: Hello, limits: Limits, channel: Channel) -> Self {
         let mut client = Self {
             state: State::Greeting { until: now + limits.handshake },
             hello,
-            decoder: Decoder::new(),
-            output: Output::new(limits.output),
+            channel,
             limits,
             heard: now,
             next_ping: now + limits.ping,
@@ -111,7 +120,7 @@ impl Client {
 
     /// Frames of unknown kinds that were passed over.
     pub fn unknown_frames(&self) -> u64 {
-        self.decoder.unknown()
+        self.channel.decoder.unknown()
     }
 
     /// When [`Client::handle_timeout`] is due; long ago if [`Client::poll_event`] is.
@@ -158,7 +167,7 @@ impl Client {
     }
 
     fn decode(&mut self) -> Result<Step, Closed> {
-        let Some(kind) = self.decoder.frame()? else { return Ok(Step::Starved) };
+        let Some(kind) = self.channel.decoder.frame()? else { return Ok(Step::Starved) };
         match self.state {
             State::Greeting { .. } => self.decode_answer(kind),
             State::Connected => {
@@ -170,8 +179,8 @@ impl Client {
 
     fn decode_answer(&mut self, kind: Kind) -> Result<Step, Closed> {
         match kind {
-            Kind::Welcome => {
-                let welcome = match self.decoder.record::<AnyWelcome>()? {
+            Kind::Welcome if self.channel.is_trusted() => {
+                let welcome = match self.channel.decoder.record::<AnyWelcome>()? {
                     AnyWelcome::Ours(welcome) => welcome,
                     AnyWelcome::Version(version) => return Err(Closed::Version(version)),
                 };
@@ -181,12 +190,13 @@ impl Client {
                 if welcome.worker != self.hello.worker || welcome.worker >= welcome.workers {
                     return Err(Closed::Worker(welcome.worker));
                 }
-                self.decoder.open_up();
+                self.channel.open_up();
                 self.state = State::Connected;
                 Ok(Step::Event(ClientEvent::Connected { workers: welcome.workers }))
             }
-            Kind::Refuse => Err(Closed::Refused(self.decoder.record::<Refuse>()?)),
-            Kind::Hello
+            Kind::Refuse => Err(Closed::Refused(self.channel.decoder.record::<Refuse>()?)),
+            Kind::Welcome
+            | Kind::Hello
             | Kind::Claims
             | Kind::Refused
             | Kind::Releases
@@ -201,14 +211,14 @@ impl Client {
     /// `None` for a frame that is not for this end.
     fn decode_frame(&mut self, kind: Kind) -> Result<Option<Step>, FrameError> {
         let event = match kind {
-            Kind::Headers => ClientEvent::Response(self.decoder.record()?),
+            Kind::Headers => ClientEvent::Response(self.channel.decoder.record()?),
             Kind::Refused => {
-                let Refused { flow, why } = self.decoder.record()?;
+                let Refused { flow, why } = self.channel.decoder.record()?;
                 ClientEvent::Refused { flow, why }
             }
-            Kind::Stats => ClientEvent::Stats(self.decoder.record()?),
+            Kind::Stats => ClientEvent::Stats(self.channel.decoder.record()?),
             Kind::Pong => {
-                let Token(_) = self.decoder.record()?;
+                let Token(_) = self.channel.decoder.record()?;
                 return Ok(Some(Step::Again));
             }
             Kind::Hello
@@ -223,7 +233,7 @@ impl Client {
     }
 
     fn send(&mut self, kind: Kind, bytes: &[u8]) {
-        if !self.output.record(kind, bytes) {
+        if !self.channel.output.record(kind, bytes) {
             self.fail(Closed::Overflow);
         }
     }
@@ -244,19 +254,25 @@ enum Step {
 
 impl Endpoint for Client {
     fn space(&mut self) -> &mut [u8] {
-        self.decoder.space()
+        self.channel.space()
     }
 
     fn filled(&mut self, now: Time, n: usize) {
         self.heard = now;
-        self.decoder.filled(n);
+        if let Err(why) = self.channel.filled(n) {
+            self.fail(why);
+        }
     }
 
-    fn pending(&self) -> &[u8] {
-        self.output.pending()
+    fn has_pending(&self) -> bool {
+        self.channel.has_pending()
+    }
+
+    fn pending(&mut self) -> &[u8] {
+        self.channel.pending()
     }
 
     fn sent(&mut self, n: usize) {
-        self.output.sent(n);
+        self.channel.sent(n);
     }
 }

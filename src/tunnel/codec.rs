@@ -67,7 +67,11 @@ impl Decoder {
     }
 
     pub(super) fn space(&mut self) -> &mut [u8] {
-        let want = if self.max_frame == MAX_HELLO { READ_HELLO } else { READ };
+        self.room(if self.max_frame == MAX_HELLO { READ_HELLO } else { READ })
+    }
+
+    /// Room for `want` bytes or more.
+    pub(super) fn room(&mut self, want: usize) -> &mut [u8] {
         if self.start == self.end && self.frame.is_none() {
             self.start = 0;
             self.end = 0;
@@ -147,6 +151,14 @@ impl Decoder {
     fn unread(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
+}
+
+/// A frame by itself.
+pub(super) fn frame(kind: Kind, bytes: &[u8]) -> Vec<u8> {
+    let mut output = Output::new(MAX_HELLO);
+    let fits = output.record(kind, bytes);
+    debug_assert!(fits, "{kind:?} is no frame of the handshake");
+    output.buffer
 }
 
 /// Frames to bytes, bounded.

@@ -238,6 +238,12 @@ pub enum Refuse {
     Worker(u16),
     /// It has as many connections as it takes.
     Full,
+    /// It takes connections with a key only.
+    KeyWanted,
+    /// It has no keys.
+    NoKeys,
+    /// It does not have this key.
+    UnknownKey,
     /// A reason this version does not know, by its code.
     Other(u8),
 }
@@ -248,6 +254,9 @@ impl Refuse {
             Self::Version(version) => (1, version),
             Self::Worker(workers) => (2, workers),
             Self::Full => (3, 0),
+            Self::KeyWanted => (4, 0),
+            Self::NoKeys => (5, 0),
+            Self::UnknownKey => (6, 0),
             Self::Other(code) => (code, 0),
         };
         let [high, low] = u16::to_be_bytes(value);
@@ -262,6 +271,9 @@ impl Record for Refuse {
             1 => Self::Version(value),
             2 => Self::Worker(value),
             3 => Self::Full,
+            4 => Self::KeyWanted,
+            5 => Self::NoKeys,
+            6 => Self::UnknownKey,
             other => Self::Other(other),
         })
     }
@@ -273,6 +285,9 @@ impl fmt::Display for Refuse {
             Self::Version(version) => write!(f, "the intercept speaks version {version} of the protocol"),
             Self::Worker(workers) => write!(f, "the intercept has {workers} workers only"),
             Self::Full => f.write_str("the intercept has as many connections as it takes"),
+            Self::KeyWanted => f.write_str("the intercept takes connections with a key only"),
+            Self::NoKeys => f.write_str("the intercept has no keys"),
+            Self::UnknownKey => f.write_str("the intercept does not have our key"),
             Self::Other(code) => write!(f, "for reason {code}"),
         }
     }
@@ -349,7 +364,7 @@ pub enum ClaimRefusal {
     Taken,
     /// The intercept does not serve this target.
     ForeignTarget,
-    /// The intercept's rules do not take responses to this client.
+    /// The intercept's rules do not take responses to this client, or our key is not for it.
     ForeignClient,
     /// The intercept's table is full of busy flows.
     TableFull,

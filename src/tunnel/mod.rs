@@ -2,16 +2,18 @@
 //! the target's responses the other way.
 //!
 //! Sans-IO. [`Client`] is tcpcopy's end and [`Server`] intercept's; each is one connection's state
-//! machine and is thrown away with it. Bytes that were read go in, bytes to write come out; a
-//! layer that encrypts can be put between them and the socket, as neither end looks at the other's
-//! bytes except through [`frame`]s. The calling contract of both:
+//! machine and is thrown away with it. Bytes that were read go in, bytes to write come out. With a
+//! shared key ([`Secret`]) what is between [`frame`]s and the socket's bytes is a Noise handshake and
+//! then sealed records; each handshake takes fresh random bytes ([`Ephemeral`]). The calling contract
+//! of both:
 //!
 //! 1. put what the socket has into `space()` and tell `filled(now, n)` (or `handle_bytes`);
 //! 2. `poll_event()` until it answers `None`; it decodes in place, one record a call;
 //! 3. `handle_timeout(now)` when `poll_timeout()` has come, always after what could be read was
 //!    read, so that a process that was stopped does not mistake itself for a silent peer;
 //! 4. write `pending()` and tell `sent(n)`. Records gather in one frame until its first byte is
-//!    sent: calling this when the receive queue runs empty is what makes batches.
+//!    sent, or sealed by `pending()`: calling this when the receive queue runs empty is what makes
+//!    batches.
 //!
 //! After `Closed` nothing else comes; the socket is to be closed once `pending()` was tried.
 //!
@@ -21,9 +23,14 @@
 //!
 //! Imports `wire` only.
 
+mod channel;
 mod client;
 mod codec;
 pub mod frame;
+#[cfg(test)]
+mod keyed_tests;
+mod noise;
+mod secret;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -33,6 +40,7 @@ use std::time::Duration;
 pub use client::{Client, ClientEvent};
 pub use codec::FrameError;
 pub use frame::{ClaimRefusal, Hello, Kind, Refuse, Stats, VERSION, Welcome};
+pub use secret::{Ephemeral, KeyId, SECRET_BYTES, Secret};
 pub use server::{Server, ServerEvent};
 
 use crate::wire::Time;
@@ -92,6 +100,21 @@ pub enum Closed {
     /// The intercept refused the connection.
     #[error("refused: {0}")]
     Refused(Refuse),
+    /// The client has no key, and one is wanted.
+    #[error("the peer has no key, and there are keys here: give it one of them")]
+    NoKey,
+    /// The client has a key, and there is none here.
+    #[error("the peer wants a tunnel with a key, and there is none here")]
+    KeyOffered,
+    /// The client's key is not known here, or it does not really have it.
+    #[error("the peer does not have a key that is known here (it names {0})")]
+    UnknownKey(KeyId),
+    /// The server did not prove that it has the key.
+    #[error("the peer did not prove that it has key {0}")]
+    NotProven(KeyId),
+    /// A record that the peer did not make, or not at this place.
+    #[error("a record is forged, repeated or out of order")]
+    Forged,
     /// A frame that this end does not take, or not now.
     #[error("unexpected {0:?} frame")]
     Unexpected(Kind),
@@ -103,8 +126,10 @@ pub trait Endpoint {
     fn space(&mut self) -> &mut [u8];
     /// `n` bytes of [`Endpoint::space`] were read.
     fn filled(&mut self, now: Time, n: usize);
-    /// The bytes to write.
-    fn pending(&self) -> &[u8];
+    /// Whether there is something to write.
+    fn has_pending(&self) -> bool;
+    /// The bytes to write. Asked for, they are fixed: what is to be sent later goes after them.
+    fn pending(&mut self) -> &[u8];
     /// `n` bytes of [`Endpoint::pending`] were written.
     fn sent(&mut self, n: usize);
 

@@ -1,13 +1,16 @@
 //! intercept's end of a tunnel connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::codec::{Decoder, Output};
+use super::channel::Channel;
+use super::codec::FrameError;
 use super::frame::{
     AnyHello, Claim, ClaimRefusal, Hello, Hurry, Kind, Refuse, Refused, Release, Response, Stats, Token,
     VERSION, Welcome,
 };
-use super::{Closed, Endpoint, Limits};
+use super::secret::{Ephemeral, KeyId, Secret};
+use super::{Closed, Endpoint, Limits, noise};
 use crate::wire::{FlowId, FlowKey, TcpHeader, Time};
 
 /// What happened on a [`Server`]'s connection.
@@ -54,20 +57,28 @@ enum State {
 #[derive(Debug)]
 pub struct Server {
     state: State,
-    decoder: Decoder,
-    output: Output,
+    channel: Channel,
     limits: Limits,
     heard: Time,
     stats: Stats,
 }
 
 impl Server {
-    /// A connection just accepted.
+    /// A connection just accepted, of a client without a key.
     pub fn new(now: Time, limits: Limits) -> Self {
+        Self::over(now, limits, Channel::plain(limits.output))
+    }
+
+    /// A connection just accepted, of a client that has to have one of these keys. It can make no
+    /// event happen before it has proved that.
+    pub fn keyed(now: Time, limits: Limits, keys: Arc<[Secret]>, ephemeral: Ephemeral) -> Self {
+        Self::over(now, limits, Channel::server(limits.output, keys, ephemeral))
+    }
+
+    fn over(now: Time, limits: Limits, channel: Channel) -> Self {
         Self {
             state: State::Expecting { until: now + limits.handshake },
-            decoder: Decoder::new(),
-            output: Output::new(limits.output),
+            channel,
             limits,
             heard: now,
             stats: Stats::default(),
@@ -79,7 +90,7 @@ impl Server {
         if let State::Greeted { .. } = self.state {
             self.state = State::Connected;
             self.heard = now;
-            self.decoder.open_up();
+            self.channel.open_up();
             self.send(Kind::Welcome, &welcome.bytes());
         }
     }
@@ -96,7 +107,8 @@ impl Server {
     #[must_use]
     pub fn response(&mut self, flow: FlowId, header: &TcpHeader, waited: Duration) -> bool {
         let record = Response { flow, header: *header, waited };
-        let sent = self.is_connected() && self.output.record(Kind::Headers, record.bytes().as_flattened());
+        let sent =
+            self.is_connected() && self.channel.output.record(Kind::Headers, record.bytes().as_flattened());
         if sent {
             self.stats.headers += 1;
         } else {
@@ -114,7 +126,12 @@ impl Server {
     /// the next ones will say the same and more.
     pub fn report(&mut self, responses: u64, queue_dropped: u64) -> bool {
         let stats = Stats { responses, queue_dropped, ..self.stats };
-        self.is_connected() && self.output.record(Kind::Stats, stats.bytes().as_flattened())
+        self.is_connected() && self.channel.output.record(Kind::Stats, stats.bytes().as_flattened())
+    }
+
+    /// The key that the client has proved to have, if one is wanted.
+    pub fn key(&self) -> Option<KeyId> {
+        self.channel.key()
     }
 
     /// Whether the connection was taken and is not over.
@@ -174,12 +191,20 @@ impl Server {
     }
 
     fn decode_hello(&mut self, until: Time) -> Result<Step, Closed> {
-        match self.decoder.frame()? {
+        let kind = match self.channel.decoder.frame() {
+            Err(FrameError::Length(noise::MAGIC)) => {
+                self.send(Kind::Refuse, &Refuse::NoKeys.bytes());
+                return Err(Closed::KeyOffered);
+            }
+            Err(why) => return Err(why.into()),
+            Ok(kind) => kind,
+        };
+        match kind {
             None => return Ok(Step::Starved),
             Some(Kind::Hello) => {}
             Some(other) => return Err(Closed::Unexpected(other)),
         }
-        match self.decoder.record()? {
+        match self.channel.decoder.record()? {
             AnyHello::Ours(hello) => {
                 self.state = State::Greeted { until };
                 Ok(Step::Event(ServerEvent::Hello(hello)))
@@ -193,18 +218,18 @@ impl Server {
     }
 
     fn decode_frame(&mut self) -> Result<Step, Closed> {
-        let Some(kind) = self.decoder.frame()? else { return Ok(Step::Starved) };
+        let Some(kind) = self.channel.decoder.frame()? else { return Ok(Step::Starved) };
         match kind {
             Kind::Claims => {
-                let Claim { flow, key } = self.decoder.record()?;
+                let Claim { flow, key } = self.channel.decoder.record()?;
                 Ok(Step::Event(ServerEvent::Claim { flow, key }))
             }
             Kind::Releases => {
-                let Release(flow) = self.decoder.record()?;
+                let Release(flow) = self.channel.decoder.record()?;
                 Ok(Step::Event(ServerEvent::Release(flow)))
             }
             Kind::Ping => {
-                let Token(token) = self.decoder.record()?;
+                let Token(token) = self.channel.decoder.record()?;
                 self.send(Kind::Pong, &token.to_be_bytes());
                 Ok(Step::Again)
             }
@@ -216,14 +241,14 @@ impl Server {
             | Kind::Pong
             | Kind::Stats => Err(Closed::Unexpected(kind)),
             Kind::Hurry => {
-                let Hurry { millis } = self.decoder.record()?;
+                let Hurry { millis } = self.channel.decoder.record()?;
                 Ok(Step::Event(ServerEvent::Hurry(Duration::from_millis(millis.into()))))
             }
         }
     }
 
     fn send(&mut self, kind: Kind, bytes: &[u8]) {
-        if !self.output.record(kind, bytes) {
+        if !self.channel.output.record(kind, bytes) {
             self.fail(Closed::Overflow);
         }
     }
@@ -246,25 +271,31 @@ enum Step {
 
 impl Endpoint for Server {
     fn space(&mut self) -> &mut [u8] {
-        self.decoder.space()
+        self.channel.space()
     }
 
     fn filled(&mut self, now: Time, n: usize) {
         self.heard = now;
-        self.decoder.filled(n);
+        if let Err(why) = self.channel.filled(n) {
+            self.fail(why);
+        }
         if let State::Greeted { .. } = self.state
-            && self.decoder.buffered() > super::codec::MAX_HELLO
+            && self.channel.decoder.buffered() > super::codec::MAX_HELLO
         {
             // A client waits for the answer before it says more.
             self.fail(Closed::Unexpected(Kind::Hello));
         }
     }
 
-    fn pending(&self) -> &[u8] {
-        self.output.pending()
+    fn has_pending(&self) -> bool {
+        self.channel.has_pending()
+    }
+
+    fn pending(&mut self) -> &[u8] {
+        self.channel.pending()
     }
 
     fn sent(&mut self, n: usize) {
-        self.output.sent(n);
+        self.channel.sent(n);
     }
 }

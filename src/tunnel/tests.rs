@@ -10,17 +10,17 @@ use super::*;
 use crate::wire::flow::SPLIT_SEED;
 use crate::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader, TcpOptions, Timestamps};
 
-const HELLO: Hello = Hello { instance: 77, claimer: 1, worker: 2 };
+pub(super) const HELLO: Hello = Hello { instance: 77, claimer: 1, worker: 2 };
 
-fn welcome() -> Welcome {
+pub(super) fn welcome() -> Welcome {
     Welcome { workers: 4, worker: 2, split_seed: SPLIT_SEED }
 }
 
-fn key(client: &str, server: &str) -> FlowKey {
+pub(super) fn key(client: &str, server: &str) -> FlowKey {
     FlowKey { client: client.parse().expect("address"), server: server.parse().expect("address") }
 }
 
-fn header() -> TcpHeader {
+pub(super) fn header() -> TcpHeader {
     TcpHeader {
         seq: Seq(1),
         ack: Seq(u32::MAX),
@@ -36,13 +36,13 @@ fn header() -> TcpHeader {
     }
 }
 
-fn carry(now: Time, from: &mut impl Endpoint, to: &mut impl Endpoint) {
+pub(super) fn carry(now: Time, from: &mut impl Endpoint, to: &mut impl Endpoint) {
     let bytes = from.pending().to_vec();
     from.sent(bytes.len());
     to.handle_bytes(now, &bytes);
 }
 
-fn limits(output: usize) -> Limits {
+pub(super) fn limits(output: usize) -> Limits {
     Limits { output, ..Limits::default() }
 }
 
@@ -186,9 +186,9 @@ fn a_hurry_crosses() {
     carry(Time::ZERO, &mut client, &mut server);
     assert_eq!(server.poll_event(), Some(ServerEvent::Hurry(Duration::from_millis(1500))));
     let mut stranger = Client::new(Time::ZERO, HELLO, limits(1000));
-    let hello = stranger.pending().len();
+    let hello = stranger.pending().to_vec();
     stranger.hurry(Duration::from_secs(1));
-    assert_eq!(stranger.pending().len(), hello, "nothing but the hello before the welcome");
+    assert_eq!(stranger.pending(), hello, "nothing but the hello before the welcome");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpcopy::session::{Event, Session};
-use tcpcopy::tunnel::{Client, Endpoint, Hello, Limits, Server, Welcome};
+use tcpcopy::tunnel::{Client, Endpoint, Ephemeral, Hello, Limits, Secret, Server, Welcome};
 use tcpcopy::wire::{Flags, FlowId, Outgoing, Seq, Time, flow::SPLIT_SEED, parse};
 
 use super::chain::{self, Chain, REQUEST, REQUEST_LEN, RESPONSE, header};
@@ -17,7 +17,7 @@ pub(crate) type Step = Box<dyn FnMut()>;
 pub(crate) type Case = (&'static str, fn() -> Step);
 
 /// All of them.
-pub(crate) const CASES: [Case; 10] = [
+pub(crate) const CASES: [Case; 13] = [
     ("parse_ipv4", parse_ipv4),
     ("parse_ipv6", parse_ipv6),
     ("build_request", build_request),
@@ -28,6 +28,9 @@ pub(crate) const CASES: [Case; 10] = [
     ("chain_connection", chain_connection),
     ("tunnel_encode_64", tunnel_encode),
     ("tunnel_decode_64", tunnel_decode),
+    ("tunnel_seal_64", tunnel_seal),
+    ("tunnel_seal_open_64", tunnel_seal_open),
+    ("tunnel_handshake", tunnel_handshake),
 ];
 
 const ACK: Flags = Flags::ACK;
@@ -182,11 +185,28 @@ fn chain_connection() -> Step {
     })
 }
 
-/// Both ends of a tunnel after their handshake.
+const HELLO: Hello = Hello { instance: 1, claimer: 0, worker: 0 };
+
+/// Both ends of a tunnel without a key, after their handshake.
 fn tunnel() -> (Client, Server) {
-    let mut client = Client::new(Time::ZERO, Hello { instance: 1, claimer: 0, worker: 0 }, Limits::default());
-    let mut server = Server::new(Time::ZERO, Limits::default());
-    carry(&mut client, &mut server);
+    let client = Client::new(Time::ZERO, HELLO, Limits::default());
+    connect(client, Server::new(Time::ZERO, Limits::default()))
+}
+
+/// Both ends of a tunnel with a key, after their handshake.
+fn keyed_tunnel() -> (Client, Server) {
+    let secret = Secret::new([1; 32]);
+    let limits = Limits::default();
+    let client = Client::keyed(Time::ZERO, HELLO, limits, &secret, Ephemeral::new([2; 32]));
+    let server = Server::keyed(Time::ZERO, limits, Arc::new([secret]), Ephemeral::new([3; 32]));
+    connect(client, server)
+}
+
+fn connect(mut client: Client, mut server: Server) -> (Client, Server) {
+    for _ in 0..2 {
+        carry(&mut client, &mut server);
+        carry(&mut server, &mut client);
+    }
     while server.poll_event().is_some() {}
     server.welcome(Time::ZERO, Welcome { workers: 1, worker: 0, split_seed: SPLIT_SEED });
     carry(&mut server, &mut client);
@@ -224,5 +244,34 @@ fn tunnel_decode() -> Step {
         client.handle_bytes(Time::ZERO, black_box(&bytes));
         let events = std::iter::from_fn(|| client.poll_event()).map(black_box).count();
         assert_eq!(events as u64, BATCH);
+    })
+}
+
+fn tunnel_seal() -> Step {
+    let (_, mut server) = keyed_tunnel();
+    Box::new(move || {
+        encode(&mut server);
+        let len = black_box(server.pending()).len();
+        server.sent(len);
+    })
+}
+
+fn tunnel_seal_open() -> Step {
+    let (mut client, mut server) = keyed_tunnel();
+    Box::new(move || {
+        encode(&mut server);
+        let bytes = server.pending();
+        let len = bytes.len();
+        client.handle_bytes(Time::ZERO, bytes);
+        server.sent(len);
+        let events = std::iter::from_fn(|| client.poll_event()).map(black_box).count();
+        assert_eq!(events as u64, BATCH);
+    })
+}
+
+/// Both ends' part, from nothing to the welcome.
+fn tunnel_handshake() -> Step {
+    Box::new(|| {
+        black_box(keyed_tunnel());
     })
 }

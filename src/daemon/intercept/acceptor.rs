@@ -231,7 +231,8 @@ impl Acceptor {
         };
         match stranger.pipe.deregister(self.poll.registry()) {
             Ok(()) => {
-                let newcomer = Newcomer { pipe: stranger.pipe, server: stranger.server, hello };
+                let newcomer =
+                    Newcomer { pipe: stranger.pipe, server: stranger.server, hello, clients: None };
                 worker.send(Order::Connection(Box::new(newcomer)));
             }
             Err(error) => self.complain(now, &format_args!("{}: {error}", peer(&stranger.pipe))),

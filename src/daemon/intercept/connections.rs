@@ -125,7 +125,7 @@ impl Connections {
             );
         }
         let identity = Identity { instance: new.hello.instance, worker: new.hello.claimer };
-        if let Some(before) = router.connect(id, identity) {
+        if let Some(before) = router.connect(id, identity, new.clients) {
             self.close(now, before, router, &"replaced by a later connection of the same tcpcopy worker");
         }
         self.mark_dirty(key);
@@ -142,7 +142,7 @@ impl Connections {
             connection.readable = true;
             self.readable.push(key);
         }
-        if !connection.server.pending().is_empty() {
+        if connection.server.has_pending() {
             self.mark_dirty(key);
         }
     }
@@ -242,7 +242,7 @@ impl Connections {
                 Some(ServerEvent::Closed(why)) => self.close_key(now, key, router, &why),
             }
         }
-        if self.all.get(key).is_some_and(|connection| !connection.server.pending().is_empty()) {
+        if self.all.get(key).is_some_and(|connection| connection.server.has_pending()) {
             self.mark_dirty(key);
         }
     }

@@ -5,6 +5,7 @@
 //! Headers gather during a turn, so that batches grow with the load and nothing waits for a timer.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::tunnel::{Hello, Server};
-use crate::wire::{self, Reject, Tally, Time};
+use crate::wire::{self, Prefix, Reject, Tally, Time};
 
 const QUEUE: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
@@ -44,6 +45,8 @@ pub(super) struct Newcomer {
     pub(super) pipe: Pipe,
     pub(super) server: Server,
     pub(super) hello: Hello,
+    /// The clients that its key may speak for; `None` is all.
+    pub(super) clients: Option<Arc<[Prefix]>>,
 }
 
 /// What workers tell `control`.

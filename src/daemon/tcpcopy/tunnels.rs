@@ -197,9 +197,9 @@ impl Tunnels {
                 {
                     tracing::error!(
                         intercept = %intercept.address,
-                        "nothing is replayed: the intercept's setting `clients` does not hold a replayed client's \
-                         address, so its responses would reach the real one; set pool (-c) to addresses in it, or \
-                         correct it and restart the intercept"
+                        "nothing is replayed: the intercept's setting `clients`, or that of our key there, does not \
+                         hold a replayed client's address; set pool (-c) to addresses in it, or correct it and \
+                         restart the intercept"
                     );
                 }
             }
