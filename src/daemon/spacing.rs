@@ -1,6 +1,6 @@
 //! Keeps a worker's turns apart when its input comes thick, so that one wake-up serves several packets.
 //!
-//! Waking costs a worker more than a packet does. While packets come one by one, more often than once in
+//! Waking costs a worker more than a packet does. While packets come one by one, on average more often than once in
 //! an interval, it therefore rests until the interval is over and then takes what has gathered, as a network
 //! card does that coalesces interrupts. Input that comes seldom is served at once, and so is input that
 //! comes faster than it can be worked off: then there is no wait between turns at all.
@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use crate::wire::Time;
 
-/// So many turns in a row decide for resting, or against it.
-const STREAK: u8 = 4;
-/// Resting does not pay for less input than this in a turn.
-const WORTHWHILE: u64 = 2;
+/// So many turns decide for the next ones. In a connection's life turns are crowded and then there are none, so a
+/// few in a row say nothing.
+const WINDOW: u32 = 8;
 
 /// When a worker rests before it looks for input again.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +19,12 @@ pub(super) struct Spacing {
     interval: Duration,
     last: Time,
     resting: bool,
-    streak: u8,
+    /// When the window's first turn began.
+    since: Time,
+    /// The window's turns.
+    turns: u32,
+    /// The packets they took in.
+    input: u64,
     /// No rest before this time.
     hurry: Time,
 }
@@ -28,7 +32,15 @@ pub(super) struct Spacing {
 impl Spacing {
     /// Turns at least `interval` apart when that pays; no rest if it is zero.
     pub(super) fn new(interval: Duration) -> Self {
-        Self { interval, last: Time::ZERO, resting: false, streak: 0, hurry: Time::ZERO }
+        Self {
+            interval,
+            last: Time::ZERO,
+            resting: false,
+            since: Time::ZERO,
+            turns: 0,
+            input: 0,
+            hurry: Time::ZERO,
+        }
     }
 
     /// Until when to rest before looking for input, if at all.
@@ -43,13 +55,20 @@ impl Spacing {
 
     /// A turn that waited for input, or rested, began at `now` and took in `input` packets.
     pub(super) fn turn(&mut self, now: Time, input: u64) {
-        let sways = if self.resting { input < WORTHWHILE } else { now < self.last + self.interval };
         self.last = now;
-        self.streak = if sways { self.streak + 1 } else { 0 };
-        if self.streak == STREAK {
-            self.resting = !self.resting;
-            self.streak = 0;
+        self.turns += 1;
+        self.input += input;
+        if self.turns < WINDOW {
+            return;
         }
+        let windows_ago = std::mem::replace(&mut self.since, now);
+        self.resting = if self.resting {
+            // Half as many turns again would have done without a rest, at most.
+            self.input * 2 >= u64::from(WINDOW) * 3
+        } else {
+            now < windows_ago + self.interval * WINDOW * 3 / 4
+        };
+        (self.turns, self.input) = (0, 0);
     }
 }
 
@@ -73,16 +92,23 @@ mod tests {
     #[test]
     fn thick_input_leads_to_rests_and_thin_input_ends_them() {
         let mut spacing = Spacing::new(INTERVAL);
-        turns(&mut spacing, 1_000_000, 600, 100, 1);
+        turns(&mut spacing, 1_000_000, 400, 100, 1);
         assert_eq!(spacing.rest(), None, "seldom enough");
-        turns(&mut spacing, 2_000_000, 100, 4, 1);
-        assert_eq!(spacing.rest(), None);
-        turns(&mut spacing, 2_000_400, 100, 1, 1);
-        assert_eq!(spacing.rest(), Some(at(2_000_900)));
+        turns(&mut spacing, 2_000_000, 100, 12, 1);
+        assert_eq!(spacing.rest(), Some(at(2_001_600)));
         turns(&mut spacing, 3_000_000, 500, 100, 3);
         assert_eq!(spacing.rest(), Some(at(3_050_000)));
-        turns(&mut spacing, 4_000_000, 500, 4, 1);
+        turns(&mut spacing, 4_000_000, 500, 16, 1);
         assert_eq!(spacing.rest(), None);
+    }
+
+    #[test]
+    fn connections_that_come_thick_are_thick_input_though_each_has_its_pause() {
+        let mut spacing = Spacing::new(INTERVAL);
+        for i in 0..4 {
+            turns(&mut spacing, 1_000_000 + i * 1_500, 50, 5, 1);
+        }
+        assert!(spacing.rest().is_some());
     }
 
     #[test]

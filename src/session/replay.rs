@@ -24,8 +24,12 @@ const LINGER: Duration = Duration::from_secs(60);
 /// before it: more than is ever in flight.
 const ISS_STEP: u32 = 1 << 24;
 
-/// A burst that leaves later than this after its capture is behind, if nothing else took as long.
-const BEHIND: Duration = Duration::from_millis(3);
+/// A burst that leaves later than this after its capture is behind, if nothing else took long. Delays of single packets
+/// add up to less in a connection of a few exchanges, and to more only where they go on adding up.
+const BEHIND: Duration = Duration::from_millis(10);
+
+/// An answer within this time did not take long.
+const PROMPT: Duration = Duration::from_millis(3);
 
 /// Where a session stands with its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -442,7 +446,7 @@ impl Session {
                 self.gate.answered_after(at - connection.last_sent);
             }
             let answered_in = receiver.last_at() - connection.last_sent + self.lag();
-            if how == Opened::Answered && answered_in < BEHIND && now - mark.captured > BEHIND {
+            if how == Opened::Answered && answered_in < PROMPT && now - mark.captured > BEHIND {
                 self.events.push_back(Event::Behind);
             }
             self.report(mark.offset, self.gate.online_response(mark), how.into());
