@@ -7,6 +7,7 @@ use std::process::Command;
 
 use tcpcopy::config::key::{Kind, Program};
 use tcpcopy::config::{command, intercept, tcpcopy as online};
+use tcpcopy::daemon::message_id;
 
 const PROGRAMS: [(&Program, &str); 2] = [
     (&online::PROGRAM, env!("CARGO_BIN_EXE_tcpcopy")),
@@ -141,6 +142,26 @@ fn the_page_of_a_file_lists_its_keys() {
         let list = list.split_once(".El\n").expect("its end").0;
         let expected = key_list(program);
         assert!(list == expected, "{name}: this must be its list:\n{expected}");
+    }
+}
+
+#[test]
+fn the_manual_pages_have_every_message_id_and_no_other() {
+    let known: Vec<_> = message_id::ALL.iter().map(|(_, id)| *id).collect();
+    let pages = PROGRAMS.map(|(program, _)| read(&format!("man/{}.8", program.name)));
+    let mut listed = Vec::new();
+    for page in &pages {
+        listed
+            .extend(page.lines().filter_map(|line| line.strip_prefix(".It Li ")).filter(|id| id.len() == 32));
+        let used =
+            page.match_indices("MESSAGE_ID=").filter_map(|(at, word)| page.get(at + word.len()..)?.get(..32));
+        listed.extend(used);
+    }
+    for id in &listed {
+        assert!(known.contains(id), "{id} is no event's");
+    }
+    for (name, id) in message_id::ALL {
+        assert!(listed.contains(id), "{name} ({id}) is in no manual page");
     }
 }
 

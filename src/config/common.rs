@@ -80,6 +80,19 @@ pub(super) const fn log(help: &'static str) -> Key {
 /// The value of the key `workers`.
 pub(super) type Workers = AutoOr<1, MAX_WORKERS>;
 
+/// Keeps the running value of a key that cannot change while the program runs; notes the key if it would have.
+pub(super) fn keep<T: Clone + PartialEq>(
+    key: &'static str,
+    new: &mut T,
+    running: &T,
+    keys: &mut Vec<&'static str>,
+) {
+    if new != running {
+        new.clone_from(running);
+        keys.push(key);
+    }
+}
+
 /// The number of processors this process may use.
 pub(super) fn processors() -> u64 {
     std::thread::available_parallelism().map_or(1, |count| u64::try_from(count.get()).unwrap_or(u64::MAX))

@@ -222,6 +222,20 @@ impl Settings {
         super::load(&PROGRAM, arguments, Surroundings::of_process(&PROGRAM), Self::settle)
     }
 
+    /// Takes from the settings that are in force what cannot change while the program runs, and returns the keys in
+    /// which it would have.
+    pub fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        common::keep("bind", &mut self.bind, &running.bind, &mut keys);
+        common::keep("port", &mut self.port, &running.port, &mut keys);
+        common::keep("workers", &mut self.workers, &running.workers, &mut keys);
+        common::keep("on-target", &mut self.on_target, &running.on_target, &mut keys);
+        common::keep("unclaimed", &mut self.unclaimed, &running.unclaimed, &mut keys);
+        common::keep("queue", &mut self.queue, &running.queue, &mut keys);
+        common::keep("accept-mark", &mut self.accept_mark, &running.accept_mark, &mut keys);
+        keys
+    }
+
     /// Checks what only the values together can show.
     pub(super) fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
         let Text(Bind(address)) = raw.bind;

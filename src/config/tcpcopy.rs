@@ -349,6 +349,17 @@ impl Settings {
         super::load(&PROGRAM, arguments, Surroundings::of_process(&PROGRAM), Self::settle)
     }
 
+    /// Takes from the settings that are in force what cannot change while the program runs, and returns the keys in
+    /// which it would have.
+    pub fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        common::keep("workers", &mut self.workers, &running.workers, &mut keys);
+        common::keep("queue", &mut self.queue, &running.queue, &mut keys);
+        common::keep("mark", &mut self.mark, &running.mark, &mut keys);
+        common::keep("sink", &mut self.sink, &running.sink, &mut keys);
+        keys
+    }
+
     /// Checks what only the values together can show.
     pub(super) fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
         let settings = Self {

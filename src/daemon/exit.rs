@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use super::logging;
+use super::{logging, message_id, notify};
 use crate::config::ConfigError;
 use crate::doctor::{Check, Finding};
 
@@ -34,13 +34,15 @@ pub(super) struct Failure {
     pub(super) code: Code,
     /// One line: what failed, on what, and what to do.
     pub(super) message: String,
+    /// What the system said, if it was the system.
+    pub(super) errno: Option<u32>,
 }
 
 impl Failure {
     /// A failure with this code and message. Line breaks in the message become blanks.
     pub(super) fn new(code: Code, message: impl fmt::Display) -> Self {
         let message = message.to_string();
-        Self { code, message: message.split_whitespace().collect::<Vec<_>>().join(" ") }
+        Self { code, message: message.split_whitespace().collect::<Vec<_>>().join(" "), errno: None }
     }
 
     /// A failure of the system, with the code that the kind of error calls for.
@@ -48,7 +50,7 @@ impl Failure {
     /// `what` says what was attempted and `remedy` what to do if it is nothing as plain as a lack of privilege.
     #[expect(clippy::wildcard_enum_match_arm, reason = "all other kinds are the system's")]
     pub(super) fn system(what: impl fmt::Display, error: &io::Error, remedy: impl fmt::Display) -> Self {
-        match error.kind() {
+        let failure = match error.kind() {
             io::ErrorKind::PermissionDenied => Self::new(
                 Code::Permission,
                 format!("{what}: {error}; run it as root or with the capabilities it needs"),
@@ -57,7 +59,9 @@ impl Failure {
                 Self::new(Code::Unavailable, format!("{what}: {error}; {remedy}"))
             }
             _ => Self::new(Code::System, format!("{what}: {error}; {remedy}")),
-        }
+        };
+        let errno = error.raw_os_error().and_then(|errno| u32::try_from(errno).ok());
+        Self { errno, ..failure }
     }
 }
 
@@ -86,13 +90,15 @@ impl From<Finding> for Failure {
     }
 }
 
-/// Runs a program's body and turns what comes of it into the exit code; says on standard error why it failed.
+/// Runs a program's body and turns what comes of it into the exit code; says why it failed, in the journal or on
+/// standard error, and to the service manager.
 ///
 /// A panic is a fault of the program: its own message is followed by exit code 70.
 pub(super) fn run(program: &str, body: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
+            notify::failed(&failure);
             report(program, &failure);
             ExitCode::from(failure.code as u8)
         }
@@ -112,6 +118,11 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 }
 
 fn report(program: &str, failure: &Failure) {
+    if logging::goes_to_journal() {
+        let exit_code = failure.code as u8;
+        tracing::error!(MESSAGE_ID = message_id::FAILED, exit_code, errno = failure.errno, "{failure}");
+        return;
+    }
     // The journal strips this and stores the line with the priority it names (sd-daemon(3)).
     let priority = if logging::stderr_is_journal() { "<3>" } else { "" };
     // If standard error is gone as well, the exit code is all that is left to say it with.

@@ -1,7 +1,7 @@
 //! A tcpcopy worker's connection to one intercept worker, kept up for good: connect, hello, ping,
 //! and after every failure connect again, with a growing and jittered delay.
 //!
-//! An intercept that is away is an expected state: it is logged when it changes, not per attempt.
+//! An intercept that is away is an expected state: who owns the links tells of it once, by [`Link::why_down`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -73,8 +73,8 @@ pub struct Link {
     up: Option<Time>,
     random: u64,
     event: Option<LinkEvent>,
-    /// What was last logged of this link: why it is down, or `None` if it is up.
-    logged: Option<String>,
+    /// Why it is down, or `None` if it is up.
+    why: Option<String>,
 }
 
 impl Link {
@@ -98,7 +98,7 @@ impl Link {
             up: None,
             random: seed,
             event: None,
-            logged: None,
+            why: None,
         }
     }
 
@@ -115,6 +115,11 @@ impl Link {
     /// Whether claims can be made.
     pub fn is_up(&self) -> bool {
         matches!(&self.state, State::Open { client, .. } if client.is_connected())
+    }
+
+    /// Why it is down; `None` if it is up, or its first attempt is under way.
+    pub fn why_down(&self) -> Option<&str> {
+        self.why.as_deref()
     }
 
     /// Claims a flow; nothing happens unless the link is up.
@@ -240,8 +245,8 @@ impl Link {
 
     fn connected(&mut self, now: Time, workers: u16) {
         self.up = Some(now);
-        self.logged = None;
-        tracing::info!(intercept = %self.address, worker = self.hello.worker, workers, "tunnel up");
+        self.why = None;
+        tracing::debug!(intercept = %self.address, worker = self.hello.worker, workers, "tunnel up");
     }
 
     /// Closes the socket, if there is one, and waits before the next attempt.
@@ -261,17 +266,8 @@ impl Link {
         self.delay = (self.delay * 2).min(LAST_DELAY);
         self.state = State::Waiting { until: now + delay };
         let why = why.to_string();
-        if self.logged.as_ref() == Some(&why) {
-            tracing::debug!(intercept = %self.address, worker = self.hello.worker, %why, "tunnel still down");
-        } else {
-            tracing::warn!(
-                intercept = %self.address,
-                worker = self.hello.worker,
-                %why,
-                "tunnel down, trying again: is intercept running there, and reachable?"
-            );
-            self.logged = Some(why);
-        }
+        tracing::debug!(intercept = %self.address, worker = self.hello.worker, reason = why, "tunnel down");
+        self.why = Some(why);
     }
 
     /// Between half the delay and the whole of it.

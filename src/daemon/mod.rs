@@ -4,22 +4,25 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `start`, `exit`, `failures` | how a program begins and ends, and what errors mean for it |
-//! | `logging`, `quiet`, `notify` | what it tells: the journal, without being flooded; the service manager |
+//! | `start`, `reload`, `exit`, `failures` | how a program begins, changes and ends, and what errors mean for it |
+//! | `logging`, [`message_id`], `quiet`, `condition`, `notify` | what it tells: the journal, without being flooded; the service manager |
 //! | `threads`, `wait`, `spacing`, `signals`, [`clock`] | threads and their loops |
 //! | `queues`, `statistics` | the workers' queues; the rhythm of their counters |
 //! | `pipe`, [`link`] | a tunnel's socket; tcpcopy's connection that is kept up |
 
 pub mod clock;
+mod condition;
 mod exit;
 mod failures;
 pub mod intercept;
 pub mod link;
 mod logging;
+pub mod message_id;
 mod notify;
 mod pipe;
 mod queues;
 mod quiet;
+mod reload;
 mod signals;
 mod spacing;
 mod start;

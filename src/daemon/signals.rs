@@ -39,20 +39,6 @@ impl Signals {
         Ok(Self { delivery })
     }
 
-    /// Whether a stop was asked for since the last call. A reload is declined in the log: `program` reads
-    /// its configuration at the start only.
-    pub(super) fn stop_asked(&mut self, program: &str) -> bool {
-        for signal in self.drain() {
-            match signal {
-                Signal::Stop => return true,
-                Signal::Reload => {
-                    tracing::warn!("the configuration is read at the start only: restart {program}");
-                }
-            }
-        }
-        false
-    }
-
     /// What has been asked for since the last call; each kind once, however often it was sent.
     /// Empties the descriptor and never waits.
     pub(super) fn drain(&mut self) -> Vec<Signal> {

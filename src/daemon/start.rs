@@ -3,7 +3,7 @@
 use std::io;
 
 use super::exit::{Code, Failure};
-use super::logging;
+use super::logging::{self, Level};
 use crate::config::LogSettings;
 use crate::doctor::{Finding, Severity};
 
@@ -13,12 +13,18 @@ pub(super) fn begin(
     log: &LogSettings,
     warnings: &[String],
     examine: impl FnOnce() -> Vec<Finding>,
-) -> Result<(), Failure> {
-    logging::init(log).map_err(|error| Failure::new(Code::Software, error))?;
+) -> Result<Level, Failure> {
+    let level = logging::init(log).map_err(|error| Failure::new(Code::Software, error))?;
+    judge(warnings, examine())?;
+    Ok(level)
+}
+
+/// Logs what is odd. The first error among the findings is a failure.
+pub(super) fn judge(warnings: &[String], findings: Vec<Finding>) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    for finding in examine() {
+    for finding in findings {
         match finding.severity {
             Severity::Error => return Err(finding.into()),
             Severity::Warning => {

@@ -35,3 +35,4 @@ pub use config::Config;
 pub use counters::{Counters, Unused};
 pub use histogram::Histogram;
 pub use replay::{Claim, Replayer, Transmit};
+pub use resume::Target;

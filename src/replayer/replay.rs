@@ -10,7 +10,9 @@ use super::counters::{Counters, Unused};
 use super::resume::Resumption;
 use super::table::Table;
 use crate::session::{Answer, End, Event, MidStream, Session};
-use crate::wire::{FlowId, FlowKey, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Packet, TcpHeader, Time};
+use crate::wire::{
+    Counted, FlowId, FlowKey, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Packet, TcpHeader, Time,
+};
 
 /// Flows of one session that may be refused before it ends.
 const MAX_REFUSED: usize = 16;
@@ -86,10 +88,21 @@ impl Replayer {
         std::mem::take(&mut self.behind)
     }
 
+    /// Goes by another configuration, which is of the same worker among as many: sessions that begin follow it, and the
+    /// limits hold at once. Those that live keep their settings, their target, their address and their number; those of
+    /// a mapping that is no more end when they have sent what they hold, because no more is captured of them.
+    pub fn configure(&mut self, now: Time, config: Arc<Config>) {
+        self.config = config;
+        let forsaken = self.table.iter().map(|(_, entry)| entry.connection);
+        let forsaken = forsaken.filter(|connection| self.config.target_of(connection.server).is_none());
+        for connection in forsaken.collect::<Vec<_>>() {
+            self.leave(now, &connection);
+        }
+    }
+
     /// Takes in a captured packet of a client.
     pub fn handle_client(&mut self, now: Time, packet: &Packet<'_>) {
         let (len, copies) = (u64::from(packet.header.payload_len), u64::from(self.config.copies));
-        self.counters.captured_bytes += len * copies;
         match self.sessions_for(now, packet) {
             Ok(first) => {
                 let (mut taken, mut reached) = (None, 0);
@@ -106,9 +119,13 @@ impl Replayer {
                 if let Some(taken) = taken {
                     self.counters.taken.count(taken);
                 }
-                self.counters.unused_bytes.add(Unused::NoSession, len * copies.saturating_sub(reached));
+                // A connection may be older than the number of copies.
+                let copies = copies.max(reached);
+                self.counters.captured_bytes += len * copies;
+                self.counters.unused_bytes.add(Unused::NoSession, len * (copies - reached));
             }
             Err(unused) => {
+                self.counters.captured_bytes += len * copies;
                 self.counters.unused.count(unused);
                 self.counters.unused_bytes.add(unused, len * copies);
             }
@@ -130,7 +147,8 @@ impl Replayer {
     fn sessions_for(&mut self, now: Time, packet: &Packet<'_>) -> Result<usize, Unused> {
         let target = self.config.target_of(packet.dst).ok_or(Unused::NotRouted)?;
         let key = FlowKey { client: packet.src, server: packet.dst };
-        if !selected(&key, self.config.percent) {
+        let chosen = selected(&key, self.config.percent);
+        if !chosen && self.table.of_connection(&key).is_none() {
             return Err(Unused::NotSelected);
         }
         let flags = packet.header.flags;
@@ -144,6 +162,9 @@ impl Replayer {
                 Some(entry) if !reused(&entry.session) => return Ok(first),
                 Some(_) | None => self.leave(now, &key),
             }
+        }
+        if !chosen {
+            return Err(Unused::NotSelected);
         }
         let joins = self.config.session.mid_stream == MidStream::Join
             && !packet.payload.is_empty()
@@ -233,6 +254,10 @@ impl Replayer {
     pub fn handle_timeout(&mut self, now: Time) {
         while let Some((slot, entry)) = self.table.expired(now) {
             entry.session.handle_timeout(now);
+            if let Some(since) = entry.session.stalled_since() {
+                let target = entry.target;
+                self.resumption.miss(target, since);
+            }
             self.table.wake(slot);
         }
         if self.resumption.due().is_some_and(|due| now >= due) {
@@ -307,6 +332,10 @@ impl Replayer {
             Event::Unanswered => self.counters.unanswered += 1,
             Event::Ended(why) => {
                 self.counters.ended.count(why);
+                if let Some(entry) = self.table.entry(slot) {
+                    let (client, target) = (entry.connection.client, entry.target);
+                    tracing::debug!(session = slot, %client, %target, reason = why.name(), "session ended");
+                }
                 self.table.account(slot, &mut self.counters.ledger);
                 self.release(slot);
                 // Its place in the queue goes with the next `settle`.
@@ -343,6 +372,7 @@ impl Replayer {
         let max_segment = self.config.mtu.saturating_sub(headers);
         if let Some(entry) = self.table.entry(slot) {
             entry.session.connect(now, max_segment);
+            tracing::debug!(session = slot, %client, %target, address = %local, "session connects");
             self.counters.connections += 1;
         }
     }

@@ -24,8 +24,32 @@ pub(super) struct Resumption {
     waiting: VecDeque<usize>,
     /// When the next of them have their turn.
     due: Option<Time>,
-    /// When each target was last heard of.
-    heard: Vec<(SocketAddr, Time)>,
+    targets: Vec<Target>,
+}
+
+/// Whether a target answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The target.
+    pub address: SocketAddr,
+    /// When it was last heard of.
+    pub heard: Option<Time>,
+    /// Since when a session has waited in vain for what it sent to be acknowledged; none once the target was heard of.
+    pub awaited: Option<Time>,
+}
+
+impl Target {
+    /// Takes in what another worker knows of the same target.
+    pub fn merge(&mut self, other: &Self) {
+        self.heard = self.heard.max(other.heard);
+        self.awaited = [self.awaited, other.awaited].into_iter().flatten().min();
+    }
+
+    /// For how long it has been silent although something is awaited.
+    pub fn silence(&self, now: Time) -> Option<Duration> {
+        let since = self.awaited?;
+        Some(now.since(self.heard.map_or(since, |heard| heard.max(since))))
+    }
 }
 
 impl Resumption {
@@ -41,15 +65,33 @@ impl Resumption {
 
     /// A target answers. Returns whether it had been silent.
     fn hear(&mut self, now: Time, target: SocketAddr) -> bool {
-        let Some((_, last)) = self.heard.iter_mut().find(|(known, _)| *known == target) else {
-            self.heard.push((target, now));
-            return false;
-        };
-        now - std::mem::replace(last, now) >= SILENCE
+        let target = self.target(target);
+        target.awaited = None;
+        target.heard.replace(now).is_some_and(|last| now - last >= SILENCE)
+    }
+
+    /// A session has waited in vain for an answer of a target.
+    pub(super) fn miss(&mut self, target: SocketAddr, since: Time) {
+        let awaited = &mut self.target(target).awaited;
+        *awaited = Some(awaited.map_or(since, |before| before.min(since)));
+    }
+
+    fn target(&mut self, address: SocketAddr) -> &mut Target {
+        let known = self.targets.iter().position(|target| target.address == address);
+        let at = known.unwrap_or_else(|| {
+            self.targets.push(Target { address, heard: None, awaited: None });
+            self.targets.len() - 1
+        });
+        self.targets.get_mut(at).expect("found or just added")
     }
 }
 
 impl Replayer {
+    /// The targets that sessions have sent to, as far as something is known of them.
+    pub fn targets(&self) -> &[Target] {
+        &self.resumption.targets
+    }
+
     /// Whether an intercept takes the responses. While none does, no connection is opened: with
     /// nobody to stop them, responses could travel on to real clients.
     pub fn set_reachable(&mut self, now: Time, reachable: bool) {

@@ -31,6 +31,12 @@ impl Hold {
         Self { queue: VecDeque::new(), first: 0, by_flow: HashMap::new(), len: 0, time, limit }
     }
 
+    /// Also of those that wait already.
+    pub(super) fn configure(&mut self, time: Duration, limit: usize) {
+        self.time = time;
+        self.limit = limit;
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }

@@ -274,6 +274,14 @@ impl Router {
         }
     }
 
+    /// Goes by other settings from now on; flows that were claimed stay claimed. What becomes of unclaimed responses
+    /// does not change: those that wait were promised it.
+    pub fn configure(&mut self, settings: Settings) {
+        self.targets = settings.targets.iter().copied().collect();
+        self.hold.configure(settings.hold, settings.max_held);
+        self.settings = Settings { unclaimed: self.settings.unclaimed, ..settings };
+    }
+
     /// A claimer connects, which may claim the flows of `clients` only, if it is not `None`. The claims of its earlier
     /// connection are orphaned until it makes them again. Returns that connection if it still seemed alive: it is to be closed.
     pub fn connect(

@@ -358,3 +358,18 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn other_settings_leave_claims_as_they_are() {
+    let mut router = router(Unclaimed::Drop);
+    router.connect(ConnId(1), Identity { instance: 1, worker: 0 }, None);
+    router.claim(at(0), ConnId(1), FlowId(1), key(1)).expect("free");
+    let other = "10.0.0.99:99".parse().expect("address");
+    router.configure(Settings { max_flows: 2, ..Settings::new(vec![other], Unclaimed::Accept) });
+
+    assert_eq!(ack(&mut router, at(1), 1), Disposition::Forward(ConnId(1), FlowId(1)));
+    assert_eq!(router.claim(at(2), ConnId(1), FlowId(2), key(2)), Err(Refusal::ForeignTarget));
+    let foreign = FlowKey { server: other, ..key(2) };
+    assert_eq!(router.claim(at(2), ConnId(1), FlowId(2), foreign), Ok(Vec::new()));
+    assert_eq!(router.settings.unclaimed, Unclaimed::Drop);
+}

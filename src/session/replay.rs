@@ -279,6 +279,11 @@ impl Session {
         }
     }
 
+    /// Since when the target has acknowledged nothing, though something is outstanding.
+    pub fn stalled_since(&self) -> Option<Time> {
+        self.connection.as_ref()?.sender.stalled_since()
+    }
+
     /// The target is back, or the way to it: what waits for a backed off timer leaves at `at`, if not
     /// before. Returns whether that is sooner.
     pub fn hasten(&mut self, at: Time) -> bool {

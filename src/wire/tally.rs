@@ -9,6 +9,11 @@ pub trait Counted: Copy + 'static {
 
     /// Position in [`Counted::ALL`].
     fn index(self) -> usize;
+
+    /// Its name in logs and metrics.
+    fn name(self) -> &'static str {
+        Self::ALL.get(self.index()).map_or("unknown", |(_, name)| *name)
+    }
 }
 
 /// How often each value of `K` occurred.

@@ -7,20 +7,26 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
-use super::worker::{Order, Report, Snapshot};
-use crate::config::intercept::PROGRAM;
+use super::ruleset;
+use super::statistics::{Statistics, Totals};
+use super::worker::{Order, Report};
+use crate::config::intercept::Settings;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
 use crate::daemon::failures::with_causes;
+use crate::daemon::logging::Level;
+use crate::daemon::message_id;
 use crate::daemon::notify;
 use crate::daemon::queues;
 use crate::daemon::quiet::Quiet;
-use crate::daemon::signals::Signals;
-use crate::daemon::statistics::{Rounds, list};
+use crate::daemon::reload;
+use crate::daemon::signals::{Signal, Signals};
+use crate::daemon::start;
+use crate::daemon::statistics::Rounds;
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
+use crate::doctor;
 use crate::netfilter::{Change, Installed, Presence, Queues, RulesWatch};
-use crate::router::Outcome;
 use crate::wire::Time;
 
 const SIGNALS: Token = Token(1);
@@ -41,6 +47,10 @@ pub(super) struct Parts {
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
     pub(super) queues: Queues,
+    pub(super) statistics: Statistics,
+    /// In force.
+    pub(super) settings: Settings,
+    pub(super) level: Level,
 }
 
 /// What the main thread does once everything runs.
@@ -51,8 +61,7 @@ pub(super) struct Control {
     next_check: Option<Time>,
     reinstalls: Quiet,
     /// Counters of the workers that have reported since they were asked.
-    totals: Snapshot,
-    kernel_dropped: u64,
+    totals: Totals,
 }
 
 impl Control {
@@ -66,8 +75,7 @@ impl Control {
             // What happened before the watch was polled has made no event.
             next_check: Some(now),
             reinstalls: Quiet::new(REINSTALLS, REINSTALL),
-            totals: Snapshot::default(),
-            kernel_dropped: 0,
+            totals: Totals::default(),
             parts,
         })
     }
@@ -81,13 +89,15 @@ impl Control {
         self.ask_for_reports();
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
         while let Ok(report) = self.parts.inbox.try_recv() {
-            if let Report::Counters(snapshot) = report {
-                self.totals.merge(&snapshot);
+            if let Report::Counters { snapshot, .. } = report {
+                self.totals.workers.merge(&snapshot);
             }
         }
-        self.log_stats();
+        let time = self.rounds.since_log(self.parts.clock.now());
+        self.parts.statistics.log(&self.totals, time);
         let table = &self.parts.rules.ruleset().name;
         tracing::info!(
+            MESSAGE_ID = message_id::STOPPED,
             %table,
             "stopped; the rules stay and drop all responses of the targets: `intercept rules remove` takes them away"
         );
@@ -101,26 +111,46 @@ impl Control {
             let deadline = [Some(self.rounds.next()), self.next_check].into_iter().flatten().min();
             wait(&mut self.parts.poll, &mut events, now, deadline)
                 .map_err(|error| Failure::system("cannot wait for events", &error, "restart intercept"))?;
-            if self.parts.signals.stop_asked(PROGRAM.name) {
-                return Ok(());
+            for signal in self.parts.signals.drain() {
+                match signal {
+                    Signal::Stop => return Ok(()),
+                    Signal::Reload => reload::reload(|| self.take_settings()),
+                }
             }
             let now = self.parts.clock.now();
             self.read_reports()?;
             self.keep_rules(now);
             if self.rounds.is_due(now) {
-                self.next_check.get_or_insert(now);
                 self.ask_for_reports();
             }
         }
     }
 
+    /// Reads the configuration again and puts in force what can be; returns the keys that take a restart.
+    fn take_settings(&mut self) -> Result<Vec<&'static str>, Failure> {
+        let mut settings = reload::settings(Settings::load(std::env::args_os()))?;
+        let fixed = settings.keep_fixed(&self.parts.settings);
+        start::judge(&settings.warnings, doctor::assistant(&settings))?;
+        // Before any claim on a new target: nothing of it may pass. And only the rules can be refused.
+        let rules = ruleset(&settings, self.parts.queues);
+        if rules != *self.parts.rules.ruleset() {
+            self.parts.rules.replace(&rules)?;
+        }
+        for worker in &self.parts.workers {
+            worker.orders.send(Order::Configure(Box::new(settings.clone())));
+        }
+        self.parts.level.set(settings.log.level);
+        self.parts.settings = settings;
+        Ok(fixed)
+    }
+
     fn read_reports(&mut self) -> Result<(), Failure> {
         while let Ok(report) = self.parts.inbox.try_recv() {
             match report {
-                Report::Counters(snapshot) => {
-                    self.totals.merge(&snapshot);
-                    if self.rounds.answered() {
-                        self.log_stats();
+                Report::Counters { worker, snapshot } => {
+                    self.totals.workers.merge(&snapshot);
+                    if self.rounds.answered(worker) {
+                        self.conclude_round();
                     }
                 }
                 Report::Ended(ended) => {
@@ -129,6 +159,17 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// All workers have answered.
+    fn conclude_round(&mut self) {
+        let now = self.parts.clock.now();
+        let totals = std::mem::take(&mut self.totals);
+        if let Some(time) = self.rounds.is_log_due(now) {
+            self.parts.statistics.log(&totals, time);
+            self.next_check.get_or_insert(now);
+        }
+        self.parts.statistics.take(now, totals);
     }
 
     /// Puts the rules back if somebody changed them.
@@ -163,6 +204,7 @@ impl Control {
             Ok(()) => {
                 self.next_check = None;
                 tracing::warn!(
+                    MESSAGE_ID = message_id::RULES_BACK,
                     what,
                     "somebody changed the rules that keep responses from real clients; they are back (see `nft monitor` \
                      for who did it, and stop intercept before `intercept rules remove`)"
@@ -171,6 +213,7 @@ impl Control {
             Err(error) => {
                 self.next_check = Some(now + REINSTALL);
                 tracing::error!(
+                    MESSAGE_ID = message_id::RULES_MISSING,
                     what,
                     error = with_causes(&error),
                     "the rules were changed and cannot be put back"
@@ -180,44 +223,10 @@ impl Control {
     }
 
     fn ask_for_reports(&mut self) {
-        self.totals = Snapshot::default();
-        self.kernel_dropped = 0;
+        self.totals = Totals::default();
         for (worker, dropped) in self.parts.workers.iter().zip(queues::kernel_dropped(self.parts.queues)) {
-            self.kernel_dropped += dropped;
+            self.totals.kernel_dropped += dropped;
             worker.orders.send(Order::Report { queue_dropped: dropped });
         }
-    }
-
-    fn log_stats(&self) {
-        let Snapshot { intake, rejects, router, connections, flows, held } = &self.totals;
-        let outcome = |outcome| router.outcomes.of(outcome);
-        tracing::info!(
-            responses = intake.packets,
-            forwarded = outcome(Outcome::Forwarded),
-            forwarded_late = outcome(Outcome::ForwardedLate),
-            tunnel_full = outcome(Outcome::TunnelFull),
-            orphaned = outcome(Outcome::Orphaned),
-            released = outcome(Outcome::Released),
-            unclaimed_dropped = outcome(Outcome::UnclaimedDropped),
-            unclaimed_accepted = outcome(Outcome::UnclaimedAccepted),
-            hold_full = outcome(Outcome::HoldFull),
-            unreadable = outcome(Outcome::Unreadable),
-            rejects = list(rejects),
-            held,
-            kernel_dropped = self.kernel_dropped,
-            overruns = intake.overruns,
-            malformed = intake.malformed,
-            verdicts_refused = intake.refused,
-            claims = router.claims,
-            claims_taken = router.refused_taken,
-            claims_foreign = router.refused_target,
-            claims_foreign_client = router.refused_client,
-            claims_full = router.refused_full,
-            evicted = router.evicted,
-            expired = router.expired,
-            flows,
-            connections,
-            "stats"
-        );
     }
 }

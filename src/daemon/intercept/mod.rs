@@ -2,7 +2,7 @@
 //!
 //! | thread | file | owns |
 //! |---|---|---|
-//! | main, as `control` | `control` | signals, the rules and their watch, the statistics |
+//! | main, as `control` | `control`, `statistics` | signals, the rules and their watch, the statistics |
 //! | `acceptor` | `acceptor` | the listener, and connections until their hello |
 //! | `worker-0`… | `worker`, `connections` | a queue, its router, and the tunnels of those who claim its flows |
 //!
@@ -17,6 +17,7 @@ mod acceptor;
 mod connections;
 mod control;
 mod listener;
+mod statistics;
 mod worker;
 
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ use mio::{Poll, Token};
 
 use super::clock::Clock;
 use super::exit::{self, Failure};
+use super::logging::Level;
+use super::message_id;
 use super::notify;
 use super::queues;
 use super::signals::Signals;
@@ -37,6 +40,7 @@ use crate::doctor;
 use crate::netfilter::{self, AssistantSpec, Installed, Place, Queues, RulesWatch, Ruleset, TableName};
 use acceptor::Acceptor;
 use control::{Control, Parts};
+use statistics::Statistics;
 use worker::Worker;
 
 /// The token of each thread's waker.
@@ -49,8 +53,8 @@ pub fn main() -> ExitCode {
         Action::LoadRules(settings) => load_rules(&settings),
         Action::RemoveRules => remove_rules(),
         Action::Run(settings) => {
-            start::begin(&settings.log, &settings.warnings, || doctor::assistant(&settings))?;
-            run(&settings)
+            let level = start::begin(&settings.log, &settings.warnings, || doctor::assistant(&settings))?;
+            run(settings, level)
         }
     })
 }
@@ -83,13 +87,13 @@ fn remove_rules() -> Result<(), Failure> {
     ))
 }
 
-fn run(settings: &Settings) -> Result<(), Failure> {
+fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let clock = Clock::start();
     let signals = Signals::install().map_err(cannot("take over signals"))?;
-    let (listener, address) = listener::bind(settings)?;
+    let (listener, address) = listener::bind(&settings)?;
     let numbers = queues::number(settings.queue, settings.workers)?;
     let queues = queues::open(numbers, QueueOptions::headers())?;
-    let ruleset = ruleset(settings, numbers);
+    let ruleset = ruleset(&settings, numbers);
     let watch = RulesWatch::open(ruleset.name.clone()).map_err(cannot("watch the rules"))?;
     let rules = Installed::install(&ruleset)?;
     let kind = queues::kind_name(rules.queue_kind());
@@ -98,7 +102,7 @@ fn run(settings: &Settings) -> Result<(), Failure> {
     let (reports, inbox) = threads::inbox(poll.registry(), WAKER).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
     for (index, queue) in (0..).zip(queues) {
-        let worker = Worker::new(index, queue, settings, clock).map_err(cannot("set a worker up"))?;
+        let worker = Worker::new(index, queue, &settings, clock).map_err(cannot("set a worker up"))?;
         workers.push(worker::spawn(worker, reports.clone()).map_err(cannot("start a worker"))?);
     }
     let orders: Vec<_> = workers.iter().map(|handle| handle.orders.clone()).collect();
@@ -106,10 +110,23 @@ fn run(settings: &Settings) -> Result<(), Failure> {
         .and_then(acceptor::spawn)
         .map_err(cannot("start accepting"))?;
 
-    tracing::info!(workers = settings.workers, queue = settings.queue, listen = %address, rules = %kind, "ready");
+    tracing::info!(workers = settings.workers, queue = settings.queue, listen = %address, rules = %kind, MESSAGE_ID = message_id::READY, "ready");
     notify::ready();
-    let control = Control::new(Parts { poll, clock, signals, watch, rules, inbox, workers, queues: numbers })
-        .map_err(cannot("poll"))?;
+    let statistics = Statistics::new(clock.now());
+    let parts = Parts {
+        poll,
+        clock,
+        signals,
+        watch,
+        rules,
+        inbox,
+        workers,
+        queues: numbers,
+        statistics,
+        settings,
+        level,
+    };
+    let control = Control::new(parts).map_err(cannot("poll"))?;
     let outcome = control.run();
     acceptor.stop();
     outcome

@@ -35,6 +35,8 @@ pub(super) enum Order {
     Connection(Box<Newcomer>),
     /// To report, to `control` and to the claimers. With what the kernel dropped of its queue.
     Report { queue_dropped: u64 },
+    /// To go by other settings from now on.
+    Configure(Box<Settings>),
     /// To end.
     Stop,
 }
@@ -53,7 +55,7 @@ pub(super) struct Newcomer {
 #[derive(Debug)]
 pub(super) enum Report {
     /// Counters, as ordered.
-    Counters(Box<Snapshot>),
+    Counters { worker: u16, snapshot: Box<Snapshot> },
     /// The worker has ended: by order, or for a reason.
     Ended(Ended),
 }
@@ -114,17 +116,6 @@ impl Worker {
         let poll = Poll::new()?;
         let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
         watch(poll.registry(), queue.fd(), QUEUE)?;
-        let unclaimed = match settings.unclaimed {
-            Unclaimed::Drop => router::Unclaimed::Drop,
-            Unclaimed::Accept => router::Unclaimed::Accept,
-        };
-        let flows = settings.max_flows.div_ceil(u32::from(settings.workers.max(1)));
-        let router = router::Settings {
-            clients: settings.clients.clone(),
-            hold: settings.receive_hold,
-            max_flows: usize::try_from(flows).unwrap_or(usize::MAX),
-            ..router::Settings::new(settings.targets.clone(), unclaimed)
-        };
         Ok(Self {
             index,
             poll,
@@ -135,7 +126,7 @@ impl Worker {
             queue_ready: true,
             unclaimed: settings.unclaimed,
             accept_mark: settings.accept_mark,
-            router: Router::new(clock.now(), router),
+            router: Router::new(clock.now(), router_settings(settings)),
             connections: Connections::new(FIRST_CONNECTION, index, settings.workers),
             verdicts: Vec::new(),
             totals: Snapshot::default(),
@@ -194,13 +185,20 @@ impl Worker {
                 Order::Report { queue_dropped } => {
                     let responses = self.router.counters().outcomes.total();
                     self.connections.report(responses, queue_dropped);
-                    reports.send(Report::Counters(Box::new(Snapshot {
-                        router: self.router.counters().clone(),
-                        connections: self.connections.len(),
-                        flows: self.router.flows(),
-                        held: self.router.held(),
-                        ..self.totals.clone()
-                    })));
+                    reports.send(Report::Counters {
+                        worker: self.index,
+                        snapshot: Box::new(Snapshot {
+                            router: self.router.counters().clone(),
+                            connections: self.connections.len(),
+                            flows: self.router.flows(),
+                            held: self.router.held(),
+                            ..self.totals.clone()
+                        }),
+                    });
+                }
+                Order::Configure(settings) => {
+                    self.router.configure(router_settings(&settings));
+                    self.spacing = Spacing::new(settings.coalesce);
                 }
                 Order::Stop => return false,
             }
@@ -256,6 +254,21 @@ impl Worker {
         if self.unclaimed == Unclaimed::Accept && self.queue.flush().is_err() {
             self.totals.intake.refused += 1;
         }
+    }
+}
+
+/// The share of one worker.
+fn router_settings(settings: &Settings) -> router::Settings {
+    let unclaimed = match settings.unclaimed {
+        Unclaimed::Drop => router::Unclaimed::Drop,
+        Unclaimed::Accept => router::Unclaimed::Accept,
+    };
+    let flows = settings.max_flows.div_ceil(u32::from(settings.workers.max(1)));
+    router::Settings {
+        clients: settings.clients.clone(),
+        hold: settings.receive_hold,
+        max_flows: usize::try_from(flows).unwrap_or(usize::MAX),
+        ..router::Settings::new(settings.targets.clone(), unclaimed)
     }
 }
 

@@ -6,19 +6,26 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
 
+use super::peers::Peers;
 use super::rules::Rules;
-use super::worker::{Order, Report, Snapshot};
-use crate::config::tcpcopy::PROGRAM;
+use super::statistics::{Statistics, Totals};
+use super::worker::{Order, Report};
+use super::{configuration, online_spec};
+use crate::config::tcpcopy::Settings;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
+use crate::daemon::logging::Level;
+use crate::daemon::message_id;
 use crate::daemon::notify;
 use crate::daemon::queues;
-use crate::daemon::signals::Signals;
-use crate::daemon::statistics::{Rounds, list};
+use crate::daemon::reload;
+use crate::daemon::signals::{Signal, Signals};
+use crate::daemon::start;
+use crate::daemon::statistics::Rounds;
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
+use crate::doctor;
 use crate::netfilter::Queues;
-use crate::replayer::Histogram;
 use crate::sys::links::LinkWatch;
 
 pub(super) const INBOX: Token = Token(0);
@@ -35,6 +42,11 @@ pub(super) struct Parts {
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
     pub(super) queues: Queues,
+    pub(super) peers: Peers,
+    pub(super) statistics: Statistics,
+    /// In force.
+    pub(super) settings: Settings,
+    pub(super) level: Level,
 }
 
 /// What the main thread does once everything runs.
@@ -45,9 +57,8 @@ pub(super) struct Control {
     /// `ready` was said.
     ready: bool,
     rounds: Rounds,
-    totals: Snapshot,
-    /// By the kernel, of our queues.
-    kernel_dropped: u64,
+    /// What has been answered in this round.
+    totals: Totals,
 }
 
 impl Control {
@@ -59,8 +70,7 @@ impl Control {
             reachable: vec![false; parts.workers.len()],
             ready: false,
             rounds: Rounds::new(parts.clock.now(), parts.workers.len()),
-            totals: Snapshot::default(),
-            kernel_dropped: 0,
+            totals: Totals::default(),
             parts,
         })
     }
@@ -68,22 +78,24 @@ impl Control {
     /// Runs until a signal, or until a worker ends for another reason; then stops in order: rules
     /// out, queues drained, sessions reset.
     pub(super) fn run(mut self) -> Result<(), Failure> {
+        // From here on it does what it can, whoever else is up yet.
+        notify::ready();
         let outcome = self.watch_over();
         notify::stopping();
         // The rules' counter goes with them.
-        let duplicated = self.parts.rules.duplicated();
+        self.begin_totals();
         self.parts.rules.take_out();
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
-        self.begin_totals();
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
         while let Ok(report) = self.parts.inbox.try_recv() {
-            if let Report::Counters(snapshot) = report {
-                self.totals.merge(&snapshot);
+            if let Report::Counters { snapshot, .. } = report {
+                self.totals.workers.merge(&snapshot);
             }
         }
-        self.log_stats(duplicated);
-        tracing::info!("stopped; the rules and the sink are gone");
+        let time = self.rounds.since_log(self.parts.clock.now());
+        self.parts.statistics.log(&self.totals, time);
+        tracing::info!(MESSAGE_ID = message_id::STOPPED, "stopped; the rules and the sink are gone");
         outcome
     }
 
@@ -95,17 +107,36 @@ impl Control {
                 [Some(self.rounds.next()), self.parts.rules.poll_timeout()].into_iter().flatten().min();
             wait(&mut self.parts.poll, &mut events, now, deadline)
                 .map_err(|error| Failure::system("cannot wait for events", &error, "restart tcpcopy"))?;
-            if self.parts.signals.stop_asked(PROGRAM.name) {
-                return Ok(());
+            for signal in self.parts.signals.drain() {
+                match signal {
+                    Signal::Stop => return Ok(()),
+                    Signal::Reload => reload::reload(|| self.take_settings()),
+                }
             }
             let now = self.parts.clock.now();
             self.read_reports()?;
             self.parts.rules.watch(now, &mut self.parts.links);
             if self.rounds.is_due(now) {
-                self.parts.rules.check(now);
                 self.order_reports();
             }
         }
+    }
+
+    /// Reads the configuration again and puts in force what can be; returns the keys that take a restart.
+    fn take_settings(&mut self) -> Result<Vec<&'static str>, Failure> {
+        let mut settings = reload::settings(Settings::load(std::env::args_os()))?;
+        let fixed = settings.keep_fixed(&self.parts.settings);
+        start::judge(&settings.warnings, doctor::online(&settings))?;
+        // Only the rules can be refused; so they come first.
+        self.parts.rules.replace(online_spec(&settings, self.parts.queues))?;
+        for (index, worker) in (0..).zip(&self.parts.workers) {
+            worker.orders.send(Order::Configure(Box::new(configuration(&settings, index))));
+        }
+        self.parts.peers.replace(&settings.intercepts);
+        self.parts.statistics.configure(settings.memory_limit, &settings.mappings);
+        self.parts.level.set(settings.log.level);
+        self.parts.settings = settings;
+        Ok(fixed)
     }
 
     fn read_reports(&mut self) -> Result<(), Failure> {
@@ -117,11 +148,13 @@ impl Control {
                     }
                     self.say_ready();
                 }
-                Report::Counters(snapshot) => {
-                    self.totals.merge(&snapshot);
-                    if self.rounds.answered() {
-                        let duplicated = self.parts.rules.duplicated();
-                        self.log_stats(duplicated);
+                Report::Intercept { worker, address, state } => {
+                    self.parts.peers.note(worker, address, state);
+                }
+                Report::Counters { worker, snapshot } => {
+                    self.totals.workers.merge(&snapshot);
+                    if self.rounds.answered(worker) {
+                        self.conclude_round();
                     }
                 }
                 Report::Ended(ended) => return Err(ended.failure("restart tcpcopy")),
@@ -141,15 +174,30 @@ impl Control {
             queue = self.parts.queues.numbers().next(),
             sink = self.parts.rules.sink(),
             rules = self.parts.rules.kind(),
+            MESSAGE_ID = message_id::READY,
             "ready"
         );
-        notify::ready();
+        self.parts.statistics.set_ready();
+    }
+
+    /// All workers have answered.
+    fn conclude_round(&mut self) {
+        let now = self.parts.clock.now();
+        let totals = std::mem::take(&mut self.totals);
+        if let Some(time) = self.rounds.is_log_due(now) {
+            self.parts.statistics.log(&totals, time);
+            self.parts.rules.check(now);
+        }
+        self.parts.statistics.take(now, totals, &self.parts.peers);
     }
 
     /// Nothing is added up yet, but what the kernel says: its queues' counters go with the queues.
     fn begin_totals(&mut self) {
-        self.totals = Snapshot::default();
-        self.kernel_dropped = queues::kernel_dropped(self.parts.queues).iter().sum();
+        self.totals = Totals {
+            kernel_dropped: queues::kernel_dropped(self.parts.queues).iter().sum(),
+            duplicated: self.parts.rules.duplicated(),
+            ..Totals::default()
+        };
     }
 
     fn order_reports(&mut self) {
@@ -157,48 +205,5 @@ impl Control {
         for worker in &self.parts.workers {
             worker.orders.send(Order::Report);
         }
-    }
-
-    fn log_stats(&self, duplicated: Option<u64>) {
-        let Snapshot { replay, .. } = &self.totals;
-        let micros = |times: &Histogram, permille| times.quantile(permille).map(|time| time.as_micros());
-        let (delay, response) = (&self.totals.delay, &replay.response_time);
-        tracing::info!(
-            captured = self.totals.intake.packets,
-            rejected = self.totals.rejects.total(),
-            rejects = list(&self.totals.rejects),
-            taken = list(&replay.taken),
-            unused = list(&replay.unused),
-            answers = list(&replay.answers),
-            exchanges = replay.exchanges.total(),
-            outcomes = list(&replay.exchanges),
-            delay_p50_us = micros(delay, 500),
-            delay_p99_us = micros(delay, 990),
-            response_p50_us = micros(response, 500),
-            response_p99_us = micros(response, 990),
-            segments = replay.segments,
-            bytes = replay.bytes,
-            send_errors = list(&self.totals.send_errors),
-            sessions = self.totals.sessions,
-            started = replay.started,
-            connections = replay.connections,
-            ended = list(&replay.ended),
-            no_address = replay.no_address,
-            claims_refused = replay.claims_refused,
-            captured_bytes = replay.captured_bytes,
-            fates = list(&replay.ledger.fates),
-            discarded_bytes = list(&replay.ledger.discarded),
-            unused_bytes = list(&replay.unused_bytes),
-            missing_bytes = replay.ledger.missing,
-            skipped_bytes = replay.skipped_bytes,
-            unanswered = replay.unanswered,
-            buffered = self.totals.buffered,
-            kernel_dropped = self.kernel_dropped,
-            overruns = self.totals.intake.overruns,
-            malformed = self.totals.intake.malformed,
-            verdicts_refused = self.totals.intake.refused,
-            duplicated,
-            "stats"
-        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | thread | file | owns |
 //! |---|---|---|
-//! | main, as `control` | `control`, `rules` | signals, the sink and the rules, readiness, statistics |
+//! | main, as `control` | `control`, `rules`, `peers`, `statistics` | signals, the sink and the rules, readiness, statistics |
 //! | `worker-0`… | `worker`, `tunnels` | a queue, its sessions, a raw socket, tunnels to all intercepts |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
@@ -10,7 +10,9 @@
 //! is sure not to reach a real client. Until then what is captured waits, within the memory limit.
 
 mod control;
+mod peers;
 mod rules;
+mod statistics;
 mod tunnels;
 mod worker;
 
@@ -21,9 +23,13 @@ use std::sync::Arc;
 use mio::Poll;
 
 use self::control::{Control, INBOX, Parts};
+use self::peers::Peers;
 use self::rules::Rules;
+use self::statistics::Statistics;
+use self::worker::Configuration;
 use super::clock::Clock;
 use super::exit::{self, Code, Failure};
+use super::logging::Level;
 use super::queues;
 use super::signals::Signals;
 use super::start::{self, cannot};
@@ -45,13 +51,13 @@ pub fn main() -> ExitCode {
             Err(Failure::new(Code::Usage, "the rules come and go with tcpcopy"))
         }
         Action::Run(settings) => {
-            start::begin(&settings.log, &settings.warnings, || doctor::online(&settings))?;
-            run(&settings)
+            let level = start::begin(&settings.log, &settings.warnings, || doctor::online(&settings))?;
+            run(settings, level)
         }
     })
 }
 
-fn run(settings: &Settings) -> Result<(), Failure> {
+fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let clock = Clock::start();
     let signals = Signals::install().map_err(cannot("take over signals"))?;
     let links = LinkWatch::open().map_err(cannot("watch network links"))?;
@@ -73,18 +79,39 @@ fn run(settings: &Settings) -> Result<(), Failure> {
             clock,
             queue,
             sender,
-            config: Arc::new(replayer_config(settings, index)),
-            intercepts: settings.intercepts.clone(),
-            coalesce: settings.coalesce,
+            configuration: configuration(&settings, index),
             instance,
         };
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
         workers.push(handle);
     }
-    let rules = Rules::install(online_spec(settings, numbers))?;
-    Control::new(Parts { poll, clock, signals, links, rules, inbox, workers, queues: numbers })
-        .map_err(cannot("poll"))?
-        .run()
+    let rules = Rules::install(online_spec(&settings, numbers))?;
+    let peers = Peers::new(&settings.intercepts, workers.len());
+    let statistics = Statistics::new(clock.now(), settings.memory_limit, &settings.mappings);
+    let parts = Parts {
+        poll,
+        clock,
+        signals,
+        links,
+        rules,
+        inbox,
+        workers,
+        queues: numbers,
+        peers,
+        statistics,
+        settings,
+        level,
+    };
+    Control::new(parts).map_err(cannot("poll"))?.run()
+}
+
+/// What worker `index` goes by.
+fn configuration(settings: &Settings, index: u16) -> Configuration {
+    Configuration {
+        replay: Arc::new(replayer_config(settings, index)),
+        intercepts: settings.intercepts.clone(),
+        coalesce: settings.coalesce,
+    }
 }
 
 fn online_spec(settings: &Settings, queues: Queues) -> OnlineSpec {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::daemon::exit::Failure;
 use crate::daemon::failures::with_causes;
+use crate::daemon::message_id;
 use crate::daemon::queues::kind_name;
 use crate::netfilter::{Device, Installed, OnlineSpec, Presence, online};
 use crate::sys::links::{LinkEvent, LinkWatch};
@@ -23,6 +24,8 @@ pub(super) struct Rules {
     installed: Option<Installed>,
     /// When to try again what has failed.
     retry_at: Option<Time>,
+    /// Packets duplicated by rules that have been replaced since.
+    duplicated_before: u64,
 }
 
 impl Rules {
@@ -37,7 +40,7 @@ impl Rules {
         spec.sink = device(&sink);
         let installed = Installed::install(&online(&spec))?;
         tell_refused_sets(&installed);
-        Ok(Self { spec, sink: Some(sink), installed: Some(installed), retry_at: None })
+        Ok(Self { spec, sink: Some(sink), installed: Some(installed), retry_at: None, duplicated_before: 0 })
     }
 
     /// The sink's name.
@@ -50,9 +53,34 @@ impl Rules {
         self.installed.as_ref().map_or("none", |installed| kind_name(installed.queue_kind()))
     }
 
-    /// Packets that the rules have duplicated since they were last installed.
+    /// Packets that the rules have duplicated.
     pub(super) fn duplicated(&mut self) -> Option<u64> {
-        Some(self.installed.as_mut()?.captured().ok()?.packets)
+        Some(self.duplicated_before + self.installed.as_mut()?.captured().ok()?.packets)
+    }
+
+    /// Puts other rules in force, with the same sink. If that fails, those before still are.
+    pub(super) fn replace(&mut self, spec: OnlineSpec) -> Result<(), Failure> {
+        let spec = OnlineSpec { sink: self.spec.sink.clone(), ..spec };
+        if spec == self.spec {
+            return Ok(());
+        }
+        // Without a sink they come with the next one.
+        if self.sink.is_some() {
+            self.put(&spec)?;
+        }
+        self.spec = spec;
+        Ok(())
+    }
+
+    /// Puts rules in force in place of those that are. What is duplicated between the last look at the counter and the
+    /// exchange of the rules is not counted.
+    fn put(&mut self, spec: &OnlineSpec) -> Result<(), Failure> {
+        let duplicated = self.duplicated();
+        let Some(installed) = &mut self.installed else { return Ok(()) };
+        installed.replace(&online(spec))?;
+        self.duplicated_before = duplicated.unwrap_or(self.duplicated_before);
+        tell_refused_sets(installed);
+        Ok(())
     }
 
     /// When [`Rules::watch`] has something to do without news.
@@ -102,20 +130,27 @@ impl Rules {
     fn put_back(&mut self, now: Time) {
         self.retry_at = None;
         if let Err(failure) = self.reinstall() {
-            tracing::error!(%failure, "no traffic is duplicated; trying again");
+            tracing::error!(MESSAGE_ID = message_id::RULES_MISSING, %failure, "no traffic is duplicated; trying again");
             self.retry_at = Some(now + RETRY);
         }
     }
 
     fn reinstall(&mut self) -> Result<(), Failure> {
-        let Some(installed) = &mut self.installed else { return Ok(()) };
+        if self.installed.is_none() {
+            return Ok(());
+        }
         // The old one, if it is there, is removed before a new one takes its name.
         self.sink = None;
         let sink = Sink::create(&self.spec.sink.name)?;
-        self.spec.sink = device(&sink);
-        installed.replace(&online(&self.spec))?;
-        tell_refused_sets(installed);
-        tracing::info!(sink = sink.name(), index = sink.index(), "sink and rules are back");
+        let spec = OnlineSpec { sink: device(&sink), ..self.spec.clone() };
+        self.put(&spec)?;
+        self.spec = spec;
+        tracing::info!(
+            MESSAGE_ID = message_id::RULES_BACK,
+            sink = sink.name(),
+            index = sink.index(),
+            "sink and rules are back"
+        );
         self.sink = Some(sink);
         Ok(())
     }

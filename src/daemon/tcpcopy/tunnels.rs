@@ -28,6 +28,8 @@ struct Intercept {
     foreign_told: bool,
     /// It does not take responses to our clients: nothing may be sent that it would let through to them.
     refuses_clients: bool,
+    /// Whether it was up when [`Tunnels::changes`] last told; none before that.
+    told_up: Option<bool>,
 }
 
 /// The tunnels of one tcpcopy worker.
@@ -52,19 +54,33 @@ impl Tunnels {
     ) -> Self {
         let mut tunnels =
             Self { intercepts: Vec::new(), instance, claimer, next_token: first_token, busy: false };
+        tunnels.replace(now, addresses);
+        tunnels
+    }
+
+    /// These are the intercepts now: tunnels to others end, those to new ones are made. What an intercept refused of
+    /// ours it may take now.
+    pub(super) fn replace(&mut self, now: Time, addresses: &[SocketAddr]) {
+        self.intercepts.retain(|intercept| addresses.contains(&intercept.address));
+        for intercept in &mut self.intercepts {
+            intercept.foreign_told = false;
+            intercept.refuses_clients = false;
+        }
         for &address in addresses {
-            let first = tunnels.link(now, address, 0);
-            let links = vec![first];
-            tunnels.intercepts.push(Intercept {
+            if self.intercepts.iter().any(|intercept| intercept.address == address) {
+                continue;
+            }
+            let links = vec![self.link(now, address, 0)];
+            self.intercepts.push(Intercept {
                 address,
                 workers: None,
                 links,
                 seen: false,
                 foreign_told: false,
                 refuses_clients: false,
+                told_up: None,
             });
         }
-        tunnels
     }
 
     fn link(&mut self, now: Time, address: SocketAddr, worker: u16) -> Link {
@@ -83,10 +99,26 @@ impl Tunnels {
     /// responses from real clients, none takes only those to other clients, and one of them is there now, with all
     /// its workers.
     pub(super) fn are_reachable(&self) -> bool {
-        let up =
-            |intercept: &Intercept| intercept.workers.is_some() && intercept.links.iter().all(Link::is_up);
         let safe = |intercept: &Intercept| intercept.seen && !intercept.refuses_clients;
-        self.intercepts.iter().all(safe) && self.intercepts.iter().any(up)
+        self.intercepts.iter().all(safe) && self.intercepts.iter().any(Intercept::is_up)
+    }
+
+    /// Tells of each intercept that is up and was not, or the other way round, with the reason.
+    pub(super) fn changes(&mut self, mut tell: impl FnMut(SocketAddr, Result<(), String>)) {
+        for intercept in &mut self.intercepts {
+            let up = intercept.is_up();
+            if intercept.told_up == Some(up) {
+                continue;
+            }
+            let state = match intercept.links.iter().find_map(Link::why_down) {
+                _ if up => Ok(()),
+                Some(why) => Err(why.to_owned()),
+                // The first attempt is under way.
+                None => continue,
+            };
+            intercept.told_up = Some(up);
+            tell(intercept.address, state);
+        }
     }
 
     /// Takes a socket's event.
@@ -250,6 +282,11 @@ impl Tunnels {
 }
 
 impl Intercept {
+    /// All its workers are connected.
+    fn is_up(&self) -> bool {
+        self.workers.is_some() && self.links.iter().all(Link::is_up)
+    }
+
     fn link_for(&mut self, key: &FlowKey) -> Option<&mut Link> {
         let worker = split(key.client, self.workers?);
         self.links.get_mut(usize::from(worker))

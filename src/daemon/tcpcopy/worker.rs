@@ -4,6 +4,7 @@
 //! from the queue, up to a budget; let deadlines pass; tell the intercepts of new claims; send.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::daemon::queues::{BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
-use crate::replayer::{self, Histogram, Replayer, Transmit};
+use crate::replayer::{self, Histogram, Replayer, Target, Transmit};
 use crate::sys::raw::RawSender;
 use crate::wire::{self, Outgoing, Reject, Tally, Time};
 
@@ -38,6 +39,8 @@ const HURRY: Duration = Duration::from_secs(1);
 pub(super) enum Order {
     /// To report its counters.
     Report,
+    /// To go by other settings from now on.
+    Configure(Box<Configuration>),
     /// To drain its queue, reset its sessions on the target, and end.
     Stop,
 }
@@ -47,8 +50,10 @@ pub(super) enum Order {
 pub(super) enum Report {
     /// Whether the worker's responses would be taken has changed.
     Reachable { worker: u16, reachable: bool },
+    /// The worker's tunnels to an intercept are all up, or are not and why.
+    Intercept { worker: u16, address: SocketAddr, state: Result<(), String> },
     /// Counters, as ordered.
-    Counters(Box<Snapshot>),
+    Counters { worker: u16, snapshot: Box<Snapshot> },
     /// The worker has ended: by order, or for a reason.
     Ended(Ended),
 }
@@ -87,6 +92,7 @@ pub(super) struct Snapshot {
     pub(super) replay: replayer::Counters,
     pub(super) sessions: usize,
     pub(super) buffered: usize,
+    pub(super) targets: Vec<Target>,
 }
 
 impl Snapshot {
@@ -99,6 +105,12 @@ impl Snapshot {
         self.replay.merge(&other.replay);
         self.sessions += other.sessions;
         self.buffered += other.buffered;
+        for target in &other.targets {
+            match self.targets.iter_mut().find(|known| known.address == target.address) {
+                Some(known) => known.merge(target),
+                None => self.targets.push(*target),
+            }
+        }
     }
 }
 
@@ -108,10 +120,16 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) queue: NfQueue,
     pub(super) sender: RawSender,
-    pub(super) config: Arc<replayer::Config>,
-    pub(super) intercepts: Vec<std::net::SocketAddr>,
-    pub(super) coalesce: Duration,
+    pub(super) configuration: Configuration,
     pub(super) instance: u64,
+}
+
+/// What a worker goes by, as long as it is not told otherwise.
+#[derive(Clone, Debug)]
+pub(super) struct Configuration {
+    pub(super) replay: Arc<replayer::Config>,
+    pub(super) intercepts: Vec<SocketAddr>,
+    pub(super) coalesce: Duration,
 }
 
 /// Starts a worker.
@@ -121,9 +139,10 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
     let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
     watch(poll.registry(), parts.queue.fd(), QUEUE)?;
     let now = parts.clock.now();
+    let Configuration { replay, intercepts, coalesce } = parts.configuration;
     let mut worker = Worker {
-        tunnels: Tunnels::new(now, &parts.intercepts, parts.instance, index, FIRST_LINK),
-        replayer: Replayer::new(parts.config),
+        tunnels: Tunnels::new(now, &intercepts, parts.instance, index, FIRST_LINK),
+        replayer: Replayer::new(replay),
         index,
         poll,
         inbox,
@@ -135,7 +154,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         outgoing: Outgoing::default(),
         reachable: false,
         totals: Snapshot::default(),
-        spacing: Spacing::new(parts.coalesce),
+        spacing: Spacing::new(coalesce),
         hurry: Time::ZERO,
         waiting_since: now,
     };
@@ -202,7 +221,7 @@ impl Worker {
             }
             if !self.take_orders(reports) {
                 self.stop()?;
-                reports.send(Report::Counters(Box::new(self.snapshot())));
+                reports.send(self.counters());
                 return Ok(());
             }
         }
@@ -235,11 +254,13 @@ impl Worker {
     }
 
     fn note_reachable(&mut self, now: Time, reports: &Outbox<Report>) {
+        let worker = self.index;
+        self.tunnels.changes(|address, state| reports.send(Report::Intercept { worker, address, state }));
         let reachable = self.tunnels.are_reachable();
         if reachable != self.reachable {
             self.reachable = reachable;
             self.replayer.set_reachable(now, reachable);
-            reports.send(Report::Reachable { worker: self.index, reachable });
+            reports.send(Report::Reachable { worker, reachable });
         }
     }
 
@@ -307,11 +328,23 @@ impl Worker {
     fn take_orders(&mut self, reports: &Outbox<Report>) -> bool {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
-                Order::Report => reports.send(Report::Counters(Box::new(self.snapshot()))),
+                Order::Report => reports.send(self.counters()),
+                Order::Configure(configuration) => self.configure(*configuration),
                 Order::Stop => return false,
             }
         }
         true
+    }
+
+    fn configure(&mut self, Configuration { replay, intercepts, coalesce }: Configuration) {
+        let now = self.clock.now();
+        self.replayer.configure(now, replay);
+        self.tunnels.replace(now, &intercepts);
+        self.spacing = Spacing::new(coalesce);
+    }
+
+    fn counters(&self) -> Report {
+        Report::Counters { worker: self.index, snapshot: Box::new(self.snapshot()) }
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -319,6 +352,7 @@ impl Worker {
             replay: self.replayer.counters().clone(),
             sessions: self.replayer.sessions(),
             buffered: self.replayer.buffered(),
+            targets: self.replayer.targets().to_vec(),
             ..self.totals.clone()
         }
     }

@@ -1,0 +1,155 @@
+//! What the control thread makes of the workers' counters: a line of log, the service manager's status, and events
+//! for what an operator should know of at once.
+
+use std::time::Duration;
+
+use super::worker::Snapshot;
+use crate::daemon::condition::{Condition, Turn};
+use crate::daemon::statistics::{grouped, list, rate};
+use crate::daemon::{message_id, notify};
+use crate::router::Outcome;
+use crate::wire::Time;
+
+/// All workers' counters, and those that are not theirs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) workers: Snapshot,
+    /// By the kernel, of our queues.
+    pub(super) kernel_dropped: u64,
+}
+
+/// What was counted before, and what is the matter.
+#[derive(Debug)]
+pub(super) struct Statistics {
+    /// At the round before.
+    before: Totals,
+    before_at: Time,
+    /// At the last line of log.
+    logged: Totals,
+    drops: Condition,
+    flows: Condition,
+}
+
+impl Statistics {
+    /// Nothing is known yet.
+    pub(super) fn new(now: Time) -> Self {
+        Self {
+            before: Totals::default(),
+            before_at: now,
+            logged: Totals::default(),
+            drops: Condition::default(),
+            flows: Condition::default(),
+        }
+    }
+
+    /// A round is complete: tells what has changed since the one before.
+    pub(super) fn take(&mut self, now: Time, totals: Totals) {
+        self.watch_drops(now, &totals);
+        self.watch_flows(now, &totals);
+        notify::status(&self.status(now, &totals));
+        self.before = totals;
+        self.before_at = now;
+    }
+
+    fn watch_drops(&mut self, now: Time, totals: &Totals) {
+        let dropped = totals.kernel_dropped.saturating_sub(self.before.kernel_dropped);
+        let overruns = totals.workers.intake.overruns - self.before.workers.intake.overruns;
+        match self.drops.look(now, dropped.max(overruns)) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::QUEUE_DROPS,
+                dropped,
+                overruns,
+                "the kernel drops responses because workers do not keep up: the target sends them again; give it more \
+                 workers"
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::QUEUE_DROPS_OVER,
+                dropped = count,
+                seconds = lasted.as_secs(),
+                "the kernel drops no more responses"
+            ),
+        }
+    }
+
+    fn watch_flows(&mut self, now: Time, totals: &Totals) {
+        let (after, before) = (&totals.workers.router, &self.before.workers.router);
+        let (refused, evicted) = (after.refused_full - before.refused_full, after.evicted - before.evicted);
+        match self.flows.look(now, refused + evicted) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::SAMPLING_REDUCED,
+                reason = "flow_limit",
+                refused,
+                evicted,
+                flows = totals.workers.flows,
+                "there are as many flows as there may be (max-flows): claims are refused, or the oldest gives way"
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::SAMPLING_RESTORED,
+                refused = count,
+                seconds = lasted.as_secs(),
+                "there is room for new flows again"
+            ),
+        }
+    }
+
+    fn status(&self, now: Time, totals: &Totals) -> String {
+        let time = now.since(self.before_at);
+        let responses = rate(totals.workers.intake.packets, self.before.workers.intake.packets, time);
+        let mut text = format!(
+            "{} tunnels, {} flows, {} responses/s; rules closed",
+            grouped(totals.workers.connections as u64),
+            grouped(totals.workers.flows as u64),
+            grouped(responses)
+        );
+        for (condition, trouble) in [(&self.flows, "flow limit"), (&self.drops, "queue drops")] {
+            if condition.is_on() {
+                text = format!("{text}; {trouble}");
+            }
+        }
+        text
+    }
+
+    /// The line `stats`: what was counted since the start, and the rates over `time`, which has passed since the last
+    /// such line.
+    pub(super) fn log(&mut self, totals: &Totals, time: Duration) {
+        let Snapshot { intake, rejects, router, connections, flows, held } = &totals.workers;
+        let logged = &self.logged.workers;
+        let outcome = |outcome| router.outcomes.of(outcome);
+        let forwarded_before = logged.router.outcomes.of(Outcome::Forwarded);
+        tracing::info!(
+            MESSAGE_ID = message_id::STATS,
+            responses = intake.packets,
+            responses_per_s = rate(intake.packets, logged.intake.packets, time),
+            forwarded = outcome(Outcome::Forwarded),
+            forwarded_per_s = rate(outcome(Outcome::Forwarded), forwarded_before, time),
+            forwarded_late = outcome(Outcome::ForwardedLate),
+            tunnel_full = outcome(Outcome::TunnelFull),
+            orphaned = outcome(Outcome::Orphaned),
+            released = outcome(Outcome::Released),
+            unclaimed_dropped = outcome(Outcome::UnclaimedDropped),
+            unclaimed_accepted = outcome(Outcome::UnclaimedAccepted),
+            hold_full = outcome(Outcome::HoldFull),
+            unreadable = outcome(Outcome::Unreadable),
+            rejects = list(rejects),
+            held,
+            kernel_dropped = totals.kernel_dropped,
+            overruns = intake.overruns,
+            malformed = intake.malformed,
+            verdicts_refused = intake.refused,
+            claims = router.claims,
+            claims_per_s = rate(router.claims, logged.router.claims, time),
+            claims_taken = router.refused_taken,
+            claims_foreign = router.refused_target,
+            claims_foreign_client = router.refused_client,
+            claims_full = router.refused_full,
+            evicted = router.evicted,
+            expired = router.expired,
+            flows,
+            connections,
+            "stats"
+        );
+        self.logged = totals.clone();
+    }
+}

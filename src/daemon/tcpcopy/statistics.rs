@@ -1,0 +1,271 @@
+//! What the control thread makes of the workers' counters: a line of log, the service manager's status, and events
+//! for what an operator should know of at once.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::peers::Peers;
+use super::worker::Snapshot;
+use crate::daemon::condition::{Condition, Turn};
+use crate::daemon::statistics::{grouped, list, rate};
+use crate::daemon::{message_id, notify};
+use crate::replayer::{Histogram, Target, Unused};
+use crate::session::{End, Outcome};
+use crate::wire::{Mapping, Time};
+
+/// A target that is awaited for so long answers nothing.
+const UNREACHABLE: Duration = Duration::from_secs(3);
+
+/// All workers' counters, and those that are not theirs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) workers: Snapshot,
+    /// By the kernel, of our queues.
+    pub(super) kernel_dropped: u64,
+    /// By the rules.
+    pub(super) duplicated: Option<u64>,
+}
+
+/// What was counted before, and what is the matter.
+#[derive(Debug)]
+pub(super) struct Statistics {
+    memory_limit: u64,
+    mappings: Vec<Mapping>,
+    /// At the round before.
+    before: Totals,
+    before_at: Time,
+    /// At the last line of log.
+    logged: Totals,
+    drops: Condition,
+    sampling: Condition,
+    memory: Condition,
+    /// Targets that are known, and those that are silent.
+    targets: Vec<(SocketAddr, Condition)>,
+    ready: bool,
+}
+
+impl Statistics {
+    /// Nothing is known yet. `memory_limit` is that of all sessions, in bytes.
+    pub(super) fn new(now: Time, memory_limit: u64, mappings: &[Mapping]) -> Self {
+        Self {
+            memory_limit,
+            mappings: mappings.to_vec(),
+            before: Totals::default(),
+            before_at: now,
+            logged: Totals::default(),
+            drops: Condition::default(),
+            sampling: Condition::default(),
+            memory: Condition::default(),
+            targets: Vec::new(),
+            ready: false,
+        }
+    }
+
+    /// The memory limit, and where sessions go, from now on.
+    pub(super) fn configure(&mut self, memory_limit: u64, mappings: &[Mapping]) {
+        self.memory_limit = memory_limit;
+        self.mappings = mappings.to_vec();
+        self.targets.retain(|(address, _)| mappings.iter().any(|mapping| mapping.target == *address));
+    }
+
+    /// Traffic flows.
+    pub(super) fn set_ready(&mut self) {
+        self.ready = true;
+    }
+
+    /// A round is complete: tells what has changed since the one before.
+    pub(super) fn take(&mut self, now: Time, totals: Totals, peers: &Peers) {
+        self.watch_drops(now, &totals);
+        self.watch_sampling(now, &totals);
+        self.watch_targets(now, &totals.workers.targets);
+        notify::status(&self.status(now, &totals, peers));
+        self.before = totals;
+        self.before_at = now;
+    }
+
+    fn watch_drops(&mut self, now: Time, totals: &Totals) {
+        let dropped = totals.kernel_dropped.saturating_sub(self.before.kernel_dropped);
+        let overruns = totals.workers.intake.overruns - self.before.workers.intake.overruns;
+        match self.drops.look(now, dropped.max(overruns)) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::QUEUE_DROPS,
+                dropped,
+                overruns,
+                "the kernel drops duplicates because workers do not keep up: requests are missing from the replay; \
+                 give it more workers or a smaller percentage"
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::QUEUE_DROPS_OVER,
+                dropped = count,
+                seconds = lasted.as_secs(),
+                "the kernel drops no more duplicates"
+            ),
+        }
+    }
+
+    fn watch_sampling(&mut self, now: Time, totals: &Totals) {
+        let (after, before) = (&totals.workers.replay, &self.before.workers.replay);
+        let unused = |why| after.unused.of(why) - before.unused.of(why);
+        let (sessions, memory) = (unused(Unused::SessionLimit), unused(Unused::MemoryLimit));
+        let no_address = after.no_address - before.no_address;
+        // Sessions without an address end as shed, too.
+        let shed = (after.ended.of(End::Shed) - before.ended.of(End::Shed)).saturating_sub(no_address);
+        let reasons =
+            [(sessions, "session_limit"), (memory + shed, "memory_limit"), (no_address, "addresses")];
+        let reason = reasons.iter().filter(|(count, _)| *count > 0).map(|(_, name)| *name);
+        let reason = reason.collect::<Vec<_>>().join(" ");
+        match self.sampling.look(now, sessions + memory + shed + no_address) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::SAMPLING_REDUCED,
+                reason,
+                refused = sessions + memory,
+                shed,
+                no_address,
+                sessions = totals.workers.sessions,
+                "less of production is replayed than asked for: see the limits, or replay a smaller percentage"
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::SAMPLING_RESTORED,
+                refused = count,
+                seconds = lasted.as_secs(),
+                "all of production that was asked for is replayed again"
+            ),
+        }
+        let buffered = totals.workers.buffered;
+        match self.memory.look(now, memory + shed) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::MEMORY_LIMIT_REACHED,
+                limit = self.memory_limit,
+                buffered,
+                "sessions hold as much memory as they may (memory-limit): new ones are refused, the fullest ended"
+            ),
+            Some(Turn::Ends { lasted, .. }) => tracing::info!(
+                MESSAGE_ID = message_id::MEMORY_LIMIT_LEFT,
+                limit = self.memory_limit,
+                buffered,
+                seconds = lasted.as_secs(),
+                "there is memory for new sessions again"
+            ),
+        }
+    }
+
+    fn watch_targets(&mut self, now: Time, targets: &[Target]) {
+        // What is no target any more is nobody's concern, though sessions may still wait for it.
+        let wanted = |target: &&Target| self.mappings.iter().any(|mapping| mapping.target == target.address);
+        for target in targets.iter().filter(wanted) {
+            let known = self.targets.iter().position(|(address, _)| *address == target.address);
+            let at = known.unwrap_or_else(|| {
+                self.targets.push((target.address, Condition::default()));
+                self.targets.len() - 1
+            });
+            let Some((_, condition)) = self.targets.get_mut(at) else { continue };
+            let silence = target.silence(now).filter(|silence| *silence >= UNREACHABLE);
+            match condition.look(now, u64::from(silence.is_some())) {
+                None => {}
+                Some(Turn::Begins) => tracing::warn!(
+                    MESSAGE_ID = message_id::TARGET_UNREACHABLE,
+                    target = %target.address,
+                    seconds = silence.unwrap_or_default().as_secs(),
+                    "the target answers nothing; sessions wait for it: is its service running, and its route for the \
+                     replayed clients in place?"
+                ),
+                Some(Turn::Ends { lasted, .. }) => tracing::info!(
+                    MESSAGE_ID = message_id::TARGET_BACK,
+                    target = %target.address,
+                    seconds = lasted.as_secs(),
+                    "the target answers again"
+                ),
+            }
+        }
+    }
+
+    fn status(&self, now: Time, totals: &Totals, peers: &Peers) -> String {
+        if !self.ready {
+            return format!("waiting for {}", peers.missing());
+        }
+        let (after, before) = (&totals.workers.replay, &self.before.workers.replay);
+        let time = now.since(self.before_at);
+        let exchanges = rate(after.exchanges.total(), before.exchanges.total(), time);
+        let ended = after.exchanges.total() - before.exchanges.total();
+        let answered = after.exchanges.of(Outcome::Answered) - before.exchanges.of(Outcome::Answered);
+        let share = match (answered * 1000).checked_div(ended) {
+            Some(permille) => format!(" ({}.{} % answered in full)", permille / 10, permille % 10),
+            None => String::new(),
+        };
+        let mut text = format!(
+            "{} sessions, {} requests/s{share}, {}",
+            grouped(totals.workers.sessions as u64),
+            grouped(exchanges),
+            peers.summary()
+        );
+        let silent = self.targets.iter().filter(|(_, condition)| condition.is_on());
+        for trouble in silent.map(|(address, _)| format!("target {address} silent")) {
+            text = format!("{text}; {trouble}");
+        }
+        for (condition, trouble) in [
+            (&self.memory, "memory limit"),
+            (&self.sampling, "sampling reduced"),
+            (&self.drops, "queue drops"),
+        ] {
+            if condition.is_on() {
+                text = format!("{text}; {trouble}");
+            }
+        }
+        text
+    }
+
+    /// The line `stats`: what was counted since the start, and the rates over `time`, which has passed since the last
+    /// such line.
+    pub(super) fn log(&mut self, totals: &Totals, time: Duration) {
+        let Snapshot { replay, intake, delay, .. } = &totals.workers;
+        let logged = &self.logged.workers;
+        let micros = |times: &Histogram, permille| times.quantile(permille).map(|time| time.as_micros());
+        let response = &replay.response_time;
+        tracing::info!(
+            MESSAGE_ID = message_id::STATS,
+            captured = intake.packets,
+            captured_per_s = rate(intake.packets, logged.intake.packets, time),
+            rejected = totals.workers.rejects.total(),
+            rejects = list(&totals.workers.rejects),
+            taken = list(&replay.taken),
+            unused = list(&replay.unused),
+            answers = list(&replay.answers),
+            exchanges = replay.exchanges.total(),
+            exchanges_per_s = rate(replay.exchanges.total(), logged.replay.exchanges.total(), time),
+            outcomes = list(&replay.exchanges),
+            delay_p50_us = micros(delay, 500),
+            delay_p99_us = micros(delay, 990),
+            response_p50_us = micros(response, 500),
+            response_p99_us = micros(response, 990),
+            segments = replay.segments,
+            bytes = replay.bytes,
+            bytes_per_s = rate(replay.bytes, logged.replay.bytes, time),
+            send_errors = list(&totals.workers.send_errors),
+            sessions = totals.workers.sessions,
+            started = replay.started,
+            started_per_s = rate(replay.started, logged.replay.started, time),
+            connections = replay.connections,
+            ended = list(&replay.ended),
+            no_address = replay.no_address,
+            claims_refused = replay.claims_refused,
+            captured_bytes = replay.captured_bytes,
+            fates = list(&replay.ledger.fates),
+            discarded_bytes = list(&replay.ledger.discarded),
+            unused_bytes = list(&replay.unused_bytes),
+            missing_bytes = replay.ledger.missing,
+            skipped_bytes = replay.skipped_bytes,
+            unanswered = replay.unanswered,
+            buffered = totals.workers.buffered,
+            kernel_dropped = totals.kernel_dropped,
+            overruns = intake.overruns,
+            malformed = intake.malformed,
+            verdicts_refused = intake.refused,
+            duplicated = totals.duplicated,
+            "stats"
+        );
+        self.logged = totals.clone();
+    }
+}
