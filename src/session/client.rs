@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::wire::{Flags, Seq, TcpHeader, Time};
+use crate::wire::{Seq, TcpHeader, Time};
 
 /// Longest client round-trip time that is emulated.
 const MAX_RTT: Duration = Duration::from_secs(1);
@@ -78,7 +78,8 @@ impl Client {
     /// Takes in a segment's acknowledgment, window and time. Returns the downstream offset up to
     /// which the client had seen the response when it sent it.
     pub(super) fn observe(&mut self, now: Time, header: &TcpHeader) -> u64 {
-        if !header.flags.contains(Flags::RST) {
+        // That of a SYN is as it is (RFC 7323, 2.2), and known; a RST has none to tell.
+        if !header.flags.rst() && !header.flags.syn() {
             let window = u32::from(header.window) << self.scale.unwrap_or(0);
             self.window = self.window.max(window);
         }
@@ -110,10 +111,5 @@ impl Client {
     /// The window to advertise, in bytes.
     pub(super) fn window(&self) -> u32 {
         self.window
-    }
-
-    /// The window field to send in a segment without SYN.
-    pub(super) fn window_field(&self) -> u16 {
-        u16::try_from(self.window >> self.scale.unwrap_or(0)).unwrap_or(u16::MAX)
     }
 }

@@ -35,10 +35,13 @@ pub(super) struct Connection {
     pub(super) receiver: Option<Receiver>,
     /// When upstream bytes last left for the first time.
     pub(super) last_sent: Time,
+    /// When the target last acknowledged some.
+    pub(super) last_acked: Time,
     /// SYN is to be sent.
     pub(super) syn_due: bool,
-    /// The target's window scale, once negotiated.
+    /// The target's window scale and ours, once negotiated.
     scale: u8,
+    own_scale: u8,
     /// Timestamps are in use.
     timestamps: bool,
     ts_recent: u32,
@@ -56,8 +59,10 @@ impl Connection {
             sender: Sender::new(iss, base),
             receiver: None,
             last_sent: now,
+            last_acked: now,
             syn_due: true,
             scale: 0,
+            own_scale: 0,
             timestamps: client.timestamps,
             ts_recent: 0,
             receive_mss: client.mss.min(max_segment),
@@ -88,7 +93,7 @@ impl Connection {
             seq,
             ack: self.receiver.as_ref().map_or(Seq(0), Receiver::rcv_nxt),
             flags: flags | if self.receiver.is_some() { Flags::ACK } else { Flags::NONE },
-            window: client.window_field(),
+            window: u16::try_from(client.window() >> self.own_scale).unwrap_or(u16::MAX),
             options: TcpOptions {
                 timestamps: self.timestamps.then(|| Timestamps { value: clock(now), echo: self.ts_recent }),
                 ..TcpOptions::default()
@@ -109,7 +114,9 @@ impl Connection {
         let options = &header.options;
         self.state = State::Open;
         self.syn_due = false;
-        self.scale = client.scale.and(options.window_scale).unwrap_or(0);
+        // Both scale, or neither does (RFC 7323, 2.2).
+        (self.scale, self.own_scale) =
+            client.scale.zip(options.window_scale).map_or((0, 0), |(own, its)| (its, own));
         self.timestamps &= options.timestamps.is_some();
         self.ts_recent = options.timestamps.map_or(0, |ts| ts.value);
         let overhead = if self.timestamps { TIMESTAMPS_LEN } else { 0 };
@@ -118,6 +125,14 @@ impl Connection {
         self.sender.established(now, u32::from(mss), u32::from(header.window), rtt);
         self.receiver = Some(Receiver::new(now, header.seq));
         self.last_sent = now;
+    }
+
+    /// When the target had all that left. Far ahead while it has not.
+    pub(super) fn arrived_at(&self) -> Time {
+        if self.sender.una() < self.sender.max() {
+            return Time::from_micros(u64::MAX);
+        }
+        self.last_sent.max(self.last_acked)
     }
 
     /// The acknowledgment in a header, in the sender's terms. `None` if it lies before our SYN.

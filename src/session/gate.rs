@@ -14,7 +14,8 @@
 //!   only after a quiet time, until the surplus has proved right;
 //! * when the target has sent as much on the whole connection as the online server, and then nothing
 //!   for long: both speak at will, and their messages do not answer each other;
-//! * after the response timeout.
+//! * after the response timeout, which begins when the target has acknowledged what came before: what has not
+//!   arrived is not answered.
 //!
 //! A wait for the response timeout was *vain* if nothing came, and the target answered soon once the
 //! burst had left: it had been waiting for us. From then on silence is waited for no longer than its
@@ -82,7 +83,7 @@ pub(super) struct View {
     pub(super) hole: bool,
     /// Since when the target could have sent more.
     pub(super) quiet_since: Time,
-    /// When upstream bytes last left.
+    /// When upstream bytes last left, and the target has acknowledged them all; far ahead while it has not.
     pub(super) last_sent: Time,
     /// The target's smoothed round-trip time.
     pub(super) target_rtt: Option<Duration>,
@@ -151,6 +152,8 @@ impl Gate {
         let answered = self.target_response(view.received);
         let in_all = answered + self.surplus;
         let quiet_since = view.quiet_since.max(view.last_sent);
+        let asked = view.last_sent.max(mark.captured);
+        let latest = asked + config.response_timeout;
         let (due, how) = if answered >= wanted || in_all == wanted || (self.trusted && in_all > wanted) {
             (view.last_received + view.lag, Opened::Answered)
         } else if in_all > wanted {
@@ -163,11 +166,10 @@ impl Gate {
         } else if view.received >= mark.gate.saturating_sub(self.origin) {
             (quiet_since + self.long_silence() + view.lag, Opened::Answered)
         } else if answered == 0 {
-            (view.last_sent.max(mark.captured) + self.patience(config), Opened::TimedOut)
+            (asked + self.patience(config), Opened::TimedOut)
         } else {
-            (view.last_sent.max(mark.captured) + config.response_timeout, Opened::TimedOut)
+            (latest, Opened::TimedOut)
         };
-        let latest = view.last_sent.max(mark.captured) + config.response_timeout;
         if view.now >= due {
             Decision::Open(how)
         } else if view.now >= latest {
@@ -265,7 +267,8 @@ impl Gate {
     /// A new connection: nothing has been received on it, and the burst at `mark` begins it.
     pub(super) fn restart(&mut self, mark: &Mark) {
         self.begun = true;
-        self.passed = self.passed.max(mark.gate);
+        // Bursts behind it that had passed before wait again: what let them pass is gone with the old connection.
+        self.passed = mark.gate;
         self.origin = self.passed;
         self.base = 0;
         self.silences = 0;

@@ -421,7 +421,7 @@ impl Session {
             last_received: receiver.last_at(),
             hole: receiver.has_hole(),
             quiet_since: receiver.quiet_since(),
-            last_sent: connection.last_sent,
+            last_sent: connection.arrived_at(),
             target_rtt: connection.sender.rtt(),
             lag: self.lag(),
         };

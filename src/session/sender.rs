@@ -267,8 +267,11 @@ impl Sender {
     fn handle_same(&mut self, now: Time, ack: &Ack, window_before: u32) {
         if window_before == 0 && self.window > 0 {
             // The window opened: the persist timer has done its work, and a probe that was refused
-            // is sent again with what follows it.
-            self.nxt = self.una;
+            // is sent again with what follows it. What was in flight when the window closed may
+            // have arrived (RFC 9293, 3.8.6: the window may shrink).
+            if self.rtt.is_backed_off() {
+                self.nxt = self.una;
+            }
             self.rtt.progress();
             let outstanding = self.max > self.una;
             self.timer = outstanding.then(|| now + self.rtt.rto());
@@ -449,6 +452,15 @@ mod tests {
         s.handle_ack(at(900), &bare(0, 500));
         assert_eq!(s.stalled_since(), Some(at(900)));
         assert_eq!(s.next(at(900), 50, false), Some(Range { from: 0, to: 50, fin: false }));
+    }
+
+    #[test]
+    fn a_window_that_shuts_and_opens_sends_nothing_twice() {
+        let mut s = sender(1000);
+        all(&mut s, at(0), 300, false);
+        s.handle_ack(at(1), &bare(100, 0));
+        s.handle_ack(at(2), &bare(100, 1000));
+        assert_eq!(all(&mut s, at(2), 400, false), [(300, 400, false)]);
     }
 
     #[test]

@@ -90,10 +90,12 @@ impl Session {
         connection.note_timestamp(header);
         let arrived = arrive(connection, now, header, lag);
         if acked == Acked::Advanced {
+            connection.last_acked = now;
             self.resets = 0;
             self.upstream.release(connection.sender.una());
         }
-        if arrived == Arrived::InOrder {
+        // Nothing answers a burst that a closed window still holds back.
+        if arrived == Arrived::InOrder && connection.sender.max() > self.burst_start {
             self.first_answer.get_or_insert(now);
         }
         self.close_if_done(now);

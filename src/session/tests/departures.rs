@@ -27,6 +27,29 @@ fn a_request_that_was_taken_and_not_answered_is_counted() {
 }
 
 #[test]
+fn what_comes_while_the_window_is_closed_answers_nothing() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.run();
+    let at = |seq, ack, flags, window, payload_len| TcpHeader {
+        seq: TARGET_ISN.add(seq),
+        ack: CLIENT_ISN.add(ack),
+        window,
+        payload_len,
+        ..client_header(0, 0, flags, 0)
+    };
+    b.session.handle_target(b.now, &at(1, 4, pa(), 0, 100));
+    b.client(4, 101, pa(), b"two");
+    assert_eq!(b.run(), [], "its gate is open, the window is not");
+    b.session.handle_target(b.now, &at(101, 4, pa(), 500, 10));
+    assert_eq!(b.run(), [sent(pa(), 4, 111, b"two")]);
+    b.target(111, 7, A, 0);
+    assert_eq!(b.target(111, 7, Flags::RST, 0), Answer::Reset);
+    b.run();
+    assert!(b.events.contains(&Event::Unanswered));
+}
+
+#[test]
 fn a_reset_in_time_wait_is_no_failure() {
     let mut b = Bench::established();
     b.client(1, 1, Flags::FIN | A, b"");
@@ -146,12 +169,28 @@ fn requests_that_are_thrown_back_are_reported_once() {
         assert_eq!(b.run(), [sent(Flags::SYN, NEXT, 0, b"")]);
         if again {
             b.target(0, NEXT + 1, Flags::SYN | A, 0);
-            assert_eq!(b.run().len(), 2, "both leave again");
+            assert_eq!(b.run(), [sent(pa(), NEXT + 1, 1, b"one")]);
+            b.target(1, NEXT + 4, pa(), 100);
+            assert_eq!(b.run(), [sent(pa(), NEXT + 4, 101, b"two")], "it waits for its gate again");
         }
         b.session.end(b.now, End::Shed);
         b.run();
         assert_eq!(b.outcomes(), [(3, 100, Outcome::Answered), (3, 0, Outcome::Ended)]);
     }
+}
+
+#[test]
+fn what_does_not_arrive_is_not_waited_for_in_vain() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"one");
+    b.client(4, 101, pa(), b"two");
+    b.run();
+    b.wait(Duration::from_secs(30));
+    b.target(1, 4, A, 0);
+    assert_eq!(b.run(), [], "its time begins when the target has it");
+    b.wait(Duration::from_secs(9));
+    b.target(1, 4, pa(), 100);
+    assert_eq!(b.run(), [sent(pa(), 4, 101, b"two")]);
 }
 
 #[test]

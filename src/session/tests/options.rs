@@ -17,6 +17,25 @@ fn timestamps_are_echoed_and_cost_room() {
     assert_eq!(payload.len(), 1448);
 }
 
+/// The window field that a target sees which does, or does not, scale windows; the client does, by 7.
+fn advertised(scale: Option<u8>, window: u16) -> u16 {
+    let mut b = Bench::new(Config::default());
+    b.run();
+    let options = TcpOptions { window_scale: scale, ..options(false) };
+    let flags = Flags::SYN | A;
+    let syn_ack =
+        TcpHeader { seq: TARGET_ISN, ack: CLIENT_ISN.add(1), options, ..client_header(0, 1, flags, 0) };
+    b.session.handle_target(b.now, &syn_ack);
+    b.session.handle_client(b.now, &TcpHeader { window, ..client_header(1, 1, pa(), 1) }, b"x");
+    b.session.poll_transmit(b.now, &mut Vec::new()).expect("data").window
+}
+
+#[test]
+fn windows_are_scaled_if_both_sides_do() {
+    assert_eq!((advertised(Some(3), 500), advertised(None, 500)), (500, 64_000));
+    assert_eq!(advertised(Some(3), 1), 502 >> 7, "a SYN's own window is not scaled, and larger than 1 << 7");
+}
+
 #[test]
 fn data_on_a_syn_is_replayed() {
     let now = Time::from_micros(1);
