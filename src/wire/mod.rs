@@ -25,7 +25,7 @@ pub use flow::{FlowId, FlowKey};
 pub use mapping::Mapping;
 pub use options::{TcpOptions, Timestamps};
 pub use outgoing::{MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing};
-pub use packet::{Packet, Reject, parse};
+pub use packet::{Packet, Reject, is_damaged, parse};
 pub use prefix::Prefix;
 pub use seq::Seq;
 pub use tally::{Counted, Tally};

@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 
 use etherparse::{LaxIpSlice, TcpHeaderSlice, ip_number};
 
+use super::checksum::{checksum, sum};
 use super::{Flags, Seq, TcpHeader, TcpOptions};
+
+/// TCP's protocol number.
+const TCP: u8 = 6;
 
 /// A TCP packet with checked lengths.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +98,31 @@ pub fn parse(bytes: &[u8], original_len: usize) -> Result<Packet<'_>, Reject> {
     })
 }
 
+/// Whether the TCP checksum of a packet that [`parse`] has read is wrong. Of one that is cut, or that hides TCP behind
+/// extension headers, nobody can tell: it is taken for sound, as is one whose IP length is 0.
+///
+/// Not for packets whose checksum is still to be filled in by the network card.
+pub fn is_damaged(bytes: &[u8], original_len: usize) -> bool {
+    let sum = match bytes {
+        [0x45..=0x4f, ..] => covered(bytes, usize::from(bytes.first().map_or(0, |first| first & 15)) * 4, 12),
+        [0x60..=0x6f, _, _, _, _, _, TCP, ..] => covered(bytes, 40, 8),
+        _ => None,
+    };
+    bytes.len() == original_len && sum.is_some_and(|sum| checksum(sum) != [0, 0])
+}
+
+/// The sum of what the TCP checksum covers, itself included; the IP header is `header` bytes long and has its addresses
+/// at `addresses`, up to its fixed part's end. `None` if the packet ends before.
+fn covered(bytes: &[u8], header: usize, addresses: usize) -> Option<u64> {
+    let fixed = if addresses == 12 { 20 } else { 40 };
+    let field = if addresses == 12 { bytes.get(2..4)? } else { bytes.get(4..6)? };
+    let length =
+        usize::from(u16::from_be_bytes(*field.first_chunk()?)) + if addresses == 12 { 0 } else { 40 };
+    let tcp = bytes.get(header..length)?;
+    let len = u16::try_from(tcp.len()).ok()?;
+    Some(sum(bytes.get(addresses..fixed)?) + sum(&[0, TCP]) + sum(&len.to_be_bytes()) + sum(tcp))
+}
+
 /// Length of what follows the IP headers, by the length field; by `original_len` where the field
 /// is 0, as in packets that the kernel merged beyond 64 KiB (BIG TCP).
 fn payload_len(ip: &LaxIpSlice<'_>, bytes: &[u8], original_len: usize) -> Result<usize, Reject> {
@@ -177,6 +206,33 @@ mod tests {
             };
             assert_eq!(tcp.checksum(), expected.expect("length fits"));
         }
+    }
+
+    #[test]
+    fn one_wrong_bit_behind_the_ip_header_is_damage() {
+        for (bytes, ip) in [(v4(), 20), (v6(), 40)] {
+            assert!(!is_damaged(&bytes, bytes.len()));
+            for bit in 8 * ip..8 * bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert!(is_damaged(&damaged, bytes.len()), "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_cannot_be_computed_is_no_damage() {
+        let mut bytes = v4();
+        bytes[30] ^= 1;
+        assert!(!is_damaged(&bytes[..bytes.len() - 1], bytes.len()), "cut");
+        let padded = [&v4()[..], &[7; 9]].concat();
+        assert!(!is_damaged(&padded, padded.len()), "padding is not covered");
+        bytes[2..4].copy_from_slice(&[0, 0]);
+        assert!(!is_damaged(&bytes, bytes.len()), "merged beyond 64 KiB");
+        let mut extended = v6();
+        extended[6] = 60;
+        assert!(!is_damaged(&extended, extended.len()));
+        assert!(!is_damaged(&[], 0) && !is_damaged(&[0x45], 1));
     }
 
     #[test]
@@ -268,6 +324,7 @@ mod tests {
             for mut bytes in [v4(), v6()] {
                 if let Some(byte) = bytes.get_mut(at) { *byte = value; }
                 let kept = bytes.len().saturating_sub(cut);
+                is_damaged(&bytes[..kept], kept);
                 if let Ok(packet) = parse(&bytes[..kept], bytes.len()) {
                     proptest::prop_assert!(packet.payload.len() <= kept);
                     proptest::prop_assert!(packet.payload.len() <= packet.header.payload_len as usize);
