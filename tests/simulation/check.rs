@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tcpcopy::session::{End, Outcome};
+use tcpcopy::session::{End, Fate, Outcome};
 use tcpcopy::wire::{FlowId, FlowKey};
 
-use crate::client::Dialogue;
+use crate::dialogue::Dialogue;
 use crate::scenario::{Close, Expect, Style};
 use crate::world::World;
 
@@ -15,7 +15,7 @@ const LONGEST_AFTER: Duration = Duration::from_secs(200);
 
 /// After every step.
 pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<(), String> {
-    if let Some(fault) = world.target.ledger.faults.first() {
+    if let Some(fault) = world.ledger.faults.first() {
         return Err(fault.clone());
     }
     let replayer = &world.replayer;
@@ -23,6 +23,12 @@ pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<()
     let counted = counters.taken.total() + counters.unused.total();
     if counted != world.captured {
         return Err(format!("{} packets captured, {counted} counted", world.captured));
+    }
+    let watch = &world.watch;
+    let left = (counters.segments, counters.bytes, counters.answers.total(), counters.unanswered);
+    let seen = (watch.segments, watch.bytes, watch.answers, watch.unanswered);
+    if left != seen {
+        return Err(format!("segments, bytes, answers, unanswered: {left:?} counted, {seen:?} seen"));
     }
     let ended = counters.ended.total();
     if counters.started != ended + replayer.sessions() as u64 {
@@ -43,6 +49,9 @@ pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<()
             counters.unused_bytes.nonzero().collect::<Vec<_>>(),
         ));
     }
+    if held > world.setup.memory_limit as u64 {
+        return Err(format!("{held} bytes held, the limit is {}", world.setup.memory_limit));
+    }
     if held > most_held(world) {
         return Err(format!("{held} bytes held, {} captured", world.captured_bytes));
     }
@@ -60,7 +69,7 @@ pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<()
 /// What was captured and is not known to be acknowledged. A captured packet is held as a whole.
 fn most_held(world: &World) -> u64 {
     let exact = world.setup.expect == Expect::Everything && world.setup.copies == 1;
-    let acknowledged: u64 = if exact { world.target.ledger.heard.iter().sum() } else { 0 };
+    let acknowledged: u64 = if exact { world.ledger.heard.iter().sum() } else { 0 };
     let partly = world.replayer.sessions() as u64 * 65_535;
     world.captured_bytes.saturating_sub(acknowledged) + partly
 }
@@ -89,7 +98,8 @@ pub(crate) fn end(world: &World) -> Result<(), String> {
     }
     // A surplus that was doubted makes a pipelined request wait for a quiet time instead: late, but
     // not early.
-    let pipelines = world.setup.styles.iter().any(|style| matches!(style, Style::Window(_)));
+    let pipelines =
+        world.setup.styles.iter().any(|style| matches!(style, Style::Window(_) | Style::Trailing));
     if world.setup.strict_gate && world.setup.expect == Expect::Everything && !pipelines {
         let early = counters.exchanges.of(Outcome::TimedOut) + counters.exchanges.of(Outcome::Short);
         if early > 0 {
@@ -102,7 +112,7 @@ pub(crate) fn end(world: &World) -> Result<(), String> {
 fn everything(world: &World) -> Result<(), String> {
     let counters = world.replayer.counters();
     let copies = u32::from(world.setup.copies);
-    for (dialogue, arrived) in world.dialogues().iter().zip(&world.target.ledger.arrived) {
+    for (dialogue, arrived) in world.dialogues().iter().zip(&world.ledger.arrived) {
         if let Some(index) = arrived.iter().position(|times| *times != copies) {
             let times = arrived[index];
             let ends: Vec<_> = counters.ended.nonzero().collect();
@@ -122,6 +132,11 @@ fn everything(world: &World) -> Result<(), String> {
             "{left} bursts left, {} exchanges reported: {outcomes:?}",
             counters.exchanges.total()
         ));
+    }
+    let said = world.dialogues().iter().map(|dialogue| dialogue.stream.len() as u64).sum::<u64>();
+    let delivered = counters.ledger.fates.of(Fate::Delivered);
+    if delivered != said * u64::from(copies) {
+        return Err(format!("{said} bytes said, {delivered} delivered"));
     }
     if counters.skipped_bytes > 0 {
         return Err(format!("{} bytes skipped", counters.skipped_bytes));
@@ -145,13 +160,18 @@ fn everything(world: &World) -> Result<(), String> {
 
 /// Bytes of requests that never arrived are among those skipped or thrown away by the target.
 fn accounted(world: &World) -> Result<(), String> {
-    let ledger = &world.target.ledger;
+    let ledger = &world.ledger;
     let mut missing = 0;
     for (dialogue, arrived) in world.dialogues().iter().zip(&ledger.arrived) {
         let lost = dialogue.requests.iter().zip(arrived).filter(|(_, times)| **times == 0);
         missing += lost.map(|(request, _)| request.len as u64).sum::<u64>();
     }
-    let known = world.replayer.counters().skipped_bytes + ledger.wasted;
+    let counters = world.replayer.counters();
+    let mut known = counters.skipped_bytes + ledger.wasted;
+    if world.setup.memory_limit < 1 << 30 {
+        known += counters.ledger.discarded.of(End::Shed) + counters.unused_bytes.total();
+        known += counters.ledger.fates.of(Fate::BeforeJoin) + counters.ledger.fates.of(Fate::Late);
+    }
     if missing > known {
         return Err(format!("{missing} bytes did not arrive, {known} are accounted for"));
     }
@@ -160,7 +180,7 @@ fn accounted(world: &World) -> Result<(), String> {
 
 /// By the capture: what was whole before a hole, and what follows the next boundary.
 fn resumed(world: &World) -> Result<(), String> {
-    let zipped = world.dialogues().iter().zip(&world.target.ledger.arrived).zip(&world.seen);
+    let zipped = world.dialogues().iter().zip(&world.ledger.arrived).zip(&world.seen);
     for ((dialogue, arrived), seen) in zipped {
         let mut ranges: Vec<_> = dialogue
             .packets

@@ -1,82 +1,17 @@
-//! Clients and their online servers: what passes between them is written down beforehand, as the
-//! packets that a capture on the online host would see of the client.
+//! Clients and their online servers: what passes between them is written down beforehand.
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Duration;
 
-use tcpcopy::wire::{Flags, Outgoing, Seq, TcpHeader, TcpOptions, Time, Timestamps};
+use tcpcopy::wire::Time;
 
+use crate::dialogue::{Captured, Dialogue, Request, request_bytes};
+use crate::packet::{ACK, CWR, ECE, FIN, PSH, RST, SYN, Segment, URG};
 use crate::rng::Rng;
 use crate::scenario::{Answers, Close, Setup, Style};
 
-/// First bytes of every request.
-const MAGIC: [u8; 4] = *b"\xabREQ";
-/// Magic, dialogue, index, length.
-pub(crate) const FRAMING: usize = 16;
-
-/// One request and what the servers answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Request {
-    /// Where it begins in the client's stream.
-    pub(crate) offset: u64,
-    pub(crate) len: usize,
-    /// Downstream bytes the client had acknowledged when it sent it.
-    pub(crate) gate: u64,
-    /// Lengths of the responses.
-    online: u64,
-    pub(crate) target: u64,
-    /// How long the target takes.
-    pub(crate) delay: Duration,
-    /// Index of the first request sent with the same acknowledgment.
-    pub(crate) burst: usize,
-}
-
-impl Request {
-    pub(crate) fn end(&self) -> u64 {
-        self.offset + self.len as u64
-    }
-}
-
-/// A captured packet.
-#[derive(Clone, Debug)]
-pub(crate) struct Captured {
-    pub(crate) at: Time,
-    pub(crate) bytes: Vec<u8>,
-    /// Its part of the client's stream.
-    pub(crate) range: Range<u64>,
-    pub(crate) is_syn: bool,
-}
-
-/// One client connection from its first packet to its last.
-#[derive(Clone, Debug)]
-pub(crate) struct Dialogue {
-    pub(crate) id: usize,
-    pub(crate) requests: Vec<Request>,
-    pub(crate) close: Close,
-    pub(crate) packets: Vec<Captured>,
-}
-
-/// The bytes of a request.
-pub(crate) fn request_bytes(id: usize, index: usize, len: usize) -> Vec<u8> {
-    let number = |n: usize| u32::try_from(n).expect("small").to_be_bytes();
-    let mut bytes = [MAGIC, number(id), number(index), number(len)].concat();
-    let salt = id * 31 + index * 7;
-    bytes.extend((FRAMING..len).map(|at| (salt + at * 3 + (at >> 8)).to_le_bytes()[0]));
-    bytes
-}
-
-/// The dialogue, index and length that a request's first bytes name.
-pub(crate) fn parse_framing(bytes: &[u8]) -> Option<(usize, usize, usize)> {
-    let number = |at: usize| {
-        let word = bytes.get(at..at + 4)?;
-        usize::try_from(u32::from_be_bytes(word.try_into().ok()?)).ok()
-    };
-    if bytes.get(..4)? != MAGIC {
-        return None;
-    }
-    Some((number(4)?, number(8)?, number(12)?))
-}
+/// Longest piece of data that goes with a SYN.
+const FAST_OPEN: usize = 1_400;
 
 /// The dialogues of all clients of a run; `servers` are the online addresses, IPv4 and IPv6.
 pub(crate) fn dialogues(setup: &Setup, servers: [SocketAddr; 2], rng: &mut Rng) -> Vec<Dialogue> {
@@ -108,16 +43,23 @@ struct Script<'a> {
     id: usize,
     client: SocketAddr,
     server: SocketAddr,
-    isn: Seq,
-    server_isn: Seq,
-    options: TcpOptions,
+    isn: u32,
+    server_isn: u32,
+    mss: u16,
+    scale: Option<u8>,
+    sack_permitted: bool,
+    timestamps: bool,
     window: u16,
+    /// How many bytes went with the SYN.
+    early: usize,
     segment: usize,
     rtt: u64,
     now: u64,
-    /// Bytes sent, and bytes of the server acknowledged.
+    /// Bytes sent, bytes of the server acknowledged, whole responses among them, and what it has yet to say unasked.
     sent: u64,
     acked: u64,
+    answered: u64,
+    owed: u64,
     stream: Vec<u8>,
     /// Ranges to be sent once more.
     again: Vec<Range<u64>>,
@@ -134,7 +76,7 @@ impl<'a> Script<'a> {
         rng: &mut Rng,
     ) -> Self {
         let mss = rng.pick(&[536u16, 1200, 1440, 1460, 1460, 8960]);
-        let window_scale = rng.pick(&[None, Some(0), Some(2), Some(7), Some(7)]);
+        let scale = rng.pick(&[None, Some(0), Some(2), Some(7), Some(7)]);
         let timestamps = rng.chance(500);
         let chunk = usize::from(mss) - if timestamps { 12 } else { 0 };
         Self {
@@ -144,18 +86,19 @@ impl<'a> Script<'a> {
             server,
             isn: isn(rng),
             server_isn: isn(rng),
-            options: TcpOptions {
-                mss: Some(mss),
-                window_scale,
-                sack_permitted: rng.chance(500),
-                timestamps: timestamps.then_some(Timestamps { value: 1, echo: 0 }),
-            },
-            window: if window_scale >= Some(7) { 502 } else { 29_200 },
+            mss,
+            scale,
+            sack_permitted: rng.chance(500),
+            timestamps,
+            window: if scale >= Some(7) { 502 } else { 29_200 },
+            early: 0,
             segment: if rng.chance(400) { chunk * (40_000 / chunk) } else { chunk },
             rtt: rng.size(&setup.client_rtt),
             now,
             sent: 0,
             acked: 0,
+            answered: 0,
+            owed: 0,
             stream: Vec::new(),
             again: Vec::new(),
             packets: Vec::new(),
@@ -167,14 +110,14 @@ impl<'a> Script<'a> {
         let style = rng.pick(&self.setup.styles);
         let mut requests: Vec<Request> =
             (0..rng.within(&self.setup.requests)).map(|_| self.request(rng)).collect();
-        self.handshake(rng);
+        self.handshake(requests[0].len, rng);
         self.exchange(&mut requests, style, close, rng);
         self.close(close, rng);
         let mut packets = std::mem::take(&mut self.packets);
         packets.sort_by_key(|packet| packet.at);
         let missed = usize::try_from(rng.within(&self.setup.missed)).expect("small").min(packets.len());
         packets.drain(..missed);
-        Dialogue { id: self.id, requests, close, packets }
+        Dialogue { id: self.id, requests, stream: std::mem::take(&mut self.stream), close, packets }
     }
 
     /// A request, its place in the stream still open.
@@ -187,23 +130,37 @@ impl<'a> Script<'a> {
         };
         let len = usize::try_from(rng.size(&self.setup.request_size)).expect("small");
         let delay = rng.time(&self.setup.target_delay);
-        Request { offset: 0, len, gate: 0, online, target, delay, burst: 0 }
+        let unasked = rng.size(&self.setup.unasked);
+        let unasked_after = rng.time(&(0..=200_000));
+        Request { offset: 0, len, gate: 0, online, target, unasked, unasked_after, delay, burst: 0 }
     }
 
-    fn handshake(&mut self, rng: &mut Rng) {
-        self.packet(Flags::SYN, self.isn, &[], 0..0);
+    /// `first`: the length of the first request.
+    fn handshake(&mut self, first: usize, rng: &mut Rng) {
+        let mut early = Vec::new();
+        if rng.chance(self.setup.fast_open) {
+            early = request_bytes(self.id, 0, first);
+            early.truncate(FAST_OPEN);
+        }
+        let end = early.len() as u64;
+        self.packet(SYN, self.isn, &early, 0..end, rng);
         if rng.chance(self.setup.retransmit) {
             self.now += 1_000_000;
-            self.packet(Flags::SYN, self.isn, &[], 0..0);
+            self.packet(SYN, self.isn, &[], 0..0, rng);
         }
-        self.options = TcpOptions { timestamps: self.options.timestamps, ..TcpOptions::default() };
         self.now += self.rtt;
+        if rng.chance(500) {
+            // The online server took the data. If not, they come again.
+            self.early = early.len();
+        }
+        self.sent = self.early as u64;
         if rng.chance(self.setup.handshake_ack) {
-            self.bare(Flags::ACK);
+            self.bare(ACK, rng);
         }
         if self.setup.greeting > 0 {
             self.now += self.rtt;
             self.acked = self.setup.greeting;
+            self.answered = self.acked;
         }
     }
 
@@ -213,15 +170,20 @@ impl<'a> Script<'a> {
             Style::Lockstep => (1, 1),
             Style::Batches(n) => (n, n),
             Style::Window(n) => (n, 1),
+            Style::Trailing => (2, 1),
         };
         let mut answered = 0;
         let mut burst = 0;
         for index in 0..requests.len() {
             while index % batch == 0 && index >= answered + ahead {
                 for _ in 0..batch {
-                    self.answer(requests[answered].online, rng);
+                    self.answer(&requests[answered], rng);
                     answered += 1;
                 }
+            }
+            if style == Style::Trailing && index > 0 {
+                self.now += self.rtt;
+                self.acked = self.answered + rng.within(1..=requests[index - 1].online);
             }
             if index % batch == 0 {
                 self.now += rng.size(&self.setup.think);
@@ -231,16 +193,17 @@ impl<'a> Script<'a> {
             }
             let ends = index == last && close == Close::Half && rng.chance(500);
             let request = &mut requests[index];
-            (request.offset, request.gate, request.burst) = (self.sent, self.acked, burst);
+            let offset = self.stream.len() as u64;
+            (request.offset, request.gate, request.burst) = (offset, self.acked, burst);
             let bytes = request_bytes(self.id, index, request.len);
             self.send(&bytes, ends, rng);
         }
         if close == Close::Half || close == Close::Abort {
-            let flags = if close == Close::Half { Flags::FIN } else { Flags::RST };
-            self.bare(flags | Flags::ACK);
+            let flags = if close == Close::Half { FIN } else { RST };
+            self.bare(flags | ACK, rng);
         }
         if close != Close::Abort {
-            requests[answered..].iter().for_each(|request| self.answer(request.online, rng));
+            requests[answered..].iter().for_each(|request| self.answer(request, rng));
         }
     }
 
@@ -248,13 +211,13 @@ impl<'a> Script<'a> {
     fn send(&mut self, bytes: &[u8], fin: bool, rng: &mut Rng) {
         self.repeat(rng);
         self.stream.extend_from_slice(bytes);
-        let end = self.sent + bytes.len() as u64;
-        for part in bytes.chunks(self.segment) {
+        let end = self.stream.len() as u64;
+        for part in bytes[std::mem::take(&mut self.early)..].chunks(self.segment) {
             let range = self.sent..self.sent + part.len() as u64;
-            let close = if fin && range.end == end { Flags::FIN } else { Flags::NONE };
-            let push = if range.end == end { Flags::PSH } else { Flags::NONE };
+            let close = if fin && range.end == end { FIN } else { 0 };
+            let push = if range.end == end { PSH } else { 0 };
             let seq = self.seq_at(range.start);
-            self.packet(Flags::ACK | push | close, seq, part, range.clone());
+            self.packet(ACK | push | close, seq, part, range.clone(), rng);
             self.sent = range.end;
             self.now += rng.within(1..=50);
             if rng.chance(self.setup.retransmit) {
@@ -272,75 +235,106 @@ impl<'a> Script<'a> {
             let bytes = self.stream[part].to_vec();
             // No client's retransmission timeout is shorter.
             self.now += rng.within(200_000..=300_000);
-            self.packet(Flags::ACK, self.seq_at(range.start), &bytes, range);
+            self.packet(ACK, self.seq_at(range.start), &bytes, range, rng);
         }
         if self.sent > 0 && rng.chance(self.setup.retransmit) {
-            let byte = self.stream.last().copied().unwrap_or(0);
+            // The byte is garbage; nobody is to take it for the one that was there.
+            let byte = self.stream.last().map_or(0, |byte| !byte);
             let payload: &[u8] = if rng.chance(500) { &[byte] } else { &[] };
-            self.packet(Flags::ACK, self.seq_at(self.sent - 1), payload, self.sent..self.sent);
+            self.packet(ACK, self.seq_at(self.sent - 1), payload, self.sent..self.sent, rng);
             self.now += 30;
         }
     }
 
     /// The online server's response has come.
-    fn answer(&mut self, len: u64, rng: &mut Rng) {
-        self.now += self.rtt + rng.within(10..=5_000);
-        self.acked += len;
+    fn answer(&mut self, request: &Request, rng: &mut Rng) {
+        self.now += self.rtt + rng.within(&self.setup.online_delay);
+        self.answered += request.online + std::mem::take(&mut self.owed);
+        if rng.chance(500) {
+            self.owed = request.unasked;
+        } else {
+            self.answered += request.unasked;
+        }
+        self.acked = self.answered;
         if rng.chance(self.setup.pure_acks) {
-            self.bare(Flags::ACK);
+            self.bare(ACK, rng);
         }
     }
 
     fn close(&mut self, close: Close, rng: &mut Rng) {
         self.now += rng.size(&self.setup.think);
         match close {
-            Close::Client => {
-                self.bare(Flags::FIN | Flags::ACK);
+            Close::Client | Close::Both => {
+                self.bare(FIN | ACK, rng);
                 self.acked += 1;
                 self.now += self.rtt;
                 self.sent += 1;
-                self.bare(Flags::ACK);
+                self.bare(ACK, rng);
             }
             Close::Server => {
                 self.acked += 1;
-                self.bare(Flags::FIN | Flags::ACK);
+                self.bare(FIN | ACK, rng);
             }
-            Close::Reset => self.bare(if rng.chance(500) { Flags::RST } else { Flags::RST | Flags::ACK }),
+            Close::Reset => self.bare(if rng.chance(500) { RST } else { RST | ACK }, rng),
             Close::Half | Close::Abort | Close::Vanish => {}
         }
     }
 
     /// A segment without data.
-    fn bare(&mut self, flags: Flags) {
-        self.packet(flags, self.seq_at(self.sent), &[], self.sent..self.sent);
+    fn bare(&mut self, flags: u8, rng: &mut Rng) {
+        self.packet(flags, self.seq_at(self.sent), &[], self.sent..self.sent, rng);
         self.now += 10;
     }
 
-    fn seq_at(&self, offset: u64) -> Seq {
-        self.isn.add(1).add(u32::try_from(offset).expect("short"))
+    fn seq_at(&self, offset: u64) -> u32 {
+        self.isn.wrapping_add(1).wrapping_add(u32::try_from(offset).expect("short"))
     }
 
-    fn packet(&mut self, flags: Flags, seq: Seq, payload: &[u8], range: Range<u64>) {
+    fn packet(&mut self, flags: u8, seq: u32, payload: &[u8], range: Range<u64>, rng: &mut Rng) {
         let acked = u32::try_from(self.acked).expect("short");
-        let header = TcpHeader {
-            seq,
-            ack: if flags.ack() { self.server_isn.add(1).add(acked) } else { Seq(0) },
-            flags,
-            window: self.window,
-            options: self.options,
-            payload_len: u32::try_from(payload.len()).expect("short"),
-        };
-        let mut out = Outgoing::default();
-        out.payload().extend_from_slice(payload);
-        let bytes = out.finish(self.client, self.server, &header).expect("fits").to_vec();
+        let ack = if flags & ACK != 0 { self.server_isn.wrapping_add(1).wrapping_add(acked) } else { 0 };
+        let mut segment = Segment::bare(self.client, self.server, seq, ack, flags);
+        let is_syn = flags & SYN != 0;
+        if is_syn {
+            (segment.mss, segment.scale) = (Some(self.mss), self.scale);
+            segment.sack_permitted = self.sack_permitted;
+        }
+        segment.window = self.window;
+        segment.stamps = self.timestamps.then_some((1, 0));
+        segment.payload = payload.to_vec();
+        self.adorn(&mut segment, rng);
+        let merged = payload.len() > usize::from(self.mss);
         let at = Time::from_micros(self.now);
-        self.packets.push(Captured { at, bytes, range, is_syn: flags.syn() });
+        self.packets.push(Captured { at, bytes: segment.write(), merged, range, is_syn });
+    }
+
+    /// What clients may add to a segment, and nobody needs.
+    fn adorn(&self, segment: &mut Segment, rng: &mut Rng) {
+        if rng.chance(self.setup.ecn) {
+            let bits = if segment.has(SYN) { ECE | CWR } else { rng.pick(&[ECE, CWR, ECE | CWR]) };
+            segment.flags |= bits;
+        }
+        if rng.chance(self.setup.urgent) && !segment.payload.is_empty() {
+            segment.flags |= URG;
+            segment.urgent = u16::try_from(rng.within(0..=segment.payload.len() as u64)).unwrap_or(0);
+        }
+        if rng.chance(self.setup.unknown_options) {
+            // An experiment, MPTCP, a Fast Open cookie; one without an end, one too short to be.
+            let options: [&[u8]; 5] = [
+                &[254, 4, 1, 2],
+                &[30, 12, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9],
+                &[34, 6, 1, 2, 3, 4],
+                &[99, 40, 1],
+                &[7, 0],
+            ];
+            segment.unknown = rng.pick(&options).to_vec();
+        }
     }
 }
 
 /// An initial sequence number, near the wrap-around as often as not.
-fn isn(rng: &mut Rng) -> Seq {
+fn isn(rng: &mut Rng) -> u32 {
     let number = rng.next().to_le_bytes();
     let number = u32::from_le_bytes([number[0], number[1], number[2], number[3]]);
-    if rng.chance(500) { Seq(0).sub(number % 8_000) } else { Seq(number) }
+    if rng.chance(500) { 0u32.wrapping_sub(number % 8_000) } else { number }
 }

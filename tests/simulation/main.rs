@@ -1,33 +1,44 @@
-//! The replayer against an independent TCP stack, in virtual time.
+//! The replayer against two independent TCP stacks, in virtual time.
 //!
 //! A run is a function of its scenario family and seed. It makes up clients and an online server,
 //! plays what a capture would have seen of the clients to the real [`tcpcopy::replayer::Replayer`],
-//! carries its packets to a target made of smoltcp and a checking application, and the target's
-//! answers back through a model of intercept and tunnel. Every leg loses, delays, repeats and
-//! reorders as the scenario says. What must hold is in `check`.
+//! carries its packets to a target with a checking application, and the target's answers back through
+//! a model of intercept and tunnel. The target's TCP is smoltcp or, for what smoltcp cannot do, one that is
+//! scripted here and takes nothing of ours: the seed decides, or the family. Every leg loses, delays, repeats,
+//! reorders and corrupts as the scenario says. What must hold is in `check` and, of all that leaves, in `watch`.
+//!
+//! A damaged packet has a wrong checksum, which the target's TCP sees, and [`tcpcopy::wire::is_damaged`] on the way
+//! in. What nobody can see is not simulated: two wrong bits that cancel out; and damage to a response that the
+//! intercept's queue copies in part, if the network card does not check it. Of a response only the headers count, so no
+//! upstream byte is altered by that, but an acknowledgment that never was can lose some.
 //!
 //! A failure prints the line that repeats it. `SIM_RUNS=100000` tries that many seeds of every
 //! family, from a start that `SIM_SEED` can set; the families run side by side.
 //!
 //! | file | subject |
 //! |---|---|
-//! | `scenario` | the table of families, and what a run is made of |
-//! | `client` | what the capture sees of clients |
-//! | `target`, `server` | the target's stack and application |
+//! | `scenario` | what a run is made of, and the table of families |
+//! | `dialogue`, `client` | what the capture sees of clients |
+//! | `target`, `server` | the target's stacks and its application |
+//! | `packet` | packets, by a codec that is not the one tested |
 //! | `link`, `intercept` | what lies between |
-//! | `world`, `check` | the loop and the invariants |
+//! | `world` | the loop |
+//! | `watch`, `check` | the invariants |
 //! | `rng` | chance |
 
 #![expect(clippy::indexing_slicing, reason = "an index out of bounds is a failed test")]
 
 mod check;
 mod client;
+mod dialogue;
 mod intercept;
 mod link;
+mod packet;
 mod rng;
 mod scenario;
 mod server;
 mod target;
+mod watch;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -113,5 +124,21 @@ families! {
     intercept_outage,
     refused_claims,
     server_first,
+    fast_open,
+    odd_segments,
+    trailing,
+    long_polls,
+    chat,
+    ungated,
+    memory_limit,
+    corruption,
+    simultaneous_close,
+    small_segments,
+    late_syn_acks,
+    time_wait,
+    keep_alive,
+    stray_resets,
+    nonsense,
+    old_segments,
     everything_at_once,
 }

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use tcpcopy::wire::Time;
 
-use crate::client::{Dialogue, FRAMING, parse_framing, request_bytes};
-use crate::scenario::{Setup, Trouble};
+use crate::dialogue::{Dialogue, FRAMING, parse_framing, request_bytes};
+use crate::scenario::{Close, Setup, Trouble};
 
 /// What all connections of the target share.
 pub(crate) struct Ledger {
@@ -50,9 +50,8 @@ pub(crate) struct Server {
     buffer: Vec<u8>,
     /// All that was read.
     pub(crate) read: u64,
-    /// The dialogue, and the requests from the first to the one expected next.
+    /// The dialogue, and the request expected next.
     dialogue: Option<usize>,
-    first: usize,
     next: usize,
     /// Responses under way: when they begin, and their lengths.
     responses: VecDeque<(Time, u64)>,
@@ -65,12 +64,6 @@ impl Server {
     /// A connection that was just accepted.
     pub(crate) fn new(setup: &Setup) -> Self {
         Self { to_write: setup.greeting, ..Self::default() }
-    }
-
-    /// The client's stream offset of this connection's first byte, once known.
-    pub(crate) fn base(&self, ledger: &Ledger) -> Option<(usize, u64)> {
-        let id = self.dialogue?;
-        Some((id, ledger.dialogues[id].requests[self.first].offset))
     }
 
     /// Bytes that belong to no whole request.
@@ -88,15 +81,13 @@ impl Server {
         self.responses.is_empty() && self.to_write == 0
     }
 
-    /// Takes in what was read. `sent_before(offset)` is how much the target had sent when the byte
-    /// at that offset of the connection arrived.
+    /// Takes in what was read.
     pub(crate) fn take(
         &mut self,
         now: Time,
         setup: &Setup,
         bytes: &[u8],
         ledger: &mut Ledger,
-        sent_before: &dyn Fn(u64) -> u64,
     ) -> Option<Order> {
         self.buffer.extend_from_slice(bytes);
         self.read += bytes.len() as u64;
@@ -114,7 +105,7 @@ impl Server {
             if request != request_bytes(id, index, len) {
                 ledger.fault(now, &format!("request {id}/{index} was altered"));
             }
-            order = order.or(self.request(now, setup, id, index, ledger, sent_before));
+            order = order.or(self.request(now, setup, id, index, ledger));
         }
         order
     }
@@ -127,12 +118,10 @@ impl Server {
         id: usize,
         index: usize,
         ledger: &mut Ledger,
-        sent_before: &dyn Fn(u64) -> u64,
     ) -> Option<Order> {
         if self.dialogue.is_none() {
             self.dialogue = Some(id);
-            (self.first, self.next) = (index, index);
-            self.check_begin(now, setup, ledger);
+            self.next = index;
         }
         if (self.dialogue, self.next) != (Some(id), index) {
             let expected = (self.dialogue, self.next);
@@ -140,9 +129,6 @@ impl Server {
         }
         self.next = index + 1;
         ledger.arrived[id][index] += 1;
-        if setup.strict_gate {
-            self.check_gate(now, id, index, ledger, sent_before);
-        }
         if let Trouble::Resets(after) = setup.trouble
             && self.answered >= after
         {
@@ -151,38 +137,10 @@ impl Server {
         let request = &ledger.dialogues[id].requests[index];
         let start = self.responses.back().map_or(now, |(at, _)| (*at).max(now)) + request.delay;
         self.responses.push_back((start, request.target));
+        if request.unasked > 0 {
+            self.responses.push_back((start + request.unasked_after, request.unasked));
+        }
         None
-    }
-
-    /// A connection begins with a burst, and with nothing that was known to be acknowledged.
-    fn check_begin(&self, now: Time, setup: &Setup, ledger: &mut Ledger) {
-        let Some((id, offset)) = self.base(ledger) else { return };
-        let request = ledger.dialogues[id].requests[self.first];
-        if request.burst != self.first {
-            ledger.fault(now, &format!("a connection begins with request {id}/{}", self.first));
-        }
-        if setup.copies == 1 && offset < ledger.heard[id] {
-            ledger.fault(now, &format!("request {id}/{} again, after it was acknowledged", self.first));
-        }
-    }
-
-    /// The target must have sent as much as the online server had when the request came in.
-    fn check_gate(
-        &self,
-        now: Time,
-        id: usize,
-        index: usize,
-        ledger: &mut Ledger,
-        sent_before: &dyn Fn(u64) -> u64,
-    ) {
-        let requests = &ledger.dialogues[id].requests;
-        let (first, request) = (requests[self.first], requests[index]);
-        let base = if self.first == 0 { 0 } else { first.gate };
-        let sent = sent_before(request.offset - first.offset);
-        if sent + base < request.gate {
-            let gate = request.gate - base;
-            ledger.fault(now, &format!("request {id}/{index} came after {sent} bytes, not {gate}"));
-        }
     }
 
     /// Lets responses begin that are due.
@@ -199,7 +157,7 @@ impl Server {
         let id = self.dialogue?;
         let dialogue = &ledger.dialogues[id];
         let over = self.next == dialogue.requests.len() && self.responses.is_empty();
-        let server_closes = dialogue.close == crate::scenario::Close::Server && over;
+        let server_closes = matches!(dialogue.close, Close::Server | Close::Both) && over;
         let closes = matches!(setup.trouble, Trouble::Closes(after) if self.answered >= after);
         (self.to_write == 0 && (server_closes || closes)).then_some(Order::Close)
     }

@@ -8,19 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpcopy::replayer::{Claim, Config, Replayer};
-use tcpcopy::wire::{FlowId, FlowKey, Mapping, Outgoing, Packet, TcpHeader, Time, parse};
+use tcpcopy::wire::{FlowId, FlowKey, Mapping, Outgoing, Packet, TcpHeader, Time, is_damaged, parse};
 
 use crate::check;
-use crate::client::{self, Dialogue};
+use crate::client;
+use crate::dialogue::Dialogue;
 use crate::intercept::Intercept;
-use crate::link::{Leg, Passage};
+use crate::link::Leg;
 use crate::rng::Rng;
 use crate::scenario::{Setup, Trouble};
 use crate::server::Ledger;
 use crate::target::{self, Target};
+use crate::watch::Watch;
 
 /// No run takes longer, in virtual time: every session has ended by then.
 const LONGEST: Duration = Duration::from_secs(3_000);
+/// How long it takes to connect to the intercept again.
+const RECONNECT: Duration = Duration::from_millis(200);
+/// Bytes of a response that the intercept sees.
+const COPIED: usize = 160;
 /// Steps at one instant that no honest load needs.
 const MAX_STEPS: u32 = 20_000;
 
@@ -28,8 +34,9 @@ const MAX_STEPS: u32 = 20_000;
 #[derive(Clone, Debug)]
 enum Event {
     Captured { dialogue: usize, packet: usize },
+    Damaged(Vec<u8>),
     ToTarget { bytes: Vec<u8>, sound: bool },
-    ToIntercept(Vec<u8>),
+    ToIntercept { bytes: Vec<u8>, sound: bool },
     Header(FlowId, SocketAddr, TcpHeader),
     Claim(Claim),
     Refusal(FlowId),
@@ -43,7 +50,9 @@ pub(crate) struct World {
     rng: Rng,
     pub(crate) now: Time,
     pub(crate) replayer: Replayer,
-    pub(crate) target: Target,
+    pub(crate) target: Box<dyn Target>,
+    pub(crate) ledger: Ledger,
+    pub(crate) watch: Watch,
     target_up: bool,
     intercept: Intercept,
     /// What the replayer has told to be in force.
@@ -82,12 +91,13 @@ impl World {
             worker: 0,
             mtu: 1500,
             max_sessions: 10_000,
-            memory_limit: 1 << 30,
+            memory_limit: setup.memory_limit,
         };
         let seen = dialogues.iter().map(|dialogue| vec![false; dialogue.packets.len()]).collect();
-        let ledger = Ledger::new(dialogues);
         let mut world = Self {
-            target: Target::new(&setup, targets, rng.next(), ledger),
+            target: target::host(&setup, targets, &mut rng),
+            ledger: Ledger::new(dialogues),
+            watch: Watch::default(),
             setup,
             rng,
             now: Time::from_micros(1),
@@ -113,7 +123,7 @@ impl World {
     }
 
     pub(crate) fn dialogues(&self) -> &[Dialogue] {
-        &self.target.ledger.dialogues
+        &self.ledger.dialogues
     }
 
     /// All that is known beforehand.
@@ -128,7 +138,15 @@ impl World {
             // A round trip lies between a SYN and what follows it: they keep their order.
             let first = self.dialogues()[dialogue].packets[packet].is_syn && packet == 0;
             let leg = if first { &Leg { loss: legs.loss, ..Leg::perfect(0) } } else { &legs };
-            for Passage { at, .. } in leg.pass(at, &mut self.rng) {
+            for passage in leg.pass(at, &mut self.rng) {
+                let mut at = passage.at;
+                let captured = &self.dialogues()[dialogue].packets[packet];
+                if !passage.is_sound() && !captured.merged && !captured.is_syn {
+                    // The online server does not take it, and the client sends it again.
+                    let damaged = passage.apply(captured.bytes.clone());
+                    self.at(at, Event::Damaged(damaged));
+                    at += Duration::from_micros(self.rng.within(200_000..=300_000));
+                }
                 self.seen[dialogue][packet] = true;
                 self.last_capture = self.last_capture.max(at);
                 self.at(at, Event::Captured { dialogue, packet });
@@ -177,6 +195,8 @@ impl World {
             }
             self.step()?;
         }
+        // What no application has made a request of.
+        self.target.restart(&mut self.ledger);
         check::end(&self)?;
         Ok(self)
     }
@@ -209,27 +229,26 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Captured { dialogue, packet } => {
-                let bytes = &self.target.ledger.dialogues[dialogue].packets[packet].bytes;
+                let bytes = &self.ledger.dialogues[dialogue].packets[packet].bytes;
                 let packet = parse(bytes, bytes.len()).expect("a client's packet");
                 self.trace("captured", &(packet.src, packet.header));
                 self.captured += 1;
                 self.captured_bytes += u64::from(packet.header.payload_len) * u64::from(self.setup.copies);
                 self.replayer.handle_client(self.now, &packet);
             }
+            Event::Damaged(bytes) => self.captured_damaged(&bytes),
             Event::ToTarget { bytes, sound } => {
                 if self.target_up {
                     self.trace_bytes(if sound { "  > target" } else { "  > target, damaged" }, &bytes);
-                    self.target.deliver(self.now, bytes, sound, &self.setup);
+                    self.target.deliver(self.now, bytes, sound, &self.setup, &mut self.ledger);
                     self.send_responses();
                 }
             }
-            Event::ToIntercept(bytes) => self.intercept(bytes),
+            Event::ToIntercept { bytes, sound } => self.intercept(bytes, sound),
             Event::Header(id, client, header) => {
                 if self.intercept.up {
                     self.trace("< header", &(client, header));
-                    if header.flags.ack() && !header.flags.syn() && self.told.contains_key(&id) {
-                        self.target.heard(client, header.ack);
-                    }
+                    self.watch.hears(self.now, id, client, &header, &mut self.ledger);
                     self.replayer.handle_target(self.now, id, &header);
                 }
             }
@@ -239,20 +258,42 @@ impl World {
             Event::Target { up } => {
                 self.target_up = up;
                 if up {
-                    self.target.restart();
+                    self.target.restart(&mut self.ledger);
                 }
             }
         }
     }
 
+    /// A packet that was damaged on the client's way is captured; its checksum tells.
+    fn captured_damaged(&mut self, bytes: &[u8]) {
+        if let Ok(packet) = parse(bytes, bytes.len())
+            && !is_damaged(bytes, bytes.len())
+        {
+            self.captured += 1;
+            self.captured_bytes += u64::from(packet.header.payload_len) * u64::from(self.setup.copies);
+            self.replayer.handle_client(self.now, &packet);
+        }
+    }
+
     /// The target's packet reaches the intercept, which has its header sent to the claimer.
-    fn intercept(&mut self, mut bytes: Vec<u8>) {
+    fn intercept(&mut self, mut bytes: Vec<u8>, sound: bool) {
         let whole = bytes.len();
-        bytes.truncate(128);
+        bytes.truncate(COPIED);
+        // Of a packet that is not copied as a whole nobody can tell whether it is damaged: see `capture`. The host's
+        // network card does, which most have.
+        if is_damaged(&bytes, whole) || (!sound && whole > COPIED) {
+            return;
+        }
         let Ok(Packet { src, dst, header, .. }) = parse(&bytes, whole) else { return };
         let Some(id) = self.intercept.owner(dst, src).filter(|_| self.intercept.up) else { return };
-        for Passage { at, .. } in self.setup.tunnel.pass(self.now, &mut self.rng) {
-            self.at(at, Event::Header(id, dst, header));
+        for passage in self.setup.tunnel.pass(self.now, &mut self.rng) {
+            if passage.is_sound() {
+                self.at(passage.at, Event::Header(id, dst, header));
+            } else {
+                // A frame that cannot be read ends the connection, and with it all that is under way.
+                self.at(passage.at, Event::Tunnel { up: false });
+                self.at(passage.at + RECONNECT, Event::Tunnel { up: true });
+            }
         }
     }
 
@@ -295,6 +336,8 @@ impl World {
                 return Err(format!("a packet of {} bytes", bytes.len()));
             }
             self.trace_bytes("> sent", &bytes);
+            self.take_claims()?;
+            self.watch.leaves(self.now, &bytes, &self.setup, &self.ledger)?;
             for passage in self.setup.send.pass(self.now, &mut self.rng) {
                 let sound = passage.is_sound();
                 self.at(passage.at, Event::ToTarget { bytes: passage.apply(bytes.clone()), sound });
@@ -302,7 +345,7 @@ impl World {
         }
         self.take_claims()?;
         if self.target_up && self.target.wakes_at(self.now).is_some_and(|at| at <= self.now) {
-            self.target.run(self.now, &self.setup);
+            self.target.run(self.now, &self.setup, &mut self.ledger);
             self.send_responses();
         }
         check::step(self, &self.told)
@@ -311,8 +354,14 @@ impl World {
     fn take_claims(&mut self) -> Result<(), String> {
         while let Some(claim) = self.replayer.poll_claim() {
             let known = match claim {
-                Claim::Claim(id, key) => self.told.insert(id, key).is_none(),
-                Claim::Release(id, key) => self.told.remove(&id) == Some(key),
+                Claim::Claim(id, key) => {
+                    self.watch.claim(id, key);
+                    self.told.insert(id, key).is_none()
+                }
+                Claim::Release(id, key) => {
+                    self.watch.release(id, key);
+                    self.told.remove(&id) == Some(key)
+                }
             };
             if !known {
                 return Err(format!("{claim:?} does not fit what was told before"));
@@ -328,7 +377,8 @@ impl World {
         for bytes in self.target.take_sent() {
             self.trace_bytes("  < target", &bytes);
             for passage in self.setup.response.pass(self.now, &mut self.rng) {
-                self.at(passage.at, Event::ToIntercept(bytes.clone()));
+                let sound = passage.is_sound();
+                self.at(passage.at, Event::ToIntercept { bytes: passage.apply(bytes.clone()), sound });
             }
         }
     }

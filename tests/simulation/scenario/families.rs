@@ -1,166 +1,12 @@
-//! What a run is made of, and the table of scenario families.
+//! The table of scenario families.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use tcpcopy::session::{self, Latency};
+use tcpcopy::session::GateMode;
 
+use super::{Answers, Close, Expect, Setup, Style, Trouble};
 use crate::link::Leg;
 use crate::rng::Rng;
-
-/// How clients send their requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Style {
-    /// One at a time, after the whole response.
-    Lockstep,
-    /// So many at once, the next ones after all their responses.
-    Batches(usize),
-    /// So many under way: each response lets the next request go.
-    Window(usize),
-}
-
-/// How a client's connection ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Close {
-    /// FIN after the last response.
-    Client,
-    /// FIN with the last request, or right behind it: half-closed while the response comes.
-    Half,
-    /// The server closes after its last response, then the client.
-    Server,
-    /// RST after the last response.
-    Reset,
-    /// RST right behind the last request.
-    Abort,
-    /// The client is never heard of again.
-    Vanish,
-}
-
-/// How long the target's responses are, measured against the online server's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answers {
-    /// As long.
-    Equal,
-    /// Between one byte and as long.
-    Shorter,
-    /// As long or longer.
-    Longer,
-}
-
-/// What the target does to connections, against the online server's example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    /// Nothing.
-    None,
-    /// It closes after so many requests of a connection.
-    Closes(u32),
-    /// It resets after having answered so many requests of a connection.
-    Resets(u32),
-    /// It is gone between these times (microseconds) and knows no connection afterwards.
-    Down(u64, u64),
-}
-
-/// What must come of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Expect {
-    /// Every request arrives once in each copy.
-    Everything,
-    /// What does not arrive is accounted for as skipped, or was acknowledged by a connection that
-    /// the target threw away; what arrives twice had not been acknowledged.
-    Accounted,
-    /// Whatever is whole in the capture before a hole arrives, and what follows the next boundary.
-    Resumed,
-}
-
-/// One run, all of it. Times are in microseconds, chances in permille.
-#[derive(Clone, Debug)]
-pub(crate) struct Setup {
-    pub(crate) clients: RangeInclusive<u64>,
-    pub(crate) requests: RangeInclusive<u64>,
-    pub(crate) request_size: RangeInclusive<u64>,
-    pub(crate) response_size: RangeInclusive<u64>,
-    pub(crate) think: RangeInclusive<u64>,
-    pub(crate) client_rtt: RangeInclusive<u64>,
-    pub(crate) styles: Vec<Style>,
-    pub(crate) closes: Vec<Close>,
-    /// Connections made one after the other from one client port.
-    pub(crate) reuse: u64,
-    /// First packets of a connection that were not captured.
-    pub(crate) missed: RangeInclusive<u64>,
-    /// Client retransmissions, keep-alive probes.
-    pub(crate) retransmit: u64,
-    pub(crate) pure_acks: u64,
-    /// The handshake's ACK is captured.
-    pub(crate) handshake_ack: u64,
-    pub(crate) greeting: u64,
-    pub(crate) capture: Leg,
-    pub(crate) send: Leg,
-    pub(crate) response: Leg,
-    pub(crate) tunnel: Leg,
-    /// No tunnel in these times; `forget`: the intercept has lost its claims when it returns.
-    pub(crate) outages: Vec<(u64, u64)>,
-    pub(crate) forget: bool,
-    /// Claims refused.
-    pub(crate) refuse: u64,
-    pub(crate) answers: Answers,
-    pub(crate) target_delay: RangeInclusive<u64>,
-    pub(crate) trouble: Trouble,
-    pub(crate) receive_buffer: usize,
-    /// Bytes the target's application reads every 10 ms; `None`: as they come.
-    pub(crate) read_rate: Option<usize>,
-    /// How long it leaves a connection alone at first.
-    pub(crate) read_pause: u64,
-    pub(crate) pools: Vec<&'static str>,
-    pub(crate) copies: u16,
-    pub(crate) session: session::Config,
-    pub(crate) expect: Expect,
-    /// No request may leave before the response before it is complete.
-    pub(crate) strict_gate: bool,
-}
-
-impl Setup {
-    /// A quiet network and ordinary clients.
-    fn clean(rng: &mut Rng) -> Self {
-        let hop = rng.within(20..=2_000);
-        Self {
-            clients: 1..=4,
-            requests: 1..=8,
-            request_size: 16..=6_000,
-            response_size: 1..=20_000,
-            think: 0..=300_000,
-            client_rtt: 100..=80_000,
-            styles: vec![Style::Lockstep],
-            closes: vec![Close::Client, Close::Server],
-            reuse: 1,
-            missed: 0..=0,
-            retransmit: 0,
-            pure_acks: 200,
-            handshake_ack: 500,
-            greeting: 0,
-            capture: Leg::perfect(5),
-            send: Leg::perfect(hop),
-            response: Leg::perfect(hop),
-            tunnel: Leg::perfect(hop / 2),
-            outages: Vec::new(),
-            forget: false,
-            refuse: 0,
-            answers: Answers::Equal,
-            target_delay: 0..=20_000,
-            trouble: Trouble::None,
-            receive_buffer: 16_384,
-            read_rate: None,
-            read_pause: 0,
-            pools: Vec::new(),
-            copies: 1,
-            session: session::Config {
-                latency: if rng.chance(300) { Latency::None } else { Latency::Client },
-                ..session::Config::default()
-            },
-            expect: Expect::Everything,
-            strict_gate: true,
-        }
-    }
-}
 
 /// A family: its name, how many seeds a default run tries, and what sets it apart from a clean run.
 pub(crate) struct Scenario {
@@ -455,6 +301,190 @@ const SCENARIOS: &[Scenario] = &[
             setup.greeting = rng.within(1..=2_000);
             setup.handshake_ack = 1000;
             setup.styles.push(Style::Batches(2));
+        },
+    },
+    Scenario {
+        name: "fast_open",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.fast_open = 800;
+            // Without it nobody can tell how much answers what came with the SYN.
+            setup.handshake_ack = 1000;
+            setup.retransmit = rng.pick(&[0, 100]);
+            setup.styles.push(Style::Batches(2));
+            setup.closes.push(Close::Half);
+            setup.send.loss = rng.pick(&[0, 20]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "odd_segments",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.unknown_options = rng.pick(&[0, 300]);
+            setup.ecn = rng.pick(&[0, 300]);
+            setup.urgent = rng.pick(&[0, 300]);
+            setup.retransmit = rng.pick(&[0, 100]);
+        },
+    },
+    Scenario {
+        name: "trailing",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.styles = vec![Style::Trailing];
+            setup.requests = 2..=12;
+            setup.think = 0..=20_000;
+            setup.target_delay = 0..=rng.pick(&[0, 1_000, 30_000]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "long_polls",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.session.response_timeout = Duration::from_secs(40);
+            setup.requests = 1..=4;
+            setup.online_delay = 10..=rng.pick(&[1_000_000, 50_000_000]);
+            setup.target_delay = 0..=rng.pick(&[1_000_000, 30_000_000]);
+            setup.retransmit = rng.pick(&[0, 200]);
+        },
+    },
+    Scenario {
+        name: "chat",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.unasked = 0..=rng.pick(&[10, 3_000]);
+            setup.requests = 1..=12;
+            setup.request_size = 16..=500;
+            setup.response_size = 1..=500;
+            setup.styles = vec![Style::Lockstep, Style::Window(2), Style::Trailing];
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "ungated",
+        seeds: 50,
+        alter: |setup, rng| {
+            setup.session.gate = GateMode::None;
+            setup.target_delay = 0..=rng.pick(&[1_000, 5_000_000]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "memory_limit",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.memory_limit = usize::try_from(rng.within(20_000..=200_000)).expect("small");
+            setup.request_size = 16..=60_000;
+            setup.think = 0..=10_000;
+            setup.target_delay = 0..=1_000_000;
+            setup.read_rate = rng.pick(&[None, Some(1_000)]);
+            setup.expect = Expect::Accounted;
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "corruption",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.capture.corrupt = rng.pick(&[0, 50]);
+            setup.send.corrupt = rng.pick(&[0, 50]);
+            setup.response.corrupt = rng.pick(&[0, 50]);
+            setup.tunnel.corrupt = rng.pick(&[0, 0, 10]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "simultaneous_close",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.closes = vec![Close::Both];
+            setup.think = 0..=rng.pick(&[100, 5_000]);
+            setup.send.loss = rng.pick(&[0, 20]);
+            setup.response.loss = rng.pick(&[0, 20]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "small_segments",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.scripted(rng, |quirks, rng| {
+                quirks.mss = vec![Some(48), Some(64), Some(200), None, Some(1460), Some(65_535)];
+                quirks.closed_at_first = rng.size(0..=5_000_000);
+            });
+            setup.request_size = 16..=3_000;
+            setup.reuse = 2;
+        },
+    },
+    Scenario {
+        name: "late_syn_acks",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.scripted(rng, |quirks, rng| {
+                quirks.syn_ack_delay = rng.size(0..=10_000_000);
+                quirks.syn_acks_lost = rng.within(0..=4);
+            });
+            setup.strict_gate = rng.chance(500);
+            setup.response.loss = if setup.strict_gate { 0 } else { 30 };
+        },
+    },
+    Scenario {
+        name: "time_wait",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.scripted(rng, |quirks, rng| {
+                quirks.time_wait = rng.size(1_000..=30_000_000);
+                quirks.time_wait_is_safe = rng.chance(500);
+            });
+            setup.closes = vec![Close::Server, Close::Both, Close::Client];
+            setup.reuse = rng.within(2..=5);
+            setup.requests = 1..=3;
+            setup.send.loss = rng.pick(&[0, 0, 20]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "keep_alive",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.scripted(rng, |quirks, rng| quirks.keep_alive = Some(rng.within(200_000..=5_000_000)));
+            setup.think = 0..=rng.pick(&[1_000_000, 60_000_000]);
+            setup.retransmit = 200;
+        },
+    },
+    Scenario {
+        name: "stray_resets",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.scripted(rng, |quirks, rng| quirks.stray_resets = rng.pick(&[50, 500]));
+        },
+    },
+    Scenario {
+        name: "nonsense",
+        seeds: 150,
+        alter: |setup, rng| {
+            setup.scripted(rng, |quirks, rng| {
+                quirks.nonsense = rng.pick(&[50, 500]);
+                quirks.unknown_options = 300;
+            });
+            if rng.chance(500) {
+                disorder(&mut setup.response, rng);
+            }
+            setup.reuse = rng.within(1..=2);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
+        name: "old_segments",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.scripted(rng, |quirks, _| quirks.timestamps = true);
+            for leg in [&mut setup.send, &mut setup.response, &mut setup.tunnel] {
+                leg.duplicate = rng.within(0..=300);
+                (leg.reorder, leg.held) = (100, rng.size(1_000..=2_000_000));
+            }
+            setup.strict_gate = false;
         },
     },
     Scenario {
