@@ -20,6 +20,8 @@ use std::os::fd::BorrowedFd;
 
 pub use counters::{QueueCounters, kernel_counters};
 pub use error::CaptureError;
+#[doc(hidden)]
+pub use nfqueue::take_datagram;
 pub use nfqueue::{NfQueue, QueueOptions};
 pub use verdicts::Verdict;
 

@@ -122,22 +122,7 @@ impl NfQueue {
             Err(error) => return Err(error),
         }
         for datagram in self.batch.datagrams() {
-            if datagram.truncated {
-                malformed(&mut received, &mut self.verdicts, message::id_of_truncated(datagram.bytes));
-                continue;
-            }
-            for event in message::events(datagram.bytes) {
-                match event {
-                    Event::Packet(captured) => {
-                        received.packets += 1;
-                        self.verdicts.saw(captured.id);
-                        each(captured, &mut self.verdicts);
-                    }
-                    Event::Refused(_) => received.refused += 1,
-                    Event::Nothing => {}
-                    Event::Malformed { id } => malformed(&mut received, &mut self.verdicts, id),
-                }
-            }
+            take(datagram.bytes, datagram.truncated, &mut received, &mut self.verdicts, each);
         }
         received.full |= self.batch.is_full();
         if received.full {
@@ -165,6 +150,44 @@ impl Source for NfQueue {
         }
         Ok(received)
     }
+}
+
+/// Hands out the packets of one datagram; a `truncated` one has none that can be believed.
+fn take(
+    datagram: &[u8],
+    truncated: bool,
+    received: &mut Received,
+    verdicts: &mut Verdicts,
+    each: &mut Each<'_>,
+) {
+    if truncated {
+        return malformed(received, verdicts, message::id_of_truncated(datagram));
+    }
+    for event in message::events(datagram) {
+        match event {
+            Event::Packet(captured) => {
+                received.packets += 1;
+                verdicts.saw(captured.id);
+                each(captured, verdicts);
+            }
+            Event::Refused(_) => received.refused += 1,
+            Event::Nothing => {}
+            Event::Malformed { id } => malformed(received, verdicts, id),
+        }
+    }
+}
+
+/// What [`Source::receive`] does with a datagram of the kernel's, without a queue: also returns the verdicts that it
+/// would be answered with. For tests/fuzz.
+#[doc(hidden)]
+pub fn take_datagram(
+    datagram: &[u8],
+    truncated: bool,
+    each: &mut dyn FnMut(Captured<'_>),
+) -> (Received, Vec<u8>) {
+    let (mut received, mut verdicts) = (Received::default(), Verdicts::new(0));
+    take(datagram, truncated, &mut received, &mut verdicts, &mut |captured, _| each(captured));
+    (received, verdicts.drop_all().unwrap_or_default().to_vec())
 }
 
 /// Counts a message that made no sense and sees to it that its packet is dropped.

@@ -28,7 +28,7 @@ pub struct Config {
     pub mtu: u16,
     /// Most sessions at a time.
     pub max_sessions: usize,
-    /// Most upstream bytes held by all sessions together.
+    /// Most memory that all sessions together may take, in bytes: what they hold, and what they are.
     pub memory_limit: usize,
 }
 

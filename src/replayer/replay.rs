@@ -82,6 +82,11 @@ impl Replayer {
         self.table.buffered()
     }
 
+    /// Memory that the sessions take, about: what [`Config::memory_limit`] is for.
+    pub fn memory(&self) -> usize {
+        self.table.memory()
+    }
+
     /// Whether, since this was asked last, a session has fallen behind its client for no other reason than
     /// that packets were not handed in, or out, at once.
     pub fn take_behind(&mut self) -> bool {
@@ -183,7 +188,7 @@ impl Replayer {
         if self.stopping || self.table.len() + usize::from(self.config.copies) > self.config.max_sessions {
             return Err(Unused::SessionLimit);
         }
-        if self.table.buffered() > self.config.memory_limit / 16 * 15 {
+        if self.table.memory() > self.config.memory_limit / 16 * 15 {
             return Err(Unused::MemoryLimit);
         }
         Ok(())
@@ -311,7 +316,7 @@ impl Replayer {
                 }
             }
             self.table.settle(&mut self.counters.ledger);
-            if self.table.buffered() > self.config.memory_limit {
+            if self.table.memory() > self.config.memory_limit {
                 self.shed(now);
             }
         }
@@ -351,8 +356,7 @@ impl Replayer {
         }
         self.release(slot);
         if !self.reachable {
-            self.resumption.wait(slot);
-            return;
+            return self.await_turn(slot);
         }
         let Some(entry) = self.table.entry(slot) else { return };
         let (client, target, copy) = (entry.connection.client, entry.target, entry.copy);
@@ -383,20 +387,13 @@ impl Replayer {
         }
     }
 
-    /// The sessions hold more than they may: the one that holds most is furthest behind, and ends.
+    /// The sessions take more than they may: the one that takes most is furthest behind, and ends.
     fn shed(&mut self, now: Time) {
-        let fullest = self
-            .table
-            .iter()
-            .filter(|(_, entry)| !entry.session.is_over())
-            .max_by_key(|(_, entry)| entry.session.buffered());
-        if let Some((slot, _)) = fullest
-            && let Some(entry) = self.table.entry(slot)
-        {
-            entry.session.end(now, End::Shed);
-            // At once: the sessions polled before this one's turn must not find the limit exceeded still.
-            self.table.account(slot, &mut self.counters.ledger);
-            self.table.wake(slot);
-        }
+        let Some(slot) = self.table.furthest_behind() else { return };
+        let Some(entry) = self.table.entry(slot) else { return };
+        entry.session.end(now, End::Shed);
+        // At once: the sessions polled before this one's turn must not find the limit exceeded still.
+        self.table.account(slot, &mut self.counters.ledger);
+        self.table.wake(slot);
     }
 }

@@ -1,7 +1,7 @@
 //! Going on after an outage: what waited for an intercept or for a target that was silent goes on as
 //! soon as one is heard of, but not all of it in one instant.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -53,9 +53,9 @@ impl Target {
 }
 
 impl Resumption {
-    /// A session wants a connection, and there is no intercept.
-    pub(super) fn wait(&mut self, slot: usize) {
-        self.waiting.push_back(slot);
+    /// How many places in the queue are taken.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
     }
 
     /// When [`Replayer::take_turn`] is due.
@@ -104,6 +104,19 @@ impl Replayer {
         if back {
             self.hasten(now, None);
         }
+    }
+
+    /// A session wants a connection, and there is no intercept.
+    pub(super) fn await_turn(&mut self, slot: usize) {
+        let Self { resumption, table, .. } = self;
+        // Those that have ended stand there still; the queue is to have a bound as the sessions have.
+        if resumption.len() > 2 * table.len() + TURN {
+            let mut seen = HashSet::new();
+            resumption.waiting.retain(|slot| {
+                seen.insert(*slot) && table.entry(*slot).is_some_and(|entry| entry.session.wants_connection())
+            });
+        }
+        resumption.waiting.push_back(slot);
     }
 
     /// Connects the next of the sessions that wait for it.

@@ -24,8 +24,8 @@ pub(super) struct Entry {
     pub(super) flow: Option<(FlowId, SocketAddr)>,
     /// How many of the flows it could have were refused: somebody else has them.
     pub(super) refused: usize,
-    /// Bytes of the session that are in [`Table::buffered`].
-    accounted: usize,
+    /// Bytes and memory of the session that are in [`Table::buffered`] and [`Table::memory`].
+    accounted: Accounted,
     /// The deadline that stands in the heap.
     armed: Option<Time>,
     /// It stands in the queue of sessions to be polled.
@@ -33,6 +33,22 @@ pub(super) struct Entry {
     /// Distinguishes it from earlier entries of the same slot in the heap.
     serial: u32,
 }
+
+/// What a session takes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Accounted {
+    buffered: usize,
+    memory: usize,
+}
+
+/// What an entry takes besides its session: in the slab, the maps, which are half full at worst, and the heap.
+const ENTRY: usize = size_of::<Entry>() - size_of::<Session>() + 4 * size_of::<(FlowKey, usize)>() + 64;
+
+/// Deadlines of no session that may stand in the heap, beside four for each session.
+const STALE: usize = 1024;
+
+/// Of so many sessions, one is remembered as one of the largest.
+const COMPARED: usize = 32;
 
 /// The sessions of one worker.
 #[derive(Debug, Default)]
@@ -46,6 +62,9 @@ pub(super) struct Table {
     queue: VecDeque<usize>,
     serial: u32,
     buffered: usize,
+    memory: usize,
+    /// The sessions that took most when they were last compared, the largest last: memory, slot, serial.
+    largest: Vec<(usize, usize, u32)>,
 }
 
 impl Table {
@@ -56,6 +75,11 @@ impl Table {
     /// Upstream bytes held by all sessions, as of their last [`Table::account`].
     pub(super) fn buffered(&self) -> usize {
         self.buffered
+    }
+
+    /// Memory that all sessions take, about, as of the same.
+    pub(super) fn memory(&self) -> usize {
+        self.memory
     }
 
     pub(super) fn entry(&mut self, slot: usize) -> Option<&mut Entry> {
@@ -104,7 +128,7 @@ impl Table {
             target,
             flow: None,
             refused: 0,
-            accounted: 0,
+            accounted: Accounted::default(),
             armed: None,
             queued: false,
             serial,
@@ -143,7 +167,8 @@ impl Table {
     /// Removes a session, which has no flow any more.
     pub(super) fn remove(&mut self, slot: usize) {
         let Some(entry) = self.entries.try_remove(slot) else { return };
-        self.buffered -= entry.accounted;
+        self.buffered -= entry.accounted.buffered;
+        self.memory -= entry.accounted.memory;
         let Some(first) = self.by_connection.get(&entry.connection).copied() else { return };
         if first == slot {
             match entry.sibling {
@@ -188,16 +213,54 @@ impl Table {
         {
             entry.armed = Some(deadline);
             self.deadlines.push(Reverse((deadline, slot, entry.serial)));
+            if self.deadlines.len() > 4 * self.entries.len() + STALE {
+                self.sweep_deadlines();
+            }
         }
+    }
+
+    /// Removes the deadlines of sessions that have ended, and those that were brought forward.
+    fn sweep_deadlines(&mut self) {
+        let Self { deadlines, entries, .. } = self;
+        deadlines.retain(|Reverse((due, slot, serial))| {
+            entries.get(*slot).is_some_and(|entry| entry.serial == *serial && entry.armed == Some(*due))
+        });
     }
 
     /// Accounts a session's memory, and enters what became of its bytes.
     pub(super) fn account(&mut self, slot: usize, ledger: &mut Ledger) {
         let Some(entry) = self.entries.get_mut(slot) else { return };
         entry.session.settle(ledger);
-        let buffered = entry.session.buffered();
-        self.buffered = self.buffered - entry.accounted + buffered;
-        entry.accounted = buffered;
+        let Accounted { buffered, memory } = entry.accounted;
+        let now = Accounted { buffered: entry.session.buffered(), memory: entry.session.memory() + ENTRY };
+        self.buffered = self.buffered - buffered + now.buffered;
+        self.memory = self.memory - memory + now.memory;
+        entry.accounted = now;
+    }
+
+    /// A session that takes as much as any, or did so when they were last compared: at the limit one after the other
+    /// ends, and to look at all of them each time would take longer than what they wait for.
+    pub(super) fn furthest_behind(&mut self) -> Option<usize> {
+        let Self { entries, largest, .. } = self;
+        for round in 0..2 {
+            while let Some((memory, slot, serial)) = largest.pop() {
+                let unchanged = entries.get(slot).is_some_and(|entry| {
+                    entry.serial == serial && entry.accounted.memory >= memory && !entry.session.is_over()
+                });
+                if unchanged {
+                    return Some(slot);
+                }
+            }
+            if round == 0 {
+                let live = entries.iter().filter(|(_, entry)| !entry.session.is_over());
+                largest.extend(live.map(|(slot, entry)| (entry.accounted.memory, slot, entry.serial)));
+                largest.sort_unstable();
+                // What is compared once serves for some per cent of them.
+                let kept = largest.len().div_ceil(COMPARED);
+                largest.drain(..largest.len() - kept);
+            }
+        }
+        None
     }
 
     /// When the next deadline in the heap is. A session's real one may be later.
@@ -226,5 +289,33 @@ impl Table {
     fn next_serial(&mut self) -> u32 {
         self.serial = self.serial.wrapping_add(1);
         self.serial
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::session::End;
+    use crate::wire::{Flags, Seq, TcpHeader, TcpOptions};
+
+    #[test]
+    fn sessions_that_have_ended_leave_no_deadlines_behind() {
+        let mut table = Table::default();
+        let connection = FlowKey { client: ([10, 0, 0, 1], 1).into(), server: ([10, 0, 0, 2], 80).into() };
+        let options = TcpOptions::default();
+        let syn =
+            TcpHeader { seq: Seq(1), ack: Seq(0), flags: Flags::SYN, window: 1, options, payload_len: 0 };
+        for _ in 0..10 * STALE {
+            let session = Session::open(Time::ZERO, Arc::default(), &syn);
+            let slot = table.insert(session, connection, 0, connection.server);
+            table.wake(slot);
+            table.settle(&mut Ledger::default());
+            table.entry(slot).expect("there").session.end(Time::ZERO, End::Shed);
+            table.remove(slot);
+        }
+        assert!((1..=STALE).contains(&table.deadlines.len()), "{}", table.deadlines.len());
+        assert_eq!((table.buffered(), table.memory()), (0, 0));
     }
 }

@@ -314,14 +314,24 @@ fn the_session_limit_refuses_and_counts() {
     assert_eq!((b.replayer.sessions(), b.counters().unused.of(Unused::SessionLimit)), (2, 3));
 }
 
+/// What the replayer takes after `steps`.
+fn memory_after(steps: impl Fn(&mut Bench)) -> usize {
+    let mut b = Bench::new(config());
+    steps(&mut b);
+    b.replayer.memory()
+}
+
 #[test]
 fn the_memory_limit_ends_the_session_furthest_behind() {
-    let mut b = Bench::new(Config { memory_limit: 3_000, ..config() });
-    b.syn("10.9.0.1:1");
-    b.syn("10.9.0.2:2");
-    b.client("10.9.0.1:1", header(101, 1, A, 1000), &[0; 1000]);
-    assert_eq!(b.replayer.buffered(), 1000);
-    b.client("10.9.0.2:2", header(101, 1, A, 1400), &[0; 1400]);
+    let fits = |b: &mut Bench| {
+        b.syn("10.9.0.1:1");
+        b.syn("10.9.0.2:2");
+        b.client("10.9.0.1:1", header(101, 1, A, 1000), &[0; 1000]);
+        b.client("10.9.0.2:2", header(101, 1, A, 1400), &[0; 1400]);
+    };
+    let mut b = Bench::new(Config { memory_limit: memory_after(fits), ..config() });
+    fits(&mut b);
+    assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (2, 2400));
     b.client("10.9.0.2:2", header(1501, 1, A, 1400), &[0; 1400]);
     assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (1, 1000));
     assert_eq!(b.counters().ended.of(End::Shed), 1);
@@ -330,33 +340,66 @@ fn the_memory_limit_ends_the_session_furthest_behind() {
 
 #[test]
 fn the_memory_limit_ends_no_more_sessions_than_it_must() {
-    let mut b = Bench::new(Config { memory_limit: 10_000, ..config() });
     let clients: Vec<_> = (1..=10).map(|host| format!("10.9.0.{host}:1")).collect();
-    for client in &clients {
-        b.syn(client);
-        b.client(client, header(101, 1, A, 1000), &[0; 1000]);
-    }
+    let fits = |b: &mut Bench| {
+        for client in &clients {
+            b.syn(client);
+            b.client(client, header(101, 1, A, 1000), &[0; 1000]);
+        }
+    };
+    let mut b = Bench::new(Config { memory_limit: memory_after(fits), ..config() });
+    fits(&mut b);
     assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (10, 10_000));
     // All of them have something to do in the turn that goes beyond the limit.
     for client in &clients {
-        b.packet(client, ONLINE, header(1101, 1, A, 100), &[0; 100]);
+        b.packet(client, ONLINE, header(1101, 1, A, 50), &[0; 50]);
     }
     b.run();
-    assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (9, 9_900));
+    assert_eq!((b.replayer.sessions(), b.replayer.buffered()), (9, 9_450));
 }
 
 #[test]
 fn close_to_the_memory_limit_no_session_begins() {
-    let mut b = Bench::new(Config { memory_limit: 1_600, ..config() });
-    b.syn(CLIENT);
-    b.client(CLIENT, header(101, 1, A, 1400), &[0; 1400]);
-    assert_eq!(b.syn("10.9.0.2:2").len(), 1);
+    let fits = |b: &mut Bench| {
+        b.syn(CLIENT);
+        b.client(CLIENT, header(101, 1, A, 1400), &[0; 1400]);
+        b.syn("10.9.0.2:2");
+    };
+    let mut b = Bench::new(Config { memory_limit: memory_after(fits) + 200, ..config() });
+    fits(&mut b);
+    assert_eq!(b.replayer.sessions(), 2);
     b.client(CLIENT, header(1501, 1, A, 101), &[0; 101]);
     assert!(b.syn("10.9.0.3:3").is_empty());
     assert_eq!(b.counters().unused.of(Unused::MemoryLimit), 1);
     b.client(CLIENT, header(1602, 1, A, 100), &[0; 100]);
     assert_eq!((b.counters().ended.of(End::Shed), b.replayer.buffered()), (1, 0));
     assert_eq!(b.syn("10.9.0.3:3").len(), 1, "there is room again");
+}
+
+#[test]
+fn bytes_that_come_one_by_one_count_with_what_each_of_them_takes() {
+    let mut b = Bench::new(Config { memory_limit: 100_000, ..config() });
+    b.syn(CLIENT);
+    for n in 0..2_000 {
+        b.client(CLIENT, header(101 + n, 1, A, 1), b"x");
+    }
+    assert_eq!((b.counters().ended.of(End::Shed), b.replayer.buffered()), (1, 0));
+    assert!(b.counters().ledger.discarded.of(End::Shed) < 2_000);
+    assert!(b.replayer.memory() < 100_000);
+}
+
+#[test]
+fn without_an_intercept_the_queue_for_connections_is_bounded_as_sessions_are() {
+    let mut b = Bench::new(Config { max_sessions: 10, ..config() });
+    b.replayer.set_reachable(b.now, false);
+    for n in 0..5_000 {
+        b.client(CLIENT, header(n * 1_000, 0, Flags::SYN, 0), b"");
+        b.client(CLIENT, header(n * 1_000 + 1, 0, Flags::RST, 0), b"");
+    }
+    assert!(b.replayer.resumption.len() < 500, "{} wait", b.replayer.resumption.len());
+    b.replayer.set_reachable(b.now, true);
+    b.run();
+    assert!(b.counters().connections > 0);
 }
 
 #[test]

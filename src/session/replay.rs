@@ -124,6 +124,11 @@ impl Session {
         self.upstream.buffered()
     }
 
+    /// Memory that the session takes, about, with what it holds.
+    pub fn memory(&self) -> usize {
+        size_of::<Self>() + self.upstream.memory() + self.events.capacity() * size_of::<Event>()
+    }
+
     /// Enters what became of bytes since the last call. Those that have come in are in the ledger
     /// then, or [`Session::buffered`].
     pub fn settle(&mut self, ledger: &mut Ledger) {
@@ -187,7 +192,7 @@ impl Session {
         let again = header.flags.syn() && std::mem::replace(&mut self.syn_seen, true);
         let taken = if !header.flags.syn() {
             self.take(now, header, payload, gate)
-        } else if payload.is_empty() {
+        } else if header.payload_len == 0 {
             if again { Taken::Duplicate } else { Taken::Control }
         } else {
             self.take(now, &TcpHeader { seq: header.seq.add(1), ..*header }, payload, gate)

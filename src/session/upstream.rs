@@ -73,6 +73,13 @@ pub(super) enum Inserted {
 /// Farthest a segment may lie beyond the contiguous stream: the largest window RFC 7323 allows.
 const MAX_AHEAD: u64 = 1 << 30;
 
+/// What an allocation takes besides what is asked for.
+const ALLOCATION: usize = 16;
+/// What a segment in a map takes, whose nodes are about two thirds full.
+const AHEAD: usize = (size_of::<u64>() + size_of::<Chunk>()) * 3 / 2;
+/// Room for segments and marks that a session without any keeps.
+const KEPT: usize = 64;
+
 #[derive(Debug)]
 struct Chunk {
     offset: u64,
@@ -187,6 +194,16 @@ impl Upstream {
     /// Bytes held.
     pub(super) fn buffered(&self) -> usize {
         self.buffered
+    }
+
+    /// Memory of all that is held, about: the bytes, and what each segment and mark takes besides. A client that writes
+    /// byte by byte costs a hundred times what it says.
+    pub(super) fn memory(&self) -> usize {
+        self.buffered
+            + (self.chunks.len() + self.ahead.len()) * ALLOCATION
+            + self.chunks.capacity() * size_of::<Chunk>()
+            + self.ahead.len() * AHEAD
+            + self.marks.capacity() * size_of::<Mark>()
     }
 
     /// Since when a hole keeps segments, or the close, waiting.
@@ -421,6 +438,12 @@ impl Upstream {
             self.marks.pop_front();
             self.passed -= 1;
         }
+        if self.chunks.is_empty() && self.chunks.capacity() > KEPT {
+            self.chunks = VecDeque::new();
+        }
+        if self.marks.is_empty() && self.marks.capacity() > KEPT {
+            self.marks = VecDeque::new();
+        }
     }
 
     /// The first request boundary at or after `offset`; all bytes before it are released, and the
@@ -440,7 +463,9 @@ impl Upstream {
     pub(super) fn discard(&mut self) -> u64 {
         let delivered = self.chunks.front().map_or(0, |chunk| chunk.before(self.released));
         self.let_go(Fate::Delivered, delivered);
-        self.chunks.clear();
+        self.chunks = VecDeque::new();
+        self.marks = VecDeque::new();
+        self.passed = 0;
         self.ahead.clear();
         std::mem::take(&mut self.buffered) as u64
     }

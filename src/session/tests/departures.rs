@@ -387,3 +387,13 @@ fn a_cut_payload_counts_as_lost() {
     b.session.settle(&mut ledger);
     assert_eq!(ledger.fates.nonzero().collect::<Vec<_>>(), [("cut", 1000)]);
 }
+
+#[test]
+fn data_cut_off_a_syn_count_as_lost() {
+    let syn = client_header(0, 0, Flags::SYN, 9);
+    let mut session = Session::open(Time::ZERO, Arc::default(), &syn);
+    assert_eq!(session.handle_client(Time::ZERO, &syn, b""), Taken::Cut);
+    let mut ledger = Ledger::default();
+    session.settle(&mut ledger);
+    assert_eq!(ledger.fates.nonzero().collect::<Vec<_>>(), [("cut", 9)]);
+}

@@ -67,6 +67,8 @@ pub(crate) struct Setup {
     pub(crate) tcpcopy: Vec<String>,
     /// Further options of each intercept.
     pub(crate) intercept: Vec<String>,
+    /// What each intercept is started by: a program and its first arguments, or nothing.
+    pub(crate) intercept_under: Vec<String>,
     /// How long the target's log must be quiet before what is missing counts as lost.
     pub(crate) patience: Duration,
 }
@@ -85,6 +87,7 @@ impl Setup {
             mappings: Vec::new(),
             tcpcopy: Vec::new(),
             intercept: Vec::new(),
+            intercept_under: Vec::new(),
         }
     }
 
@@ -222,7 +225,14 @@ impl Chain {
         let arguments = self.intercept_arguments()?;
         let mut intercepts = Vec::new();
         for host in self.intercept_hosts() {
-            intercepts.push(Daemon::start(Program::Intercept, host.namespace(), &arguments, &self.scratch)?);
+            let under = &self.setup.intercept_under;
+            intercepts.push(Daemon::start_under(
+                under,
+                Program::Intercept,
+                host.namespace(),
+                &arguments,
+                &self.scratch,
+            )?);
         }
         intercepts.iter_mut().try_for_each(Daemon::wait_ready)?;
         self.intercepts = intercepts;

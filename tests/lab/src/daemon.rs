@@ -110,6 +110,24 @@ impl Daemon {
         Self::run(&path, program.name(), on, arguments, scratch)
     }
 
+    /// The same, started by another program: `under` is it and its first arguments, or nothing. It must become the
+    /// program itself.
+    pub(crate) fn start_under(
+        under: &[String],
+        program: Program,
+        on: &Namespace,
+        arguments: &[String],
+        scratch: &Path,
+    ) -> Result<Self> {
+        let Some((first, rest)) = under.split_first() else {
+            return Self::start(program, on, arguments, scratch);
+        };
+        let mut all = rest.to_vec();
+        all.push(program.path()?.display().to_string());
+        all.extend_from_slice(arguments);
+        Self::run(first.as_ref(), program.name(), on, &all, scratch)
+    }
+
     /// Starts any file on a host.
     pub(crate) fn run(
         path: &Path,

@@ -43,10 +43,11 @@ const TABLE: &str = "inet lab-loss";
 /// Has `percent` of a leg's packets get lost, by chance. They arrive, so that no sender notices, and go no further.
 pub(crate) fn lose(chain: &Chain, leg: Leg, percent: u8) -> Result<()> {
     for (role, packets) in leg.arrivals() {
+        let chance = if percent < 100 { format!("numgen random mod 100 < {percent}") } else { String::new() };
         // Before the rules of intercept see them.
         let rules = format!(
             "table {TABLE} {{ chain lose {{ type filter hook prerouting priority -450; \
-             iifname \"back\" {packets} numgen random mod 100 < {percent} counter drop; }}; }}"
+             iifname \"back\" {packets} {chance} counter drop; }}; }}"
         );
         run(chain.network().host(*role, 0)?.namespace().command("nft").args(["-f", "-"]), Some(&rules))?;
     }

@@ -22,6 +22,7 @@ mod nginx;
 mod observer;
 mod pair;
 mod records;
+mod recovery;
 mod runner;
 mod scenarios;
 mod server;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::isolation;
 use crate::observer::say;
+use crate::recovery;
 use crate::scenarios::{self, Context, Offloads, Scenario};
 
 /// What a scenario's process writes before its figures.
@@ -28,7 +29,7 @@ pub(crate) fn run(names: &[String], offloads: Option<Offloads>, long: bool) -> R
         bail!("no scenario is called {names:?}; `lab list` names them");
     }
     let kept = isolation::kept_logs();
-    let (mut passed, mut failed) = (0, 0);
+    let (mut passed, mut failed, mut recoveries) = (0, 0, Vec::new());
     for scenario in &chosen {
         let variants: &[bool] = match offloads.unwrap_or(scenario.offloads) {
             Offloads::Both => &[true, false],
@@ -43,6 +44,7 @@ pub(crate) fn run(names: &[String], offloads: Option<Offloads>, long: bool) -> R
             match outcome {
                 Ok(figures) => {
                     passed += 1;
+                    recoveries.extend(recovery::of_faults(name, &figures));
                     say(&format!("PASS  {name}  [{state}]  {took:.1} s  {figures}"));
                 }
                 Err(error) => {
@@ -51,6 +53,9 @@ pub(crate) fn run(names: &[String], offloads: Option<Offloads>, long: bool) -> R
                 }
             }
         }
+    }
+    if !recoveries.is_empty() {
+        say(&recovery::table(&recoveries));
     }
     say(&format!("{passed} passed, {failed} failed"));
     Ok(failed == 0)

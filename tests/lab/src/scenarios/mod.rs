@@ -2,6 +2,7 @@
 
 mod bodies;
 mod both_speak;
+mod chaos;
 mod errors;
 mod fidelity;
 mod http;
@@ -98,6 +99,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         loss::scenarios(),
         midstream::scenarios(),
         outage::scenarios(),
+        chaos::scenarios(),
         scale::scenarios(),
         slow::scenarios(),
         errors::scenarios(),

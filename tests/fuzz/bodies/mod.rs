@@ -1,0 +1,26 @@
+//! What each fuzz target does with its input. Shared by `cargo fuzz` (`../targets`) and by the tests (`../main.rs`).
+//!
+//! An input is a sequence of operations on one public type; each file says what holds after every one of them.
+#![allow(dead_code, reason = "each fuzz target uses one of the bodies")]
+
+pub(crate) mod config;
+mod input;
+pub(crate) mod netlink;
+pub(crate) mod packet;
+pub(crate) mod replayer;
+pub(crate) mod router;
+pub(crate) mod session;
+pub(crate) mod tunnel;
+
+/// A body, with its name.
+pub(crate) type Named = (&'static str, fn(&[u8]));
+
+pub(crate) const ALL: [Named; 7] = [
+    ("config", config::run),
+    ("netlink", netlink::run),
+    ("packet", packet::run),
+    ("replayer", replayer::run),
+    ("router", router::run),
+    ("session", session::run),
+    ("tunnel", tunnel::run),
+];

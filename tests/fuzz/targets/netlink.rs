@@ -1,0 +1,7 @@
+//! See `bodies::netlink`.
+#![no_main]
+
+#[path = "../bodies/mod.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::netlink::run(data));

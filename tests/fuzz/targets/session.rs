@@ -1,0 +1,7 @@
+//! See `bodies::session`.
+#![no_main]
+
+#[path = "../bodies/mod.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::session::run(data));

@@ -1,0 +1,93 @@
+//! Daemons are killed, frozen and stopped at random times.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::{Ongoing, Resources, plain};
+use crate::account;
+use crate::chain::{Chain, keep_alive, short};
+use crate::load::Pace;
+use crate::recovery;
+use crate::scenarios::ongoing::{after, end};
+use crate::scenarios::{Context, Offloads, Scenario};
+use crate::sys::Signal;
+
+/// Rounds in an ordinary and in a long run.
+const ROUNDS: (usize, usize) = (6, 100);
+/// Any number will do: it makes the rounds of all runs the same.
+const SEED: u64 = 0x6368_616f_7321;
+
+/// A daemon under a signal, by the name in the figures.
+const KINDS: [(&str, bool, Signal); 6] = [
+    ("tcpcopy killed", true, Signal::Kill),
+    ("intercept frozen", false, Signal::Stop),
+    ("tcpcopy stopped", true, Signal::Term),
+    ("intercept killed", false, Signal::Kill),
+    ("tcpcopy frozen", true, Signal::Stop),
+    ("intercept stopped", false, Signal::Term),
+];
+
+pub(super) fn scenario() -> Scenario {
+    Scenario::new("chaos/signals", Offloads::On, rounds)
+}
+
+/// Each round sends a signal to a daemon at a random time, and heals it after another.
+fn rounds(context: &Context) -> Result<String> {
+    let rounds = if context.long { ROUNDS.1 } else { ROUNDS.0 };
+    let mut random = SEED;
+    let mut chain = Chain::start(plain(context), &context.scratch)?;
+    let steady = chain.load(Pace::Rate(super::RATE), keep_alive(20), 3600)?;
+    let load = Ongoing::begin(&chain, steady)?;
+    let brief = chain.load(Pace::Rate(100), short(), 3600)?;
+    let brief = chain.begin(brief)?;
+    after(&load.running, 500)?;
+    let before = Resources::of(&mut chain)?;
+    let mut recoveries: BTreeMap<&str, Vec<u128>> = BTreeMap::new();
+    // Every kind comes equally often, and each at its own times.
+    for (name, tcpcopy, signal) in KINDS.into_iter().cycle().take(rounds) {
+        after(&load.running, next(&mut random) % 500)?;
+        strike(&mut chain, tcpcopy, signal)?;
+        after(&load.running, 20 + next(&mut random) % 700)?;
+        heal(&mut chain, tcpcopy, signal)?;
+        let took = load.recovery(&mut chain)?;
+        recoveries.entry(name).or_default().push(took.as_millis());
+        chain.check_leaks()?;
+    }
+    before.check(&mut chain)?;
+    let answered = end(load.running)?.answered + end(brief)?.answered;
+    account::balance(&chain.stop_tcpcopies()?)?;
+    chain.finish()?;
+    let each: Vec<_> =
+        recoveries.iter().map(|(name, times)| recovery::text(&format!("{name} "), times)).collect();
+    Ok(format!(
+        "{rounds} rounds; {}; production {answered} answered, 0 failed, 0 packets leaked",
+        each.join("; ")
+    ))
+}
+
+fn strike(chain: &mut Chain, tcpcopy: bool, signal: Signal) -> Result<()> {
+    let daemon = if tcpcopy { chain.tcpcopy(0)? } else { chain.intercept(0)? };
+    match signal {
+        Signal::Kill => daemon.kill(),
+        Signal::Term => daemon.stop(),
+        Signal::Stop | Signal::Continue => daemon.signal(signal),
+    }
+}
+
+fn heal(chain: &mut Chain, tcpcopy: bool, signal: Signal) -> Result<()> {
+    match (signal, tcpcopy) {
+        (Signal::Stop | Signal::Continue, true) => chain.tcpcopy(0)?.signal(Signal::Continue),
+        (Signal::Stop | Signal::Continue, false) => chain.intercept(0)?.signal(Signal::Continue),
+        (Signal::Kill | Signal::Term, true) => chain.start_tcpcopies(),
+        (Signal::Kill | Signal::Term, false) => chain.start_intercepts(),
+    }
+}
+
+/// xorshift64 (Marsaglia 2003).
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
