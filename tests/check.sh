@@ -29,10 +29,15 @@ section() {
 }
 
 dependencies() {
-  if cargo deny --version >/dev/null 2>&1; then
-    cargo deny check
-  else
+  if ! cargo deny --version >/dev/null 2>&1; then
     echo "skipped: cargo-deny is not installed (cargo install cargo-deny --locked)"
+    return
+  fi
+  cargo deny check bans licenses sources || return
+  if cargo deny fetch db >/dev/null 2>&1; then
+    cargo deny check advisories
+  else
+    echo "skipped: advisories: their database cannot be fetched"
   fi
 }
 
