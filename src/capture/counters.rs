@@ -1,6 +1,7 @@
 //! The kernel's own counters of its queues: what it dropped before anybody here could see it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 
 /// This thread's network namespace, not that of the process's first thread.
 const PATH: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
@@ -26,13 +27,33 @@ pub struct QueueCounters {
     pub sequence: u32,
 }
 
-/// Reads the counters of all queues bound in this thread's network namespace, in the kernel's order.
-///
-/// The file is readable by root only, whatever the capabilities. Without nfnetlink_queue the error is `NotFound`.
+/// The file with the counters of all queues bound in a network namespace.
+#[derive(Debug)]
+pub struct KernelCounters(File);
+
+impl KernelCounters {
+    /// Opens that of this thread's network namespace.
+    ///
+    /// Root and its group may, whatever the capabilities; once it is open, it can be read by anybody. Without
+    /// nfnetlink_queue the error is `NotFound`.
+    pub fn open() -> io::Result<Self> {
+        File::open(PATH).map(Self)
+    }
+
+    /// The counters as they are now, in the kernel's order.
+    pub fn read(&mut self) -> io::Result<Vec<QueueCounters>> {
+        let mut text = String::new();
+        self.0.rewind()?;
+        self.0.read_to_string(&mut text)?;
+        parse(&text).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{PATH} is not in the format known"))
+        })
+    }
+}
+
+/// The counters of all queues bound in this thread's network namespace; see [`KernelCounters`].
 pub fn kernel_counters() -> io::Result<Vec<QueueCounters>> {
-    parse(&std::fs::read_to_string(PATH)?).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{PATH} is not in the format known"))
-    })
+    KernelCounters::open()?.read()
 }
 
 /// All lines, or nothing when one is not as expected: a counter misread would be worse than none.

@@ -18,7 +18,7 @@ mod verdicts;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-pub use counters::{QueueCounters, kernel_counters};
+pub use counters::{KernelCounters, QueueCounters, kernel_counters};
 pub use error::CaptureError;
 #[doc(hidden)]
 pub use nfqueue::take_datagram;

@@ -64,6 +64,22 @@ pub(super) const fn coalesce(help: &'static str) -> Key {
     }
 }
 
+/// The user that root becomes by default.
+pub const DEFAULT_USER: &str = "tcpcopy";
+
+/// The key `user`.
+pub(super) const fn user() -> Key {
+    Key {
+        name: "user",
+        option: "user",
+        short: None,
+        kind: Kind::Text,
+        value_name: "NAME",
+        default: "\"tcpcopy\"",
+        help: "User to become if started as root; root stays root",
+    }
+}
+
 /// The key `log`.
 pub(super) const fn log(help: &'static str) -> Key {
     Key {

@@ -154,6 +154,22 @@ impl FromText for InterfaceName {
     }
 }
 
+/// The name of a user of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UserName(pub String);
+
+impl FromText for UserName {
+    const EXPECTED: &'static str = "the name of a user: letters, digits, '_', '-' and '.'";
+
+    fn from_text(text: &str) -> Result<Self, Invalid> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        if text.is_empty() || text.starts_with('-') || !text.chars().all(allowed) {
+            return Err(Self::unlike(text));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// Refuses a service address that nobody can have.
 fn check_service(address: SocketAddr, text: &str) -> Result<(), Invalid> {
     if address.port() == 0 {

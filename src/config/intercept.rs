@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::common::{self, Workers};
-use super::endpoint::{Bind, Service};
+use super::endpoint::{Bind, Service, UserName};
 use super::key::{Key, Kind, Program};
 use super::layers::Layers;
 use super::units::Span;
@@ -45,6 +45,8 @@ pub struct Settings {
     pub queue: u16,
     /// The mark on unclaimed packets that are let through; never 0.
     pub accept_mark: u32,
+    /// The user to become if started as root.
+    pub user: String,
     /// Logging.
     pub log: LogSettings,
     /// What is odd about the configuration, for the log.
@@ -177,6 +179,7 @@ const KEYS: &[Key] = &[
         default: "0x74637061",
         help: "Mark on unclaimed packets that are accepted, by which rules know them",
     },
+    common::user(),
     common::log("What to log: error, warn, info, debug (flows) or trace (packets)"),
 ];
 
@@ -213,6 +216,7 @@ pub(super) struct Raw {
     coalesce: Text<Span>,
     queue: Number<0, 65_535>,
     accept_mark: Number<1, 0xffff_ffff>,
+    user: Text<UserName>,
     log: Text<LogLevel>,
 }
 
@@ -233,6 +237,7 @@ impl Settings {
         common::keep("unclaimed", &mut self.unclaimed, &running.unclaimed, &mut keys);
         common::keep("queue", &mut self.queue, &running.queue, &mut keys);
         common::keep("accept-mark", &mut self.accept_mark, &running.accept_mark, &mut keys);
+        common::keep("user", &mut self.user, &running.user, &mut keys);
         keys
     }
 
@@ -254,6 +259,7 @@ impl Settings {
             coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             accept_mark: raw.accept_mark.to(),
+            user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
             warnings: layers.warnings.clone(),
         };

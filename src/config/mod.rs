@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 pub use command_line::command;
+pub use common::DEFAULT_USER;
 
 use key::Program;
 use layers::{Inputs, Layers};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::common::{self, Workers};
-use super::endpoint::{InterfaceName, Peer};
+use super::endpoint::{InterfaceName, Peer, UserName};
 use super::key::{Key, Kind, Program};
 use super::layers::Layers;
 use super::units::{Size, Span};
@@ -74,6 +74,8 @@ pub struct Settings {
     /// The default, 1 h, keeps idle connections open on the target as production has them open; those of clients
     /// that vanished end when the target closes them.
     pub idle_timeout: Duration,
+    /// The user to become if started as root.
+    pub user: String,
     /// Logging.
     pub log: LogSettings,
     /// What is odd about the configuration, for the log.
@@ -278,6 +280,7 @@ const KEYS: &[Key] = &[
         default: "\"tcpcopy0\"",
         help: "Interface to make for the copies",
     },
+    common::user(),
     common::log("What to log: error, warn, info, debug (sessions) or trace (packets)"),
 ];
 
@@ -332,6 +335,7 @@ pub(super) struct Raw {
     queue: Number<0, 65_535>,
     mark: Number<1, 0xffff_ffff>,
     sink: Text<InterfaceName>,
+    user: Text<UserName>,
     log: Text<LogLevel>,
 }
 
@@ -357,6 +361,7 @@ impl Settings {
         common::keep("queue", &mut self.queue, &running.queue, &mut keys);
         common::keep("mark", &mut self.mark, &running.mark, &mut keys);
         common::keep("sink", &mut self.sink, &running.sink, &mut keys);
+        common::keep("user", &mut self.user, &running.user, &mut keys);
         keys
     }
 
@@ -384,6 +389,7 @@ impl Settings {
             memory_limit: raw.memory_limit.0.0,
             max_sessions: raw.max_sessions.to(),
             idle_timeout: raw.idle_timeout.0.0,
+            user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
             warnings: layers.warnings.clone(),
         };

@@ -4,7 +4,7 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `start`, `reload`, `exit`, `failures` | how a program begins, changes and ends, and what errors mean for it |
+//! | `start`, `privileges`, `reload`, `exit`, `failures` | how a program begins, changes and ends, and what errors mean for it |
 //! | `logging`, [`message_id`], `quiet`, `condition`, `notify` | what it tells: the journal, without being flooded; the service manager |
 //! | `threads`, `wait`, `spacing`, `signals`, [`clock`] | threads and their loops |
 //! | `queues`, `statistics` | the workers' queues; the rhythm of their counters |
@@ -20,6 +20,7 @@ mod logging;
 pub mod message_id;
 mod notify;
 mod pipe;
+mod privileges;
 mod queues;
 mod quiet;
 mod reload;

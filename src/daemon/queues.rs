@@ -1,7 +1,7 @@
 //! The workers' queues: opened, and what comes out of them counted.
 
 use super::exit::{Code, Failure};
-use crate::capture::{NfQueue, QueueOptions, Received, kernel_counters};
+use crate::capture::{KernelCounters, NfQueue, QueueOptions, Received};
 use crate::netfilter::{QueueKind, Queues};
 
 /// Batches received from a queue in one turn of a worker's loop.
@@ -34,15 +34,33 @@ pub(super) fn open(queues: Queues, options: QueueOptions) -> Result<Vec<NfQueue>
     Ok(opened)
 }
 
-/// What the kernel dropped of each, because it was full or because we did not read, in the order of the
-/// workers. All zeros where the kernel does not say.
-pub(super) fn kernel_dropped(queues: Queues) -> Vec<u64> {
-    let counters = kernel_counters().unwrap_or_default();
-    let dropped = |number| {
-        let own = counters.iter().find(|counters| counters.queue == number);
-        own.map_or(0, |own| u64::from(own.queue_dropped) + u64::from(own.user_dropped))
-    };
-    queues.numbers().map(dropped).collect()
+/// What the kernel dropped of the workers' queues, because they were full or because we did not read.
+#[derive(Debug)]
+pub(super) struct KernelDrops {
+    queues: Queues,
+    /// `None` where we may not read it.
+    counters: Option<KernelCounters>,
+}
+
+impl KernelDrops {
+    /// Of these queues. To be called while the process may still open the kernel's file.
+    pub(super) fn of(queues: Queues) -> Self {
+        let counters = KernelCounters::open();
+        if let Err(error) = &counters {
+            tracing::debug!(%error, "the kernel does not tell this user what its queues drop");
+        }
+        Self { queues, counters: counters.ok() }
+    }
+
+    /// The drops of each queue since it was opened, in the order of the workers; `None` where the kernel does not say.
+    pub(super) fn read(&mut self) -> Option<Vec<u64>> {
+        let counters = self.counters.as_mut()?.read().ok()?;
+        let dropped = |number| {
+            let own = counters.iter().find(|counters| counters.queue == number);
+            own.map_or(0, |own| u64::from(own.queue_dropped) + u64::from(own.user_dropped))
+        };
+        Some(self.queues.numbers().map(dropped).collect())
+    }
 }
 
 /// How rules put packets into them, as it is logged.

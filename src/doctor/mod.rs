@@ -75,15 +75,25 @@ impl fmt::Display for Finding {
 /// What is wrong on the online host, for `tcpcopy` with these settings.
 pub fn online(settings: &tcpcopy::Settings) -> Vec<Finding> {
     let mut findings = privileges("tcpcopy", &[Capability::NetAdmin, Capability::NetRaw]);
-    findings.extend(host::online(&Host::this(), settings));
+    findings.extend(online_host(settings));
     findings
+}
+
+/// Of those, what has to do with the host and not with the process: for one that is set up already.
+pub fn online_host(settings: &tcpcopy::Settings) -> Vec<Finding> {
+    host::online(&Host::this(), settings)
 }
 
 /// What is wrong on the assistant host, for `intercept` with these settings.
 pub fn assistant(settings: &intercept::Settings) -> Vec<Finding> {
     let mut findings = privileges("intercept", &[Capability::NetAdmin]);
-    findings.extend(host::assistant(&Host::this(), settings));
+    findings.extend(assistant_host(settings));
     findings
+}
+
+/// Of those, what has to do with the host and not with the process: for one that is set up already.
+pub fn assistant_host(settings: &intercept::Settings) -> Vec<Finding> {
+    host::assistant(&Host::this(), settings)
 }
 
 /// Checks the capabilities, and with them what the kernel can do: without them it does not say.

@@ -1,4 +1,4 @@
-//! Which capabilities this thread may use, for checks before start.
+//! Which capabilities this thread may use: for checks before start, and to give up those that it does not need.
 
 use std::io;
 
@@ -33,6 +33,46 @@ pub fn has_capability(capability: Capability) -> io::Result<bool> {
     Ok(effective & (1 << capability as u8) != 0)
 }
 
+/// Gives up all capabilities of the calling thread but `needed`, for good; of those it keeps what it has, and may use it
+/// at once. Threads that it starts from then on have no more either.
+pub fn keep_capabilities(needed: &[Capability]) -> io::Result<()> {
+    let needed = needed.iter().fold(0, |mask, capability| mask | 1 << *capability as u32);
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: `header` and `data` are live, writable, and of the layout that the kernel has for this version, which
+    // takes two elements; the kernel keeps neither pointer.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [low, _] = data;
+    let permitted = low.permitted & needed;
+    let data = [Data { effective: permitted, permitted, inheritable: 0 }, Data::default()];
+    // SAFETY: as above; the kernel only reads both.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: 64 capabilities, in two [`Data`].
+const VERSION_3: u32 = 0x2008_0522;
+
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct Header {
+    version: u32,
+    /// 0: the calling thread.
+    pid: i32,
+}
+
+/// `struct __user_cap_data_struct`: 32 of each.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
 /// The `CapEff` line of a `status` file of proc(5): a hexadecimal mask.
 fn effective(status: &str) -> Option<u64> {
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
@@ -54,6 +94,20 @@ mod tests {
         for status in ["", "CapEff:", "CapEff:\tzz", "CapEff:\t1ffffffffffffffff", "CapPrm:\t1"] {
             assert_eq!(effective(status), None, "{status:?}");
         }
+    }
+
+    #[test]
+    fn a_thread_gives_up_what_it_does_not_need() {
+        std::thread::spawn(|| {
+            let had = has_capability(Capability::NetAdmin).unwrap();
+            keep_capabilities(&[Capability::NetAdmin]).unwrap();
+            assert_eq!(has_capability(Capability::NetAdmin).unwrap(), had);
+            assert!(!has_capability(Capability::NetRaw).unwrap());
+            keep_capabilities(&[]).unwrap();
+            assert!(!has_capability(Capability::NetAdmin).unwrap());
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -187,6 +187,62 @@ fn the_watchdog_is_fed_while_workers_answer() {
     });
 }
 
+/// What `/proc` says of each thread: its name, user and effective capabilities.
+fn threads(service: &Service) -> Vec<(String, String, u64)> {
+    let directory = format!("/proc/{}/task", service.pid());
+    let tasks = fs::read_dir(directory).expect("a running process");
+    let mut threads: Vec<_> = tasks
+        .map(|task| {
+            let status = fs::read_to_string(task.expect("a task").path().join("status")).expect("status");
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+                line.split_whitespace().next().expect("a value").to_owned()
+            };
+            (field("Name:"), field("Uid:"), u64::from_str_radix(&field("CapEff:"), 16).expect("a mask"))
+        })
+        .collect();
+    threads.sort();
+    threads
+}
+
+#[test]
+fn root_becomes_the_service_user_and_everything_works_on() {
+    const NET_ADMIN: u64 = 1 << 12;
+    site("root_becomes_the_service_user_and_everything_works_on", |journal, manager| {
+        let users = fs::read_to_string("/etc/passwd").expect("users");
+        let others =
+            users.lines().filter(|line| !line.starts_with("tcpcopy:")).map(|line| format!("{line}\n"));
+        let users = others.collect::<String>() + "tcpcopy:x:54321:54321::/:/bin/false\n";
+        fs::write("/run/passwd", users).expect("a file");
+        sh("mount --bind /run/passwd /etc/passwd");
+        let intercept = intercept();
+        let tcpcopy = tcpcopy();
+        journal.wait_for(message_id::INTERCEPT_BACK);
+        manager.wait_for("STATUS=0 sessions");
+
+        let thread = |name: &str, capabilities| (name.to_owned(), "54321".to_owned(), capabilities);
+        assert_eq!(
+            threads(&intercept),
+            [thread("acceptor", 0), thread("intercept", NET_ADMIN), thread("worker-0", NET_ADMIN)]
+        );
+        assert_eq!(
+            threads(&tcpcopy),
+            [thread("tcpcopy", NET_ADMIN), thread("worker-0", NET_ADMIN), thread("worker-1", NET_ADMIN)]
+        );
+
+        sh("ip link del tcpcopy0");
+        assert_has(&journal.wait_for(message_id::RULES_BACK), &[("SINK", "tcpcopy0")]);
+        sh("nft flush ruleset");
+        assert_has(&journal.wait_for(message_id::RULES_BACK), &[("WHAT", "table ip intercept is gone")]);
+        configure("tcpcopy", &TCPCOPY_CONFIG.replace("80-", "81-"));
+        tcpcopy.reload();
+        journal.wait_for(message_id::CONFIG_RELOADED);
+        assert!(sh("nft list ruleset").contains("tcp dport 81"));
+        assert_eq!((tcpcopy.stop(), intercept.stop()), (Some(0), Some(0)));
+        assert!(!sh("ip link").contains("tcpcopy0"));
+    });
+}
+
 #[test]
 fn the_reason_for_a_failed_start_is_everywhere() {
     site("the_reason_for_a_failed_start_is_everywhere", |journal, manager| {

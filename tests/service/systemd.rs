@@ -1,8 +1,8 @@
 //! What systemd is to a service: the journal's socket, the notification socket, and who starts and signals it.
 
 use std::cell::RefCell;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ struct Inbox {
 impl Inbox {
     fn bind(path: &str) -> Self {
         let socket = UnixDatagram::bind(path).expect("a socket below /run");
+        // As systemd's: services of every user write to them.
+        fs::set_permissions(path, Permissions::from_mode(0o666)).expect("permissions");
         Self { socket, seen: RefCell::default() }
     }
 
@@ -142,6 +144,10 @@ impl Service {
             .spawn()
             .expect("the program starts");
         Self(child)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
     }
 
     fn signal(&self, name: &str) {

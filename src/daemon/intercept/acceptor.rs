@@ -18,6 +18,7 @@ use super::WAKER;
 use super::worker::{Newcomer, Order};
 use crate::daemon::clock::Clock;
 use crate::daemon::pipe::Pipe;
+use crate::daemon::privileges;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::threads::Outbox;
 use crate::daemon::wait::wait;
@@ -91,7 +92,11 @@ impl Handle {
 /// Starts the thread.
 pub(super) fn spawn(mut acceptor: Acceptor) -> io::Result<Handle> {
     let stop = Arc::clone(&acceptor.stop);
-    let thread = thread::Builder::new().name("acceptor".to_owned()).spawn(move || acceptor.run())?;
+    let thread = thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
+        // What strangers send is read here, and nothing of that takes a capability.
+        privileges::keep(&[]);
+        acceptor.run();
+    })?;
     Ok(Handle { stop, thread })
 }
 

@@ -17,7 +17,7 @@ use crate::daemon::failures::with_causes;
 use crate::daemon::logging::Level;
 use crate::daemon::message_id;
 use crate::daemon::notify;
-use crate::daemon::queues;
+use crate::daemon::queues::KernelDrops;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::reload;
 use crate::daemon::signals::{Signal, Signals};
@@ -47,6 +47,7 @@ pub(super) struct Parts {
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
     pub(super) queues: Queues,
+    pub(super) drops: KernelDrops,
     pub(super) statistics: Statistics,
     /// In force.
     pub(super) settings: Settings,
@@ -130,7 +131,7 @@ impl Control {
     fn take_settings(&mut self) -> Result<Vec<&'static str>, Failure> {
         let mut settings = reload::settings(Settings::load(std::env::args_os()))?;
         let fixed = settings.keep_fixed(&self.parts.settings);
-        start::judge(&settings.warnings, doctor::assistant(&settings))?;
+        start::judge(&settings.warnings, doctor::assistant_host(&settings))?;
         // Before any claim on a new target: nothing of it may pass. And only the rules can be refused.
         let rules = ruleset(&settings, self.parts.queues);
         if rules != *self.parts.rules.ruleset() {
@@ -224,8 +225,10 @@ impl Control {
 
     fn ask_for_reports(&mut self) {
         self.totals = Totals::default();
-        for (worker, dropped) in self.parts.workers.iter().zip(queues::kernel_dropped(self.parts.queues)) {
-            self.totals.kernel_dropped += dropped;
+        let drops = self.parts.drops.read();
+        self.totals.kernel_dropped = drops.as_ref().map(|each| each.iter().sum());
+        let each = drops.unwrap_or_default().into_iter().chain(std::iter::repeat(0));
+        for (worker, dropped) in self.parts.workers.iter().zip(each) {
             worker.orders.send(Order::Report { queue_dropped: dropped });
         }
     }

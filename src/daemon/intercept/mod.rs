@@ -29,7 +29,8 @@ use super::exit::{self, Failure};
 use super::logging::Level;
 use super::message_id;
 use super::notify;
-use super::queues;
+use super::privileges;
+use super::queues::{self, KernelDrops};
 use super::signals::Signals;
 use super::start::{self, cannot};
 use super::threads;
@@ -38,6 +39,7 @@ use crate::config::Action;
 use crate::config::intercept::{PROGRAM, Settings, Unclaimed};
 use crate::doctor;
 use crate::netfilter::{self, AssistantSpec, Installed, Place, Queues, RulesWatch, Ruleset, TableName};
+use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
 use control::{Control, Parts};
 use statistics::Statistics;
@@ -98,6 +100,10 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let rules = Installed::install(&ruleset)?;
     let kind = queues::kind_name(rules.queue_kind());
 
+    let drops = KernelDrops::of(numbers);
+    // Rules and verdicts go on needing this one.
+    privileges::give_up(&settings.user, &[Capability::NetAdmin])?;
+
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), WAKER).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
@@ -122,6 +128,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         inbox,
         workers,
         queues: numbers,
+        drops,
         statistics,
         settings,
         level,

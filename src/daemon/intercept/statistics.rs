@@ -14,8 +14,15 @@ use crate::wire::Time;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
     pub(super) workers: Snapshot,
-    /// By the kernel, of our queues.
-    pub(super) kernel_dropped: u64,
+    /// By the kernel, of our queues; `None` where it does not say.
+    pub(super) kernel_dropped: Option<u64>,
+}
+
+impl Totals {
+    /// Of these, what the receive buffers had no room for is always known.
+    fn kernel_dropped(&self) -> u64 {
+        self.kernel_dropped.unwrap_or(self.workers.intake.overruns)
+    }
 }
 
 /// What was counted before, and what is the matter.
@@ -52,7 +59,7 @@ impl Statistics {
     }
 
     fn watch_drops(&mut self, now: Time, totals: &Totals) {
-        let dropped = totals.kernel_dropped.saturating_sub(self.before.kernel_dropped);
+        let dropped = totals.kernel_dropped().saturating_sub(self.before.kernel_dropped());
         let overruns = totals.workers.intake.overruns - self.before.workers.intake.overruns;
         match self.drops.look(now, dropped.max(overruns)) {
             None => {}
@@ -134,7 +141,7 @@ impl Statistics {
             unreadable = outcome(Outcome::Unreadable),
             rejects = list(rejects),
             held,
-            kernel_dropped = totals.kernel_dropped,
+            kernel_dropped = totals.kernel_dropped(),
             overruns = intake.overruns,
             malformed = intake.malformed,
             verdicts_refused = intake.refused,

@@ -17,7 +17,7 @@ use crate::daemon::exit::Failure;
 use crate::daemon::logging::Level;
 use crate::daemon::message_id;
 use crate::daemon::notify;
-use crate::daemon::queues;
+use crate::daemon::queues::KernelDrops;
 use crate::daemon::reload;
 use crate::daemon::signals::{Signal, Signals};
 use crate::daemon::start;
@@ -42,6 +42,7 @@ pub(super) struct Parts {
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
     pub(super) queues: Queues,
+    pub(super) drops: KernelDrops,
     pub(super) peers: Peers,
     pub(super) statistics: Statistics,
     /// In force.
@@ -93,6 +94,7 @@ impl Control {
                 self.totals.workers.merge(&snapshot);
             }
         }
+        self.totals.conclude(self.parts.statistics.dropped_before());
         let time = self.rounds.since_log(self.parts.clock.now());
         self.parts.statistics.log(&self.totals, time);
         tracing::info!(MESSAGE_ID = message_id::STOPPED, "stopped; the rules and the sink are gone");
@@ -126,7 +128,7 @@ impl Control {
     fn take_settings(&mut self) -> Result<Vec<&'static str>, Failure> {
         let mut settings = reload::settings(Settings::load(std::env::args_os()))?;
         let fixed = settings.keep_fixed(&self.parts.settings);
-        start::judge(&settings.warnings, doctor::online(&settings))?;
+        start::judge(&settings.warnings, doctor::online_host(&settings))?;
         // Only the rules can be refused; so they come first.
         self.parts.rules.replace(online_spec(&settings, self.parts.queues))?;
         for (index, worker) in (0..).zip(&self.parts.workers) {
@@ -183,7 +185,8 @@ impl Control {
     /// All workers have answered.
     fn conclude_round(&mut self) {
         let now = self.parts.clock.now();
-        let totals = std::mem::take(&mut self.totals);
+        let mut totals = std::mem::take(&mut self.totals);
+        totals.conclude(self.parts.statistics.dropped_before());
         if let Some(time) = self.rounds.is_log_due(now) {
             self.parts.statistics.log(&totals, time);
             self.parts.rules.check(now);
@@ -194,7 +197,7 @@ impl Control {
     /// Nothing is added up yet, but what the kernel says: its queues' counters go with the queues.
     fn begin_totals(&mut self) {
         self.totals = Totals {
-            kernel_dropped: queues::kernel_dropped(self.parts.queues).iter().sum(),
+            kernel_dropped: self.parts.drops.read().map(|each| each.iter().sum()),
             duplicated: self.parts.rules.duplicated(),
             ..Totals::default()
         };

@@ -30,7 +30,8 @@ use self::worker::Configuration;
 use super::clock::Clock;
 use super::exit::{self, Code, Failure};
 use super::logging::Level;
-use super::queues;
+use super::privileges;
+use super::queues::{self, KernelDrops};
 use super::signals::Signals;
 use super::start::{self, cannot};
 use super::threads;
@@ -39,6 +40,7 @@ use crate::config::Action;
 use crate::config::tcpcopy::{PROGRAM, Settings};
 use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
 use crate::replayer;
+use crate::sys::capabilities::Capability;
 use crate::sys::links::LinkWatch;
 use crate::sys::raw::RawSender;
 use crate::{doctor, session};
@@ -67,6 +69,10 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         .map(|_| RawSender::open(settings.mark))
         .collect::<Result<Vec<_>, _>>()
         .map_err(cannot("open a raw socket"))?;
+
+    let drops = KernelDrops::of(numbers);
+    // The raw sockets are there; rules, sink and verdicts go on needing this one.
+    privileges::give_up(&settings.user, &[Capability::NetAdmin])?;
 
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
@@ -97,6 +103,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         inbox,
         workers,
         queues: numbers,
+        drops,
         peers,
         statistics,
         settings,

@@ -20,10 +20,28 @@ const UNREACHABLE: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
     pub(super) workers: Snapshot,
-    /// By the kernel, of our queues.
-    pub(super) kernel_dropped: u64,
+    /// By the kernel, of our queues; `None` as long as it is not known.
+    pub(super) kernel_dropped: Option<u64>,
     /// By the rules.
     pub(super) duplicated: Option<u64>,
+}
+
+impl Totals {
+    /// All workers have answered. Where the kernel does not say what it dropped, that is what was duplicated before they
+    /// were asked and has not been received since; while a worker has not received all, it is what it was `before`.
+    pub(super) fn conclude(&mut self, before: u64) {
+        let Snapshot { intake, behind, .. } = &self.workers;
+        self.kernel_dropped.get_or_insert_with(|| match self.duplicated {
+            Some(duplicated) if !behind => {
+                before.max(duplicated.saturating_sub(intake.packets + intake.malformed))
+            }
+            Some(_) | None => before.max(intake.overruns),
+        });
+    }
+
+    fn kernel_dropped(&self) -> u64 {
+        self.kernel_dropped.unwrap_or(0)
+    }
 }
 
 /// What was counted before, and what is the matter.
@@ -68,6 +86,11 @@ impl Statistics {
         self.targets.retain(|(address, _)| mappings.iter().any(|mapping| mapping.target == *address));
     }
 
+    /// What the kernel had dropped at the last round.
+    pub(super) fn dropped_before(&self) -> u64 {
+        self.before.kernel_dropped()
+    }
+
     /// Traffic flows.
     pub(super) fn set_ready(&mut self) {
         self.ready = true;
@@ -84,7 +107,7 @@ impl Statistics {
     }
 
     fn watch_drops(&mut self, now: Time, totals: &Totals) {
-        let dropped = totals.kernel_dropped.saturating_sub(self.before.kernel_dropped);
+        let dropped = totals.kernel_dropped().saturating_sub(self.before.kernel_dropped());
         let overruns = totals.workers.intake.overruns - self.before.workers.intake.overruns;
         match self.drops.look(now, dropped.max(overruns)) {
             None => {}
@@ -259,7 +282,7 @@ impl Statistics {
             skipped_bytes = replay.skipped_bytes,
             unanswered = replay.unanswered,
             buffered = totals.workers.buffered,
-            kernel_dropped = totals.kernel_dropped,
+            kernel_dropped = totals.kernel_dropped(),
             overruns = intake.overruns,
             malformed = intake.malformed,
             verdicts_refused = intake.refused,
@@ -267,5 +290,27 @@ impl Statistics {
             "stats"
         );
         self.logged = totals.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::queues::Intake;
+
+    #[test]
+    fn what_was_duplicated_and_is_not_there_was_dropped() {
+        let totals = |kernel_dropped, duplicated, behind| {
+            let intake = Intake { packets: 90, overruns: 3, ..Intake::default() };
+            let workers = Snapshot { intake, behind, ..Snapshot::default() };
+            let mut totals = Totals { workers, kernel_dropped, duplicated };
+            totals.conclude(5);
+            totals.kernel_dropped()
+        };
+        assert_eq!(totals(Some(2), Some(100), false), 2, "the kernel knows");
+        assert_eq!(totals(None, Some(100), false), 10);
+        assert_eq!(totals(None, Some(100), true), 5, "some may be under way");
+        assert_eq!(totals(None, Some(80), false), 5, "more came while it was asked");
+        assert_eq!(totals(None, None, false), 5);
     }
 }

@@ -93,6 +93,8 @@ pub(super) struct Snapshot {
     pub(super) sessions: usize,
     pub(super) buffered: usize,
     pub(super) targets: Vec<Target>,
+    /// There may be more in the queue than was received.
+    pub(super) behind: bool,
 }
 
 impl Snapshot {
@@ -105,6 +107,7 @@ impl Snapshot {
         self.replay.merge(&other.replay);
         self.sessions += other.sessions;
         self.buffered += other.buffered;
+        self.behind |= other.behind;
         for target in &other.targets {
             match self.targets.iter_mut().find(|known| known.address == target.address) {
                 Some(known) => known.merge(target),
@@ -149,6 +152,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         clock: parts.clock,
         queue: parts.queue,
         queue_ready: true,
+        report_due: false,
         sends_pending: false,
         sender: parts.sender,
         outgoing: Outgoing::default(),
@@ -162,6 +166,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
 }
 
 /// A worker.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 struct Worker {
     index: u16,
     poll: Poll,
@@ -170,6 +175,8 @@ struct Worker {
     queue: NfQueue,
     /// The queue has packets, or may have.
     queue_ready: bool,
+    /// Counters are to be reported after the next turn.
+    report_due: bool,
     /// The turn's budget ended before everything was sent.
     sends_pending: bool,
     replayer: Replayer,
@@ -219,7 +226,10 @@ impl Worker {
             if captured > 0 {
                 self.totals.delay.record_many(self.clock.now() - self.waiting_since, captured);
             }
-            if !self.take_orders(reports) {
+            if std::mem::take(&mut self.report_due) {
+                reports.send(self.counters());
+            }
+            if !self.take_orders() {
                 self.stop()?;
                 reports.send(self.counters());
                 return Ok(());
@@ -325,10 +335,14 @@ impl Worker {
     }
 
     /// `false` when told to stop.
-    fn take_orders(&mut self, reports: &Outbox<Report>) -> bool {
+    fn take_orders(&mut self) -> bool {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
-                Order::Report => reports.send(self.counters()),
+                // After the next turn: what was queued when the order was given is received then.
+                Order::Report => {
+                    self.queue_ready = true;
+                    self.report_due = true;
+                }
                 Order::Configure(configuration) => self.configure(*configuration),
                 Order::Stop => return false,
             }
@@ -353,6 +367,7 @@ impl Worker {
             sessions: self.replayer.sessions(),
             buffered: self.replayer.buffered(),
             targets: self.replayer.targets().to_vec(),
+            behind: self.queue_ready,
             ..self.totals.clone()
         }
     }
@@ -361,6 +376,7 @@ impl Worker {
     /// target.
     fn stop(&mut self) -> io::Result<()> {
         while self.receive_batch()?.packets > 0 {}
+        self.queue_ready = false;
         let now = self.clock.now();
         self.replayer.shut_down(now);
         self.sends_pending = true;
