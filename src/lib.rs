@@ -29,7 +29,8 @@
 //! daemon                   -> all below
 //! doctor                   -> config, netfilter, capture, sys
 //! netfilter, capture       -> sys, wire
-//! config, replayer         -> session, wire
+//! config                   -> session, tunnel, wire
+//! replayer                 -> session, wire
 //! session, router, tunnel  -> wire
 //! ```
 //!

@@ -104,7 +104,7 @@ fn wrong_command_lines_are_usage_errors() {
     for (options, fragment) in [
         (&["--nonsense"][..], "unknown option '--nonsense'"),
         (&["-x", "8080", "-s", "127.0.0.1"][..], "names no target"),
-        (&["-x", "80-10.0.0.9:80", "-s", "10.0.0.8"][..], "no key yet"),
+        (&["-x", "80-10.0.0.9:80", "-s", "10.0.0.8"][..], "there is no key"),
         (&["-x", "80-10.0.0.9:80", "-s", "127.0.0.1", "-n", "5000"][..], "from 1 to 1023"),
         (&["-x", "80-10.0.0.9:80", "-d"][..], "stays in the foreground"),
         (&["-i", "eth0"][..], "of the C tcpcopy"),
@@ -113,12 +113,45 @@ fn wrong_command_lines_are_usage_errors() {
     }
     for (options, fragment) in [
         (&["-i", "eth0", "-F", "tcp and src port 80", "-d"][..], "of the C intercept"),
-        (&["--target", "10.0.0.9:80", "-b", "0.0.0.0"][..], "no key yet"),
+        (&["--target", "10.0.0.9:80", "-b", "0.0.0.0"][..], "there is no key"),
         (&["rules"][..], "'rules load' or 'rules remove'"),
         (&["rules", "remove", "--now"][..], "--now"),
     ] {
         assert_refused(INTERCEPT, options, 64, fragment);
     }
+}
+
+#[test]
+fn a_key_is_made_once_and_taken_while_it_is_secret() {
+    let directory = Directory::new("keygen");
+    let keys = directory.0.join("keys");
+    fs::create_dir(&keys).expect("directory");
+    let path = keys.join("2026-11");
+    let file = path.to_str().expect("UTF-8");
+    let made = outcome(Command::new(INTERCEPT).args(["keygen", file]).env_clear());
+    assert_eq!((made.code, made.stderr.as_str()), (Some(0), ""));
+    assert!(made.stdout.contains("a new key, id "), "{}", made.stdout);
+    let text = fs::read_to_string(&path).expect("the key");
+    assert_eq!(fs::metadata(&path).expect("the key").permissions().mode() & 0o7777, 0o600);
+
+    let again = outcome(Command::new(TCPCOPY).args(["keygen", file]).env_clear());
+    assert_eq!(again.code, Some(71), "{again:?}");
+    assert!(again.stderr.contains("never overwritten"), "{}", again.stderr);
+    assert_eq!(fs::read_to_string(&path).expect("the key"), text);
+    let printed = outcome(Command::new(TCPCOPY).arg("keygen").env_clear());
+    assert!(printed.code == Some(0) && printed.stdout != text, "{printed:?}");
+    let fields = |text: &str| text.lines().filter(|line| line.starts_with("key = \"")).count();
+    assert_eq!((fields(&printed.stdout), fields(&text)), (1, 1));
+
+    let keys = keys.to_str().expect("UTF-8");
+    let options = ["--target", "10.0.0.9:80", "--check-config", "--keys"];
+    let remote = ["-x", "80-10.0.0.9:80", "-s", "10.0.0.8", "--check-config", "--keys"];
+    for place in [keys, file] {
+        assert_eq!(run(INTERCEPT, &[&options[..], &[place]].concat()).code, Some(0), "{place}");
+        assert_eq!(run(TCPCOPY, &[&remote[..], &[place]].concat()).code, Some(0), "{place}");
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("mode");
+    assert_refused(INTERCEPT, &[&options[..], &[keys]].concat(), 78, "mode 0640");
 }
 
 #[test]

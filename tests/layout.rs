@@ -14,7 +14,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("tunnel", &["wire"]),
     ("netfilter", &["sys", "wire"]),
     ("capture", &["sys", "wire"]),
-    ("config", &["session", "wire"]),
+    ("config", &["session", "tunnel", "wire"]),
     ("doctor", &["sys", "netfilter", "capture", "config", "wire"]),
     (
         "daemon",

@@ -19,6 +19,8 @@ pub(super) enum Request {
     LoadRules(Options),
     /// To take the rules away.
     RemoveRules,
+    /// To make a key, in this file.
+    MakeKey(Option<PathBuf>),
     /// To use these options.
     Settings(Options),
 }
@@ -75,8 +77,16 @@ pub fn command(program: &'static Program) -> Command {
                 .action(ArgAction::Version)
                 .help("Print version"),
         );
+    command = command.args_conflicts_with_subcommands(true).subcommand(
+        Command::new("keygen").about("Make a key for the tunnel").arg(
+            Arg::new("file")
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("A file that does not exist yet; without, the key is printed"),
+        ),
+    );
     if program.keeps_rules {
-        command = command.args_conflicts_with_subcommands(true).subcommand(
+        command = command.subcommand(
             Command::new("rules")
                 .about("Work with the netfilter rules, which stay when the program ends")
                 .subcommand_required(true)
@@ -131,6 +141,9 @@ fn argument(key: &'static Key) -> Arg {
 }
 
 fn request(program: &'static Program, matches: &ArgMatches) -> Request {
+    if let Some(keygen) = matches.subcommand_matches("keygen") {
+        return Request::MakeKey(keygen.get_one("file").cloned());
+    }
     if let Some(("rules", matches)) = matches.subcommand() {
         // clap requires one of the two.
         return match matches.subcommand_matches("load") {

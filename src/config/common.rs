@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::key::{Key, Kind};
+use super::keys::TunnelKey;
 use super::value::AutoOr;
 
 /// The most worker threads; far beyond any machine, and the queue numbers still fit.
@@ -34,6 +35,19 @@ pub(super) const fn insecure(help: &'static str) -> Key {
         kind: Kind::Flag,
         value_name: "BOOL",
         default: "false",
+        help,
+    }
+}
+
+/// The key `keys`.
+pub(super) const fn keys(help: &'static str) -> Key {
+    Key {
+        name: "keys",
+        option: "keys",
+        short: None,
+        kind: Kind::Text,
+        value_name: "PATH",
+        default: "\"auto\"",
         help,
     }
 }
@@ -121,6 +135,16 @@ pub(super) fn refuse_twice(addresses: &[SocketAddr]) -> Option<String> {
         .enumerate()
         .find(|(index, address)| addresses.iter().take(*index).any(|other| other == *address));
     twice.map(|(_, address)| format!("{address} is named twice; leave one out"))
+}
+
+/// What is odd about `insecure` beside keys.
+pub(super) fn warn_insecure(insecure: bool, keys: &[TunnelKey]) -> Option<String> {
+    (insecure && !keys.is_empty()).then(|| {
+        format!(
+            "insecure = true changes nothing: there are keys ({} of them), and no tunnel is without one",
+            keys.len()
+        )
+    })
 }
 
 /// What is wrong with a time to coalesce.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::common::{self, Workers};
 use super::endpoint::{Bind, Service, UserName};
 use super::key::{Key, Kind, Program};
+use super::keys::{KeysAt, TunnelKey};
 use super::layers::Layers;
 use super::units::Span;
 use super::value::{List, Number, Text, choice};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub unclaimed: Unclaimed,
     /// Whether a tunnel without a key may be reached from other hosts.
     pub insecure: bool,
+    /// The keys of which a tcpcopy has to have one; without any, none is wanted.
+    pub keys: Vec<TunnelKey>,
     /// How long a response waits for its claim.
     pub receive_hold: Duration,
     /// The most flows at a time, of all workers together.
@@ -149,6 +152,7 @@ const KEYS: &[Key] = &[
         default: "\"drop\"",
         help: "Responses that no tcpcopy claimed: drop, or accept if this host is a router",
     },
+    common::keys("Keys of the tunnel, a file or directory; auto: credentials, or /etc/tcpcopy/keys"),
     common::insecure("Let other hosts connect without a key: who can connect can read headers"),
     Key {
         name: "receive-hold",
@@ -210,6 +214,7 @@ pub(super) struct Raw {
     port: Number<1, 65_535>,
     workers: Workers,
     unclaimed: Text<Unclaimed>,
+    keys: Text<KeysAt>,
     insecure: bool,
     receive_hold: Text<Span>,
     max_flows: Number<1, 10_000_000>,
@@ -244,6 +249,7 @@ impl Settings {
     /// Checks what only the values together can show.
     pub(super) fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
         let Text(Bind(address)) = raw.bind;
+        let keys = layers.keys(&raw.keys.0)?;
         let settings = Self {
             targets: raw.target.0.into_iter().map(|Service(address)| address).collect(),
             on_target: raw.on_target,
@@ -254,6 +260,13 @@ impl Settings {
             workers: raw.workers.or(common::processors()),
             unclaimed: raw.unclaimed.0,
             insecure: raw.insecure,
+            warnings: layers
+                .warnings
+                .iter()
+                .cloned()
+                .chain(common::warn_insecure(raw.insecure, &keys))
+                .collect(),
+            keys,
             receive_hold: raw.receive_hold.0.0,
             max_flows: raw.max_flows.to(),
             coalesce: raw.coalesce.0.0,
@@ -261,7 +274,6 @@ impl Settings {
             accept_mark: raw.accept_mark.to(),
             user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
-            warnings: layers.warnings.clone(),
         };
         match settings.refuse() {
             Some((key, message)) => Err(layers.refuse(key, &message)),
@@ -281,14 +293,15 @@ impl Settings {
         if let Some(message) = self.refuse_clients() {
             return Some(("clients", message));
         }
-        if !self.insecure && !self.bind.is_some_and(|address| address.is_loopback()) {
+        if !self.insecure && self.keys.is_empty() && !self.bind.is_some_and(|address| address.is_loopback()) {
             let reach = match self.bind {
                 Some(address) if !address.is_unspecified() => format!("{address} is"),
                 Some(_) | None => "all addresses are".to_owned(),
             };
             let message = format!(
-                "{reach} reachable from other hosts and the tunnel has no key yet (keys come with a later version); \
-                 add --insecure (insecure = true) if the network is trusted, or bind to 127.0.0.1"
+                "{reach} reachable from other hosts and there is no key: make one (intercept keygen \
+                 /etc/tcpcopy/keys/NAME, for tcpcopy too), or bind to 127.0.0.1, or add --insecure (insecure = true) if \
+                 the network is trusted"
             );
             return Some(("bind", message));
         }

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use super::ConfigError;
 use super::files::{self, ConfigFile};
 use super::key::{Key, Program};
+use super::keys::{self, KeysAt, TunnelKey};
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(super) struct Inputs<'a> {
     pub environment: Vec<(String, String)>,
     /// The options given, with their texts.
     pub options: Vec<(&'static Key, String)>,
+    /// Nothing but the rules is wanted.
+    pub rules_only: bool,
 }
 
 /// All layers, merged.
@@ -47,6 +50,12 @@ pub(super) struct Layers {
     program: &'static Program,
     figment: Figment,
     files: Vec<ConfigFile>,
+    /// Where the service manager put credentials.
+    credentials: Option<PathBuf>,
+    /// Where keys are if nothing else is said: beside the file that is read if no other is named.
+    usual_keys: Option<PathBuf>,
+    /// Nothing but the rules is wanted: there will be no tunnel.
+    pub rules_only: bool,
     /// What is odd but no reason not to run.
     pub warnings: Vec<String>,
 }
@@ -68,7 +77,18 @@ impl Layers {
         figment = figment.merge(Layer { origin: Origin::Environment, dict });
         let dict = command_line(&inputs.options);
         figment = figment.merge(Layer { origin: Origin::CommandLine, dict });
-        Ok(Self { program, figment, files, warnings })
+        let variable = |name: &str| inputs.environment.iter().find(|(known, _)| known == name);
+        let credentials = variable("CREDENTIALS_DIRECTORY").map(|(_, path)| PathBuf::from(path));
+        let usual_keys = inputs.default_file.map(|file| file.with_file_name("keys"));
+        Ok(Self { program, figment, files, credentials, usual_keys, rules_only: inputs.rules_only, warnings })
+    }
+
+    /// The tunnel's keys. Rules do without: at boot, nothing about a key may keep them out.
+    pub(super) fn keys(&self, at: &KeysAt) -> Result<Vec<TunnelKey>, ConfigError> {
+        if self.rules_only {
+            return Ok(Vec::new());
+        }
+        keys::load(at, self.credentials.as_deref(), self.usual_keys.as_deref())
     }
 
     /// The merged values as a `T`.

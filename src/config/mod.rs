@@ -11,8 +11,8 @@
 //!
 //! The raw values are private; what comes out of here is checked, singly and together, and needs no
 //! later look. This module does no network I/O: whether addresses exist is the business of
-//! [`doctor`](crate::doctor). It imports [`wire`](crate::wire), and [`session`](crate::session) for the
-//! choices that are a session's.
+//! [`doctor`](crate::doctor). It imports [`wire`](crate::wire), [`session`](crate::session) for the
+//! choices that are a session's, and [`tunnel`](crate::tunnel) for its keys.
 
 mod command_line;
 mod common;
@@ -20,6 +20,7 @@ mod endpoint;
 mod files;
 pub mod intercept;
 pub mod key;
+pub mod keys;
 mod layers;
 pub mod tcpcopy;
 mod units;
@@ -49,6 +50,8 @@ pub enum Action<S> {
     LoadRules(S),
     /// To take its netfilter rules away (`intercept rules remove`).
     RemoveRules,
+    /// To make a key for the tunnel (`keygen`), in this file or on standard output.
+    MakeKey(Option<PathBuf>),
 }
 
 /// Why there are no settings. Each message is one line that says what, where, and what to do.
@@ -162,6 +165,7 @@ fn load<R: DeserializeOwned, S>(
     let (options, load_rules) = match command_line::read(program, arguments)? {
         command_line::Request::Show(text) => return Ok(Action::Print(text)),
         command_line::Request::RemoveRules => return Ok(Action::RemoveRules),
+        command_line::Request::MakeKey(file) => return Ok(Action::MakeKey(file)),
         command_line::Request::LoadRules(options) => (options, true),
         command_line::Request::Settings(options) => (options, false),
     };
@@ -170,6 +174,7 @@ fn load<R: DeserializeOwned, S>(
         default_file: Some(surroundings.default_file),
         environment: surroundings.environment,
         options: options.settings,
+        rules_only: load_rules,
     };
     let layers = Layers::read(program, &inputs)?;
     let raw = layers.extract::<R>()?;

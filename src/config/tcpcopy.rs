@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::common::{self, Workers};
 use super::endpoint::{InterfaceName, Peer, UserName};
 use super::key::{Key, Kind, Program};
+use super::keys::{KeysAt, TunnelKey};
 use super::layers::Layers;
 use super::units::{Size, Span};
 use super::value::{List, Number, Text, choice};
@@ -34,6 +35,8 @@ pub struct Settings {
     pub workers: u16,
     /// Whether a tunnel without a key may leave this host.
     pub insecure: bool,
+    /// The keys of the tunnel, of which the last one is used; without any, there is no tunnel with a key.
+    pub keys: Vec<TunnelKey>,
     /// The number of the first worker's queue; that of the last one fits in 16 bits too.
     pub queue: u16,
     /// The time within which captured packets and responses are handled together when they come thick. It costs
@@ -167,6 +170,7 @@ const KEYS: &[Key] = &[
         help: "Replay this part of the connections",
     },
     common::workers("Worker threads; auto is half the processors"),
+    common::keys("Key of the tunnel, a file or directory; auto: credentials, or /etc/tcpcopy/keys"),
     common::insecure(
         "Allow a tunnel without a key to another host: who can reach it can read and forge headers",
     ),
@@ -321,6 +325,7 @@ pub(super) struct Raw {
     copies: Number<1, 1023>,
     percent: Number<1, 100>,
     workers: Workers,
+    keys: Text<KeysAt>,
     insecure: bool,
     gate: Text<GateMode>,
     response_timeout: Text<Span>,
@@ -367,6 +372,7 @@ impl Settings {
 
     /// Checks what only the values together can show.
     pub(super) fn settle(layers: &Layers, raw: Raw) -> Result<Self, ConfigError> {
+        let keys = layers.keys(&raw.keys.0)?;
         let settings = Self {
             mappings: raw.map.0,
             intercepts: raw.intercept.0.into_iter().map(|Peer(address)| address).collect(),
@@ -375,6 +381,13 @@ impl Settings {
             percent: raw.percent.to(),
             workers: raw.workers.or(common::processors() / 2),
             insecure: raw.insecure,
+            warnings: layers
+                .warnings
+                .iter()
+                .cloned()
+                .chain(common::warn_insecure(raw.insecure, &keys))
+                .collect(),
+            keys,
             coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             mark: raw.mark.to(),
@@ -391,7 +404,6 @@ impl Settings {
             idle_timeout: raw.idle_timeout.0.0,
             user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
-            warnings: layers.warnings.clone(),
         };
         let refusals = settings.refuse_mappings().or_else(|| settings.refuse_intercepts());
         match refusals.or_else(|| settings.refuse_pools()).or_else(|| settings.refuse_amounts()) {
@@ -431,10 +443,13 @@ impl Settings {
         if let Some(message) = common::refuse_twice(&self.intercepts) {
             return Some(("intercept", message));
         }
-        let remote = self.intercepts.iter().find(|address| !self.insecure && !address.ip().is_loopback())?;
+        if self.insecure || !self.keys.is_empty() {
+            return None;
+        }
+        let remote = self.intercepts.iter().find(|address| !address.ip().is_loopback())?;
         let message = format!(
-            "{remote} is on another host and the tunnel has no key yet (keys come with a later version); \
-             add --insecure (insecure = true) if the network between is trusted"
+            "{remote} is on another host and there is no key: copy one of the intercept's to /etc/tcpcopy/keys, or add \
+             --insecure (insecure = true) if the network between is trusted"
         );
         Some(("intercept", message))
     }

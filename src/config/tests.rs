@@ -204,7 +204,7 @@ fn unknown_and_foreign_options_are_explained() {
         ("-m512", "--memory-limit 512MiB"),
         ("--percnt 3", "unknown option '--percnt', did you mean '--percent'?"),
         ("--nothing-like-it", "unknown option '--nothing-like-it'"),
-        ("extra", "unexpected argument 'extra'"),
+        ("extra", "there is no command 'extra'"),
         ("-n", "needs a value"),
     ] {
         let message = tcpcopy_error(options);

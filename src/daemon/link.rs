@@ -12,8 +12,11 @@ use mio::net::TcpStream;
 use mio::{Registry, Token};
 
 use super::pipe::Pipe;
+use crate::sys::random;
 use crate::tunnel::frame::Response;
-use crate::tunnel::{ClaimRefusal, Client, ClientEvent, Closed, Hello, Limits, Refuse, Stats};
+use crate::tunnel::{
+    ClaimRefusal, Client, ClientEvent, Closed, Ephemeral, Hello, Limits, Refuse, Secret, Stats,
+};
 use crate::wire::{FlowId, FlowKey, Time};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -65,6 +68,7 @@ enum State {
 pub struct Link {
     address: SocketAddr,
     hello: Hello,
+    secret: Option<Secret>,
     token: Token,
     limits: Limits,
     state: State,
@@ -78,12 +82,13 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link that makes its first attempt at the first [`Link::handle_timeout`]. `seed` makes its
-    /// delays differ from those of others.
+    /// A link that makes its first attempt at the first [`Link::handle_timeout`]. With a `secret`, nothing is said to
+    /// an intercept without it. `seed` makes its delays differ from those of others.
     pub fn new(
         now: Time,
         address: SocketAddr,
         hello: Hello,
+        secret: Option<Secret>,
         token: Token,
         limits: Limits,
         seed: u64,
@@ -91,6 +96,7 @@ impl Link {
         Self {
             address,
             hello,
+            secret,
             token,
             limits,
             state: State::Waiting { until: now },
@@ -100,6 +106,11 @@ impl Link {
             event: None,
             why: None,
         }
+    }
+
+    /// The next connection is made with that key. The one that is there stays.
+    pub fn set_secret(&mut self, secret: Option<Secret>) {
+        self.secret = secret;
     }
 
     /// The token it registers under.
@@ -237,10 +248,24 @@ impl Link {
     fn open(&mut self, now: Time) {
         let state = std::mem::replace(&mut self.state, State::Waiting { until: now });
         if let State::Connecting { pipe, .. } = state {
-            let client = Box::new(Client::new(now, self.hello, self.limits));
-            self.state = State::Open { pipe, client };
-            self.flush(now);
+            match self.client(now) {
+                Ok(client) => {
+                    self.state = State::Open { pipe, client: Box::new(client) };
+                    self.flush(now);
+                }
+                Err(error) => self.fail(now, &Failure::Random(error)),
+            }
         }
+    }
+
+    fn client(&self, now: Time) -> io::Result<Client> {
+        Ok(match &self.secret {
+            None => Client::new(now, self.hello, self.limits),
+            Some(secret) => {
+                let ephemeral = Ephemeral::new(random::bytes()?);
+                Client::keyed(now, self.hello, self.limits, secret, ephemeral)
+            }
+        })
     }
 
     fn connected(&mut self, now: Time, workers: u16) {
@@ -253,7 +278,7 @@ impl Link {
     fn fail(&mut self, now: Time, why: &Failure) {
         let refused = match why {
             Failure::Closed(Closed::Refused(refuse)) => Some(*refuse),
-            Failure::Closed(_) | Failure::Connect(_) | Failure::Lost(_) => None,
+            Failure::Closed(_) | Failure::Connect(_) | Failure::Random(_) | Failure::Lost(_) => None,
         };
         let was_open = matches!(self.state, State::Open { .. });
         if was_open || refused.is_some() {
@@ -287,6 +312,8 @@ impl Link {
 enum Failure {
     #[error("cannot connect: {0}")]
     Connect(io::Error),
+    #[error("no random bytes for a handshake: {0}")]
+    Random(io::Error),
     #[error("connection lost: {0}")]
     Lost(io::Error),
     #[error("{0}")]
@@ -367,7 +394,7 @@ mod tests {
         let start = std::time::Instant::now();
         let mut poll = mio::Poll::new().expect("poll");
         let hello = Hello { instance: 1, claimer: 0, worker: 1 };
-        let mut link = Link::new(Time::ZERO, address, hello, Token(7), Limits::default(), 3);
+        let mut link = Link::new(Time::ZERO, address, hello, None, Token(7), Limits::default(), 3);
         let mut seen = Vec::new();
         while !link.is_up() {
             assert!(start.elapsed() < Duration::from_secs(20), "{seen:?}");
@@ -388,7 +415,7 @@ mod tests {
     fn delays_grow_and_stay_in_bounds() {
         let address = "127.0.0.1:1".parse().expect("address");
         let hello = Hello { instance: 1, claimer: 0, worker: 0 };
-        let mut link = Link::new(Time::ZERO, address, hello, Token(0), Limits::default(), 1);
+        let mut link = Link::new(Time::ZERO, address, hello, None, Token(0), Limits::default(), 1);
         let mut delays = Vec::new();
         for _ in 0..10 {
             link.fail(Time::ZERO, &Failure::Connect(io::ErrorKind::ConnectionRefused.into()));

@@ -9,12 +9,14 @@
 //! | `threads`, `wait`, `spacing`, `signals`, [`clock`] | threads and their loops |
 //! | `queues`, `statistics` | the workers' queues; the rhythm of their counters |
 //! | `pipe`, [`link`] | a tunnel's socket; tcpcopy's connection that is kept up |
+//! | `keygen` | the command that makes a key |
 
 pub mod clock;
 mod condition;
 mod exit;
 mod failures;
 pub mod intercept;
+mod keygen;
 pub mod link;
 mod logging;
 pub mod message_id;

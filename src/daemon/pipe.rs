@@ -43,6 +43,11 @@ impl Pipe {
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&keepalive)?;
         socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        self.watch(registry, token)
+    }
+
+    /// Registers the socket as it is: of somebody who is not known yet, and costs little.
+    pub(super) fn watch(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)
     }
 

@@ -212,7 +212,15 @@ impl Tcpcopy {
         let address = "10.91.2.3:36524".parse().expect("address");
         let link = |worker| {
             let hello = Hello { instance, claimer: 0, worker };
-            Link::new(clock.now(), address, hello, Token(worker.into()), Limits::default(), worker.into())
+            Link::new(
+                clock.now(),
+                address,
+                hello,
+                None,
+                Token(worker.into()),
+                Limits::default(),
+                worker.into(),
+            )
         };
         let mut tcpcopy = Self {
             poll: Poll::new().expect("poll"),

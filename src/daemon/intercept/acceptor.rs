@@ -1,20 +1,22 @@
 //! The thread that accepts connections and reads their hello.
 //!
-//! What strangers can cost is bounded: [`MAX_STRANGERS`] connections, a few hundred bytes and five
-//! seconds each, and one line of log in ten seconds. When there are too many, the one that has been
-//! silent for longest goes: a tcpcopy says hello at once.
+//! What strangers can cost is bounded: so many connections (`strangers`), a few hundred bytes and five
+//! seconds each, and one line of log in ten seconds. With keys, a connection that does not have one
+//! is known for what it is after a few hashes, before any computation on curves.
 
 use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use mio::net::TcpListener;
+use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
-use slab::Slab;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::WAKER;
+use super::door::{Door, Permit, TurnedAway};
+use super::strangers::{Room, Strangers};
 use super::worker::{Newcomer, Order};
 use crate::daemon::clock::Clock;
 use crate::daemon::pipe::Pipe;
@@ -22,11 +24,11 @@ use crate::daemon::privileges;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::threads::Outbox;
 use crate::daemon::wait::wait;
-use crate::tunnel::{Closed, Hello, Limits, Refuse, Server, ServerEvent};
+use crate::sys::random;
+use crate::tunnel::{Closed, Ephemeral, Hello, KeyId, Limits, Refuse, Server, ServerEvent};
 use crate::wire::Time;
 
-/// Connections that have not said hello.
-const MAX_STRANGERS: usize = 256;
+const ROOM: Room = Room { all: 1024, one_address: 256 };
 /// How long to accept nothing when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Connections accepted in one turn, so that those that are there are heard.
@@ -44,12 +46,6 @@ pub(super) fn limits() -> Limits {
     Limits { output: 4 << 20, silence: Duration::from_secs(30), ..Limits::default() }
 }
 
-#[derive(Debug)]
-struct Stranger {
-    pipe: Pipe,
-    server: Server,
-}
-
 /// The listener and those who have not said hello.
 #[derive(Debug)]
 pub(super) struct Acceptor {
@@ -60,7 +56,8 @@ pub(super) struct Acceptor {
     /// The listener has connections, or may have.
     accepting: bool,
     resume: Option<Time>,
-    strangers: Slab<Stranger>,
+    strangers: Strangers,
+    door: Door,
     workers: Vec<Outbox<Order>>,
     quiet: Quiet,
 }
@@ -105,6 +102,7 @@ impl Acceptor {
         mut listener: TcpListener,
         workers: Vec<Outbox<Order>>,
         clock: Clock,
+        door: Door,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
@@ -116,7 +114,8 @@ impl Acceptor {
             listener,
             accepting: true,
             resume: None,
-            strangers: Slab::new(),
+            strangers: Strangers::new(ROOM),
+            door,
             workers,
             quiet: Quiet::new(5, LOG_INTERVAL),
         })
@@ -169,50 +168,61 @@ impl Acceptor {
             }
             match self.listener.accept() {
                 Ok((stream, peer)) => {
-                    self.make_room(now);
-                    let entry = self.strangers.vacant_entry();
-                    let mut pipe = Pipe::new(stream);
-                    match pipe.register(self.poll.registry(), Token(entry.key() + FIRST_STRANGER)) {
-                        Ok(()) => {
-                            entry.insert(Stranger { pipe, server: Server::new(now, limits()) });
-                        }
-                        Err(error) => self.complain(now, &format_args!("{peer}: {error}")),
+                    if let Err(error) = self.admit(now, stream, peer.ip()) {
+                        self.complain(now, TurnedAway::Failed, &format_args!("{peer}: {error}"));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.accepting = false,
                 Err(error) if is_of_one_connection(&error) => {}
+                // A descriptor of somebody unknown serves the next one as well.
+                Err(_) if self.turn_out(now, self.strangers.first_to_go()) => {}
                 Err(error) => {
                     // Out of descriptors or memory: no event will tell when that is over.
                     self.accepting = false;
                     self.resume = Some(now + PAUSE);
-                    self.complain(now, &format_args!("cannot accept: {error}"));
+                    self.complain(now, TurnedAway::Failed, &format_args!("cannot accept: {error}"));
                 }
             }
         }
     }
 
-    fn make_room(&mut self, now: Time) {
-        if self.strangers.len() < MAX_STRANGERS {
-            return;
-        }
-        let deadline = |(_, stranger): &(usize, &Stranger)| stranger.server.poll_timeout();
-        if let Some((key, _)) = self.strangers.iter().min_by_key(deadline)
-            && let Some(oldest) = self.strangers.try_remove(key)
-        {
-            self.complain(now, &format_args!("{}: too many connections say nothing", peer(&oldest.pipe)));
-        }
+    fn admit(&mut self, now: Time, stream: TcpStream, address: IpAddr) -> io::Result<()> {
+        self.turn_out(now, self.strangers.to_go(address));
+        let server = match self.door.keys() {
+            None => Server::new(now, limits()),
+            Some(keys) => {
+                let ephemeral = Ephemeral::new(random::bytes()?);
+                Server::keyed(now, limits(), Arc::clone(&keys.secrets), ephemeral)
+            }
+        };
+        let mut pipe = Pipe::new(stream);
+        pipe.watch(self.poll.registry(), Token(self.strangers.next_key() + FIRST_STRANGER))?;
+        self.strangers.insert(address, pipe, server);
+        Ok(())
+    }
+
+    /// Makes room; `false` if there is nobody to go.
+    fn turn_out(&mut self, now: Time, key: Option<usize>) -> bool {
+        let Some(oldest) = key.and_then(|key| self.strangers.remove(key)) else { return false };
+        let why = format_args!("{}: too many connections say nothing", peer(&oldest.pipe));
+        self.complain(now, TurnedAway::Crowded, &why);
+        true
     }
 
     /// Reads what a stranger says, and does what follows from it.
     fn hear(&mut self, now: Time, key: usize) {
         let Some(stranger) = self.strangers.get_mut(key) else { return };
-        // The hello is one small read.
-        if let Err(error) = stranger.pipe.receive(now, &mut stranger.server) {
+        // The opening of the handshake, and the hello, is one small read each.
+        let received = stranger.pipe.receive(now, &mut stranger.server);
+        let event = stranger.server.poll_event();
+        // The answer to an opening, or why there is none.
+        if let Err(error) = received.and_then(|()| stranger.pipe.flush(&mut stranger.server)) {
             self.strangers.remove(key);
+            self.door.count(TurnedAway::Gone);
             tracing::debug!(%error, "a connection ended before its hello");
             return;
         }
-        match stranger.server.poll_event() {
+        match event {
             Some(ServerEvent::Hello(hello)) => self.introduce(now, key, hello),
             Some(ServerEvent::Closed(why)) => self.turn_away(now, key, why),
             // Nothing else comes before a welcome.
@@ -222,33 +232,47 @@ impl Acceptor {
 
     /// Hands a connection to the worker wanted.
     fn introduce(&mut self, now: Time, key: usize, hello: Hello) {
-        let Some(mut stranger) = self.strangers.try_remove(key) else { return };
+        let Some(mut stranger) = self.strangers.remove(key) else { return };
         let Some(worker) = self.workers.get(usize::from(hello.worker)) else {
             let refuse = Refuse::Worker(u16::try_from(self.workers.len()).unwrap_or(u16::MAX));
             stranger.server.refuse(refuse);
             // What does not fit into an empty socket buffer at once is not worth waiting for.
             let _ = stranger.pipe.flush(&mut stranger.server);
-            self.complain(
-                now,
-                &format_args!("{}: {refuse}, {} is wanted", peer(&stranger.pipe), hello.worker),
-            );
+            let why = format_args!("{}: {refuse}, {} is wanted", peer(&stranger.pipe), hello.worker);
+            self.complain(now, TurnedAway::NoWorker, &why);
+            return;
+        };
+        let Some(clients) = self.permit(stranger.server.key()) else {
+            let why = format_args!("{}: its key is no longer one of ours", peer(&stranger.pipe));
+            self.complain(now, TurnedAway::WrongKey, &why);
             return;
         };
         match stranger.pipe.deregister(self.poll.registry()) {
             Ok(()) => {
-                let newcomer =
-                    Newcomer { pipe: stranger.pipe, server: stranger.server, hello, clients: None };
+                let newcomer = Newcomer { pipe: stranger.pipe, server: stranger.server, hello, clients };
                 worker.send(Order::Connection(Box::new(newcomer)));
             }
-            Err(error) => self.complain(now, &format_args!("{}: {error}", peer(&stranger.pipe))),
+            Err(error) => {
+                self.complain(now, TurnedAway::Failed, &format_args!("{}: {error}", peer(&stranger.pipe)));
+            }
+        }
+    }
+
+    /// What the holder of a key may do now; `None` if it may no longer come in.
+    fn permit(&self, key: Option<KeyId>) -> Option<Permit> {
+        match (key, self.door.keys()) {
+            (None, None) => Some(None),
+            (Some(key), Some(keys)) => keys.permit(key),
+            // Keys came, or went, since it connected.
+            (None, Some(_)) | (Some(_), None) => None,
         }
     }
 
     fn turn_away(&mut self, now: Time, key: usize, why: Closed) {
-        let Some(mut stranger) = self.strangers.try_remove(key) else { return };
+        let Some(mut stranger) = self.strangers.remove(key) else { return };
         // As above: the reason, if there is one to tell, goes out now or never.
         let _ = stranger.pipe.flush(&mut stranger.server);
-        self.complain(now, &format_args!("{}: {why}", peer(&stranger.pipe)));
+        self.complain(now, why.into(), &format_args!("{}: {why}", peer(&stranger.pipe)));
     }
 
     fn expire(&mut self, now: Time) {
@@ -263,8 +287,9 @@ impl Acceptor {
         }
     }
 
-    /// Logs why somebody was turned away, unless that was done a moment ago.
-    fn complain(&mut self, now: Time, why: &std::fmt::Arguments<'_>) {
+    /// Counts why somebody was turned away, and logs it unless that was done a moment ago.
+    fn complain(&mut self, now: Time, reason: TurnedAway, why: &std::fmt::Arguments<'_>) {
+        self.door.count(reason);
         if let Some(kept_back) = self.quiet.allow(now) {
             tracing::warn!(%why, kept_back, "a connection was turned away");
         }

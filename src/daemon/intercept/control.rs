@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
+use super::door::Door;
 use super::ruleset;
 use super::statistics::{Statistics, Totals};
 use super::worker::{Order, Report};
@@ -49,6 +50,8 @@ pub(super) struct Parts {
     pub(super) queues: Queues,
     pub(super) drops: KernelDrops,
     pub(super) statistics: Statistics,
+    /// What is shared with the acceptor.
+    pub(super) door: Door,
     /// In force.
     pub(super) settings: Settings,
     pub(super) level: Level,
@@ -140,6 +143,7 @@ impl Control {
         for worker in &self.parts.workers {
             worker.orders.send(Order::Configure(Box::new(settings.clone())));
         }
+        self.parts.door.set_keys(&settings.keys);
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
         Ok(fixed)
@@ -224,7 +228,7 @@ impl Control {
     }
 
     fn ask_for_reports(&mut self) {
-        self.totals = Totals::default();
+        self.totals = Totals { turned_away: self.parts.door.turned_away(), ..Totals::default() };
         let drops = self.parts.drops.read();
         self.totals.kernel_dropped = drops.as_ref().map(|each| each.iter().sum());
         let each = drops.unwrap_or_default().into_iter().chain(std::iter::repeat(0));

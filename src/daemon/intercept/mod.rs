@@ -3,7 +3,7 @@
 //! | thread | file | owns |
 //! |---|---|---|
 //! | main, as `control` | `control`, `statistics` | signals, the rules and their watch, the statistics |
-//! | `acceptor` | `acceptor` | the listener, and connections until their hello |
+//! | `acceptor` | `acceptor`, `strangers`, `door` | the listener, and connections until their hello |
 //! | `worker-0`… | `worker`, `connections` | a queue, its router, and the tunnels of those who claim its flows |
 //!
 //! Workers share nothing. The others speak to them through a channel and a waker, and they answer
@@ -16,8 +16,10 @@
 mod acceptor;
 mod connections;
 mod control;
+mod door;
 mod listener;
 mod statistics;
+mod strangers;
 mod worker;
 
 use std::process::ExitCode;
@@ -26,6 +28,7 @@ use mio::{Poll, Token};
 
 use super::clock::Clock;
 use super::exit::{self, Failure};
+use super::keygen;
 use super::logging::Level;
 use super::message_id;
 use super::notify;
@@ -42,6 +45,7 @@ use crate::netfilter::{self, AssistantSpec, Installed, Place, Queues, RulesWatch
 use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
 use control::{Control, Parts};
+use door::Door;
 use statistics::Statistics;
 use worker::Worker;
 
@@ -54,6 +58,7 @@ pub fn main() -> ExitCode {
         Action::Print(text) => exit::print(&text),
         Action::LoadRules(settings) => load_rules(&settings),
         Action::RemoveRules => remove_rules(),
+        Action::MakeKey(file) => keygen::make(file.as_deref()),
         Action::Run(settings) => {
             let level = start::begin(&settings.log, &settings.warnings, || doctor::assistant(&settings))?;
             run(settings, level)
@@ -112,7 +117,8 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         workers.push(worker::spawn(worker, reports.clone()).map_err(cannot("start a worker"))?);
     }
     let orders: Vec<_> = workers.iter().map(|handle| handle.orders.clone()).collect();
-    let acceptor = Acceptor::new(listener, orders, clock)
+    let door = Door::new(&settings.keys);
+    let acceptor = Acceptor::new(listener, orders, clock, door.clone())
         .and_then(acceptor::spawn)
         .map_err(cannot("start accepting"))?;
 
@@ -130,6 +136,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         queues: numbers,
         drops,
         statistics,
+        door,
         settings,
         level,
     };

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use super::door::TurnedAway;
 use super::worker::Snapshot;
 use crate::daemon::condition::{Condition, Turn};
 use crate::daemon::statistics::{grouped, list, rate};
 use crate::daemon::{message_id, notify};
 use crate::router::Outcome;
-use crate::wire::Time;
+use crate::wire::{Tally, Time};
 
 /// All workers' counters, and those that are not theirs.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,8 @@ pub(super) struct Totals {
     pub(super) workers: Snapshot,
     /// By the kernel, of our queues; `None` where it does not say.
     pub(super) kernel_dropped: Option<u64>,
+    /// By the acceptor.
+    pub(super) turned_away: Tally<TurnedAway>,
 }
 
 impl Totals {
@@ -155,6 +158,7 @@ impl Statistics {
             expired = router.expired,
             flows,
             connections,
+            turned_away = list(&totals.turned_away),
             "stats"
         );
         self.logged = totals.clone();

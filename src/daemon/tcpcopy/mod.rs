@@ -29,6 +29,7 @@ use self::statistics::Statistics;
 use self::worker::Configuration;
 use super::clock::Clock;
 use super::exit::{self, Code, Failure};
+use super::keygen;
 use super::logging::Level;
 use super::privileges;
 use super::queues::{self, KernelDrops};
@@ -49,6 +50,7 @@ use crate::{doctor, session};
 pub fn main() -> ExitCode {
     exit::run(PROGRAM.name, || match Settings::load(std::env::args_os())? {
         Action::Print(text) => exit::print(&text),
+        Action::MakeKey(file) => keygen::make(file.as_deref()),
         Action::LoadRules(_) | Action::RemoveRules => {
             Err(Failure::new(Code::Usage, "the rules come and go with tcpcopy"))
         }
@@ -117,6 +119,7 @@ fn configuration(settings: &Settings, index: u16) -> Configuration {
     Configuration {
         replay: Arc::new(replayer_config(settings, index)),
         intercepts: settings.intercepts.clone(),
+        secret: settings.keys.last().map(|key| key.secret.clone()),
         coalesce: settings.coalesce,
     }
 }

@@ -8,7 +8,7 @@ use mio::{Registry, Token};
 
 use crate::daemon::link::{Link, LinkEvent};
 use crate::replayer::{Claim, Replayer};
-use crate::tunnel::{ClaimRefusal, Hello, Limits, Refuse};
+use crate::tunnel::{ClaimRefusal, Hello, Limits, Refuse, Secret};
 use crate::wire::flow::split;
 use crate::wire::{FlowId, FlowKey, Time};
 
@@ -32,12 +32,22 @@ struct Intercept {
     told_up: Option<bool>,
 }
 
+/// Who a tcpcopy worker is to the intercepts.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    /// The process.
+    pub(super) instance: u64,
+    /// The worker.
+    pub(super) claimer: u16,
+    /// The key, if it has one.
+    pub(super) secret: Option<Secret>,
+}
+
 /// The tunnels of one tcpcopy worker.
 #[derive(Debug)]
 pub(super) struct Tunnels {
     intercepts: Vec<Intercept>,
-    instance: u64,
-    claimer: u16,
+    identity: Identity,
     next_token: usize,
     /// A link has more to read.
     busy: bool,
@@ -45,22 +55,18 @@ pub(super) struct Tunnels {
 
 impl Tunnels {
     /// Tunnels to `addresses`, none of them up. Tokens are taken from `first_token` on.
-    pub(super) fn new(
-        now: Time,
-        addresses: &[SocketAddr],
-        instance: u64,
-        claimer: u16,
-        first_token: usize,
-    ) -> Self {
-        let mut tunnels =
-            Self { intercepts: Vec::new(), instance, claimer, next_token: first_token, busy: false };
-        tunnels.replace(now, addresses);
+    pub(super) fn new(now: Time, addresses: &[SocketAddr], identity: Identity, first_token: usize) -> Self {
+        let secret = identity.secret.clone();
+        let mut tunnels = Self { intercepts: Vec::new(), identity, next_token: first_token, busy: false };
+        tunnels.replace(now, addresses, secret);
         tunnels
     }
 
     /// These are the intercepts now: tunnels to others end, those to new ones are made. What an intercept refused of
-    /// ours it may take now.
-    pub(super) fn replace(&mut self, now: Time, addresses: &[SocketAddr]) {
+    /// ours it may take now. Tunnels that are made from now on have that key.
+    pub(super) fn replace(&mut self, now: Time, addresses: &[SocketAddr], secret: Option<Secret>) {
+        self.links().for_each(|link| link.set_secret(secret.clone()));
+        self.identity.secret = secret;
         self.intercepts.retain(|intercept| addresses.contains(&intercept.address));
         for intercept in &mut self.intercepts {
             intercept.foreign_told = false;
@@ -86,9 +92,10 @@ impl Tunnels {
     fn link(&mut self, now: Time, address: SocketAddr, worker: u16) -> Link {
         let token = Token(self.next_token);
         self.next_token += 1;
-        let hello = Hello { instance: self.instance, claimer: self.claimer, worker };
-        let seed = self.instance ^ u64::try_from(token.0).unwrap_or_default();
-        Link::new(now, address, hello, token, Limits::default(), seed)
+        let Identity { instance, claimer, ref secret } = self.identity;
+        let hello = Hello { instance, claimer, worker };
+        let seed = instance ^ u64::try_from(token.0).unwrap_or_default();
+        Link::new(now, address, hello, secret.clone(), token, Limits::default(), seed)
     }
 
     fn links(&mut self) -> impl Iterator<Item = &mut Link> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
-use super::tunnels::Tunnels;
+use super::tunnels::{Identity, Tunnels};
 use crate::capture::{NfQueue, Received, Source};
 use crate::daemon::clock::Clock;
 use crate::daemon::queues::{BATCHES, Intake};
@@ -20,6 +20,7 @@ use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
 use crate::replayer::{self, Histogram, Replayer, Target, Transmit};
 use crate::sys::raw::RawSender;
+use crate::tunnel::Secret;
 use crate::wire::{self, Outgoing, Reject, Tally, Time};
 
 const WAKER: Token = Token(0);
@@ -132,6 +133,7 @@ pub(super) struct Parts {
 pub(super) struct Configuration {
     pub(super) replay: Arc<replayer::Config>,
     pub(super) intercepts: Vec<SocketAddr>,
+    pub(super) secret: Option<Secret>,
     pub(super) coalesce: Duration,
 }
 
@@ -142,9 +144,14 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
     let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
     watch(poll.registry(), parts.queue.fd(), QUEUE)?;
     let now = parts.clock.now();
-    let Configuration { replay, intercepts, coalesce } = parts.configuration;
+    let Configuration { replay, intercepts, secret, coalesce } = parts.configuration;
     let mut worker = Worker {
-        tunnels: Tunnels::new(now, &intercepts, parts.instance, index, FIRST_LINK),
+        tunnels: Tunnels::new(
+            now,
+            &intercepts,
+            Identity { instance: parts.instance, claimer: index, secret },
+            FIRST_LINK,
+        ),
         replayer: Replayer::new(replay),
         index,
         poll,
@@ -350,10 +357,10 @@ impl Worker {
         true
     }
 
-    fn configure(&mut self, Configuration { replay, intercepts, coalesce }: Configuration) {
+    fn configure(&mut self, Configuration { replay, intercepts, secret, coalesce }: Configuration) {
         let now = self.clock.now();
         self.replayer.configure(now, replay);
-        self.tunnels.replace(now, &intercepts);
+        self.tunnels.replace(now, &intercepts, secret);
         self.spacing = Spacing::new(coalesce);
     }
 

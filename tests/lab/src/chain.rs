@@ -1,7 +1,9 @@
 //! The whole chain: network, servers, daemons, and the checks that hold in every scenario.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -69,6 +71,8 @@ pub(crate) struct Setup {
     pub(crate) intercept: Vec<String>,
     /// What each intercept is started by: a program and its first arguments, or nothing.
     pub(crate) intercept_under: Vec<String>,
+    /// Whether the tunnels have a key.
+    pub(crate) keyed: bool,
     /// How long the target's log must be quiet before what is missing counts as lost.
     pub(crate) patience: Duration,
 }
@@ -88,6 +92,7 @@ impl Setup {
             tcpcopy: Vec::new(),
             intercept: Vec::new(),
             intercept_under: Vec::new(),
+            keyed: true,
         }
     }
 
@@ -139,6 +144,9 @@ impl Chain {
         let observers = |servers: &[Nginx]| servers.iter().map(Observer::watch).collect::<Result<Vec<_>>>();
         let (online, target) = (observers(&online_servers)?, observers(&target_servers)?);
         let (leaks, before) = (LeakDetector::all(&network)?, network.snapshot()?);
+        if setup.keyed {
+            make_key(&scratch.join("keys"), "one")?;
+        }
         Ok(Self {
             tcpcopies: Vec::new(),
             intercepts: Vec::new(),
@@ -180,7 +188,7 @@ impl Chain {
             arguments.push("--target".to_owned());
             arguments.push(self.target_address(index)?.to_string());
         }
-        arguments.push("--insecure".to_owned());
+        arguments.extend(self.tunnel_arguments());
         arguments.extend(self.setup.intercept.iter().cloned());
         Ok(arguments)
     }
@@ -200,10 +208,24 @@ impl Chain {
         };
         let intercepts: Vec<String> = self.intercept_hosts().map(|host| tunnel(host.back(family))).collect();
         let number = (index + 1).to_string();
-        let mut arguments =
-            vec!["-x".to_owned(), mapping, "-s".to_owned(), intercepts.join(","), "--insecure".to_owned()];
+        let mut arguments = vec!["-x".to_owned(), mapping, "-s".to_owned(), intercepts.join(",")];
+        arguments.extend(self.tunnel_arguments());
         arguments.extend(self.setup.tcpcopy.iter().map(|option| option.replace("{n}", &number)));
         Ok(arguments)
+    }
+
+    /// Where the keys are, or that there are none.
+    fn tunnel_arguments(&self) -> Vec<String> {
+        if self.setup.keyed {
+            vec!["--keys".to_owned(), self.keys().display().to_string()]
+        } else {
+            vec!["--insecure".to_owned()]
+        }
+    }
+
+    /// The directory of the tunnels' keys.
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.scratch.join("keys")
     }
 
     /// The hosts that intercept runs on.
@@ -473,6 +495,20 @@ impl Chain {
         self.before.iter().zip(&after).try_for_each(|(before, after)| before.same_as(after))?;
         self.check_leaks()
     }
+}
+
+/// Makes a key for tunnels, as an operator does, unless it is there.
+pub(crate) fn make_key(directory: &Path, name: &str) -> Result<()> {
+    let file = directory.join(name);
+    if file.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(directory)?;
+    let output = Command::new(Program::Intercept.path()?).arg("keygen").arg(&file).output()?;
+    if !output.status.success() {
+        bail!("keygen: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
 }
 
 /// Fails if a production request failed.
