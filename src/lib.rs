@@ -11,7 +11,7 @@
 //! | the session reassembles, gates, and speaks TCP to the target | [`session`] |
 //! | segments leave from a raw socket | [`sys`] |
 //!
-//! and of a response, on the **assistant** host (`intercept`) and back:
+//! and of a response, on the **assistant** host or the target (`intercept`) and back:
 //!
 //! | step | module |
 //! |---|---|
@@ -19,6 +19,8 @@
 //! | a worker finds who claimed the flow and has the kernel drop the packet | [`router`] |
 //! | its header travels to the claimer | [`tunnel`] |
 //! | the session takes it as the peer's segment | [`replayer`], [`session`] |
+//!
+//! Embedded, the online host queues the responses itself: they go from [`capture`] to [`replayer`] at once.
 //!
 //! [`daemon`] holds the loops that drive all of this, [`config`] the command line and settings,
 //! [`doctor`] the checks made before start.

@@ -153,8 +153,8 @@ pub(super) fn refuse_coalesce(time: Duration) -> Option<String> {
         .then(|| "longer than 10ms: sessions would fall behind their clients; 0s turns it off".to_owned())
 }
 
-/// What is wrong with a first queue from which the workers' queues do not fit.
-pub(super) fn refuse_queues(first: u16, workers: u16) -> Option<String> {
-    (u32::from(first) + u32::from(workers) > 65_536)
+/// What is wrong with a first queue from which the workers' queues, so many in all, do not fit.
+pub(super) fn refuse_queues(first: u16, workers: u16, queues: u16) -> Option<String> {
+    (u32::from(first) + u32::from(queues) > 65_536)
         .then(|| format!("{workers} workers from queue {first} on go beyond 65535; choose a lower one"))
 }

@@ -1,6 +1,7 @@
 //! Addresses, ports and names of interfaces as they are written in the configuration.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use super::value::{FromText, Invalid};
 use crate::wire::Mapping;
@@ -128,6 +129,24 @@ impl FromText for Prefix {
             )));
         }
         Ok(prefix)
+    }
+}
+
+/// Ports kept for replaying, written `FIRST-LAST`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PortRange(pub RangeInclusive<u16>);
+
+impl FromText for PortRange {
+    const EXPECTED: &'static str = "a range of at least 256 ports from 1024 on, such as 20000-29999";
+
+    fn from_text(text: &str) -> Result<Self, Invalid> {
+        let (first, last) = text.split_once('-').ok_or_else(|| Self::unlike(text))?;
+        let port = |part: &str| part.trim().parse::<u16>().map_err(|_| Self::unlike(text));
+        let (first, last) = (port(first)?, port(last)?);
+        if first < 1024 || last < first || last - first < 255 {
+            return Err(Self::unlike(text));
+        }
+        Ok(Self(first..=last))
     }
 }
 

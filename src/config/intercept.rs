@@ -306,7 +306,9 @@ impl Settings {
             return Some(("bind", message));
         }
         let coalesce = common::refuse_coalesce(self.coalesce).map(|message| ("coalesce", message));
-        coalesce.or_else(|| common::refuse_queues(self.queue, self.workers).map(|message| ("queue", message)))
+        coalesce.or_else(|| {
+            common::refuse_queues(self.queue, self.workers, self.workers).map(|message| ("queue", message))
+        })
     }
 
     /// What is wrong with the clients whose responses are taken.

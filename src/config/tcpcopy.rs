@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::common::{self, Workers};
-use super::endpoint::{InterfaceName, Peer, UserName};
+use super::endpoint::{InterfaceName, Peer, PortRange, UserName};
 use super::key::{Key, Kind, Program};
 use super::keys::{KeysAt, TunnelKey};
 use super::layers::Layers;
@@ -22,10 +23,14 @@ use crate::wire::{Mapping, Prefix};
 pub struct Settings {
     /// What is captured and where it is replayed; at least one, no two capture the same connection.
     pub mappings: Vec<Mapping>,
-    /// The tunnel addresses of the `intercept` programs; at least one.
+    /// The tunnel addresses of the `intercept` programs; at least one, or none if embedded.
     pub intercepts: Vec<SocketAddr>,
+    /// The ports that are replayed from, if this host takes the responses itself and replays from addresses of its own.
+    /// None of them is captured.
+    pub embedded: Option<RangeInclusive<u16>>,
     /// The addresses that replayed clients have; empty to keep the clients' own.
-    /// If there are any, each target's family has one.
+    /// If there are any, each target's family has one. Embedded, each is one address of this host, and none means the
+    /// one that the routing table chooses for each target.
     pub pools: Vec<Prefix>,
     /// How many replayed sessions each captured one becomes: 1 to 1023.
     pub copies: u16,
@@ -114,9 +119,12 @@ pub static PROGRAM: Program = Program {
 
 const EXAMPLES: &str = "\
 Examples:
+  tcpcopy -x 80-10.91.2.2:80 --embedded
+      Replay what comes to port 80 on 10.91.2.2, from this host's own address:
+      nothing else is needed.
   tcpcopy -x 80-10.91.2.2:80 -s 10.91.2.3 -c 10.99.0.x --insecure
-      Replay what comes to port 80 on 10.91.2.2, with client addresses from
-      10.99.0.0/24; intercept runs on 10.91.2.3.
+      The same with client addresses from 10.99.0.0/24; intercept runs on
+      10.91.2.3.
   tcpcopy -x '10.0.0.1:80-10.91.2.2:8080,[fd00::1]:80-[fd00:91::2]:8080' -s 10.91.2.3 -r 20
       Two services, a fifth of their connections.
 
@@ -143,13 +151,31 @@ const KEYS: &[Key] = &[
         help: "Where intercept listens [default port: 36524]",
     },
     Key {
+        name: "embedded",
+        option: "embedded",
+        short: None,
+        kind: Kind::Flag,
+        value_name: "BOOL",
+        default: "false",
+        help: "Take the responses on this host, replaying from its own address: no intercept, no route",
+    },
+    Key {
+        name: "ports",
+        option: "ports",
+        short: None,
+        kind: Kind::Text,
+        value_name: "FIRST-LAST",
+        default: "\"10000-29999\"",
+        help: "With --embedded, ports to replay from, which this host uses for nothing else",
+    },
+    Key {
         name: "pool",
         option: "pool",
         short: Some('c'),
         kind: Kind::List,
         value_name: "PREFIX,…",
         default: "[]",
-        help: "Client addresses on the target, as 10.99.0.x or 10.99.0.0/24; without, clients keep their own",
+        help: "Client addresses on the target, as 10.99.0.x or 10.99.0.0/24; without, clients keep their own (--embedded: this host's)",
     },
     Key {
         name: "copies",
@@ -321,6 +347,8 @@ const C_OPTIONS: &[(char, &str)] = &[
 pub(super) struct Raw {
     map: List<Mapping>,
     intercept: List<Peer>,
+    embedded: bool,
+    ports: Text<PortRange>,
     pool: List<Prefix>,
     copies: Number<1, 1023>,
     percent: Number<1, 100>,
@@ -365,6 +393,14 @@ impl Settings {
         common::keep("workers", &mut self.workers, &running.workers, &mut keys);
         common::keep("queue", &mut self.queue, &running.queue, &mut keys);
         common::keep("mark", &mut self.mark, &running.mark, &mut keys);
+        let same_kind = self.embedded.is_some() == running.embedded.is_some();
+        if !same_kind {
+            // These are of the other kind of replay.
+            self.intercepts.clone_from(&running.intercepts);
+            self.pools.clone_from(&running.pools);
+        }
+        let key = if same_kind { "ports" } else { "embedded" };
+        common::keep(key, &mut self.embedded, &running.embedded, &mut keys);
         common::keep("sink", &mut self.sink, &running.sink, &mut keys);
         common::keep("user", &mut self.user, &running.user, &mut keys);
         keys
@@ -376,6 +412,7 @@ impl Settings {
         let settings = Self {
             mappings: raw.map.0,
             intercepts: raw.intercept.0.into_iter().map(|Peer(address)| address).collect(),
+            embedded: raw.embedded.then_some(raw.ports.0.0),
             pools: raw.pool.0,
             copies: raw.copies.to(),
             percent: raw.percent.to(),
@@ -437,8 +474,13 @@ impl Settings {
     }
 
     fn refuse_intercepts(&self) -> Option<(&'static str, String)> {
+        if let Some(ports) = &self.embedded {
+            return self.refuse_embedded(ports);
+        }
         if self.intercepts.is_empty() {
-            return Some(("intercept", "none is named; say where intercept runs, as -s 10.0.0.8".to_owned()));
+            let message =
+                "none is named; say where intercept runs, as -s 10.0.0.8, or do without (--embedded)";
+            return Some(("intercept", message.to_owned()));
         }
         if let Some(message) = common::refuse_twice(&self.intercepts) {
             return Some(("intercept", message));
@@ -452,6 +494,25 @@ impl Settings {
              --insecure (insecure = true) if the network between is trusted"
         );
         Some(("intercept", message))
+    }
+
+    /// What is wrong with taking the responses on this host.
+    fn refuse_embedded(&self, ports: &RangeInclusive<u16>) -> Option<(&'static str, String)> {
+        if !self.intercepts.is_empty() {
+            let message = "there is none with --embedded (embedded = true); leave one of them out";
+            return Some(("intercept", message.to_owned()));
+        }
+        if let Some(mapping) = self.mappings.iter().find(|mapping| ports.contains(&mapping.port)) {
+            let (first, last) = (ports.start(), ports.end());
+            let message = format!(
+                "{first}-{last} holds {}, which '{mapping}' captures; name ports that are used for nothing else",
+                mapping.port
+            );
+            return Some(("ports", message));
+        }
+        let prefix = self.pools.iter().find(|pool| !pool.is_one_address())?;
+        let message = format!("{prefix} is no single address; with --embedded, name addresses of this host");
+        Some(("pool", message))
     }
 
     fn refuse_pools(&self) -> Option<(&'static str, String)> {
@@ -468,7 +529,7 @@ impl Settings {
             }
             let targets = self.mappings.iter().map(|mapping| mapping.target);
             let taken = targets.chain(self.intercepts.iter().copied()).find(|host| pool.contains(host.ip()));
-            if let Some(host) = taken {
+            if let Some(host) = taken.filter(|_| self.embedded.is_none()) {
                 let message = format!(
                     "{pool} contains {}, a target or intercept; name addresses that no host has",
                     host.ip()
@@ -495,7 +556,9 @@ impl Settings {
                 format!("{} is below 1280, the least that IPv6 allows (RFC 8200)", self.mtu),
             ));
         }
-        if let Some(message) = common::refuse_queues(self.queue, self.workers) {
+        // Embedded, each worker has a second one, for responses.
+        let queues = if self.embedded.is_some() { self.workers * 2 } else { self.workers };
+        if let Some(message) = common::refuse_queues(self.queue, self.workers, queues) {
             return Some(("queue", message));
         }
         if let Some(message) = common::refuse_coalesce(self.coalesce) {

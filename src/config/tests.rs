@@ -149,6 +149,10 @@ fn what_cannot_be_is_refused_in_one_line() {
         ("-x 80-10.0.0.9:80 -s 10.0.0.8", "add --insecure"),
         ("-x 80-10.0.0.9:80 -s 127.0.0.1,127.0.0.1", "named twice"),
         ("-x 80-10.0.0.9:80 -s assistant", "names are not resolved"),
+        ("-x 80-10.0.0.9:80 -s 127.0.0.1 --embedded", "there is none with --embedded"),
+        ("-x 20000-10.0.0.9:80 --embedded", "10000-29999 holds 20000, which '20000-10.0.0.9:80' captures"),
+        ("-x 80-10.0.0.9:80 --embedded -c 10.0.0.0/24", "no single address"),
+        ("-x 80-10.0.0.9:80 --embedded --queue 65535 --workers 1", "beyond 65535"),
     ] {
         let message = tcpcopy_error(options);
         assert!(message.contains(fragment), "{options}: {message}");
@@ -179,11 +183,24 @@ fn what_cannot_be_is_refused_in_one_line() {
         ("--gate maybe", "expected \"response\" or \"none\", found \"maybe\""),
         ("--insecure=perhaps", "--insecure: expected"),
         ("--mark 0", "--mark: expected"),
+        ("--ports 80-90", "at least 256 ports from 1024 on"),
+        ("--ports 20000", "found \"20000\""),
+        ("--ports 29999-20000", "found \"29999-20000\""),
         ("--log loud", "\"debug\" or \"trace\", found \"loud\""),
     ] {
         let message = tcpcopy_error(&format!("{base} {options}"));
         assert!(message.contains(fragment), "{options}: {message}");
     }
+}
+
+#[test]
+fn without_an_intercept_this_host_replays_from_its_own_addresses() {
+    let settings = tcpcopy_settings("-x 80-10.0.0.9:80 --embedded");
+    assert!(settings.intercepts.is_empty() && settings.pools.is_empty());
+    assert_eq!(settings.embedded, Some(10_000..=29_999));
+    let settings = tcpcopy_settings("-x 80-10.0.0.9:80 --embedded --ports 20000-20999 -c 10.0.0.1,10.0.0.9");
+    assert_eq!((settings.embedded, settings.pools.len()), (Some(20_000..=20_999), 2));
+    assert_eq!(tcpcopy_settings("-x 80-10.0.0.9:80 -s 127.0.0.1").embedded, None);
 }
 
 #[test]

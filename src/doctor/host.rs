@@ -1,10 +1,12 @@
 //! Whether this host has the addresses and routes that the settings suppose.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use super::{Check, Finding};
 use crate::config::{intercept, tcpcopy};
+use crate::sys::route::source_toward;
 
 /// What is asked of a host; tests answer for one that does not exist.
 pub(super) struct Host {
@@ -12,12 +14,14 @@ pub(super) struct Host {
     source_toward: fn(IpAddr) -> io::Result<IpAddr>,
     /// Whether this host forwards packets, of IPv4 if true and else of IPv6.
     forwards: fn(bool) -> bool,
+    /// Ports that it may give to whoever connects somewhere, if any are among these.
+    gives_out: fn(&RangeInclusive<u16>) -> Option<RangeInclusive<u16>>,
 }
 
 impl Host {
     /// The host this process runs on.
     pub(super) fn this() -> Self {
-        Self { source_toward, forwards }
+        Self { source_toward, forwards, gives_out }
     }
 
     /// Whether packets to `address` are delivered on this host, by an address or a local route.
@@ -26,21 +30,32 @@ impl Host {
     }
 }
 
-/// Asks the routing table, without sending anything: connecting a UDP socket chooses route and source.
-fn source_toward(address: IpAddr) -> io::Result<IpAddr> {
-    let any = match address {
-        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-    };
-    let socket = UdpSocket::bind((any, 0))?;
-    // The discard port; any would do.
-    socket.connect((address, 9))?;
-    Ok(socket.local_addr()?.ip())
-}
-
 fn forwards(ipv4: bool) -> bool {
     let path = if ipv4 { "/proc/sys/net/ipv4/ip_forward" } else { "/proc/sys/net/ipv6/conf/all/forwarding" };
     std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+}
+
+fn gives_out(ports: &RangeInclusive<u16>) -> Option<RangeInclusive<u16>> {
+    let read = |name| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    unreserved(ports, &read("ip_local_port_range"), &read("ip_local_reserved_ports"))
+}
+
+/// The first and the last of `ports` that the kernel chooses from: those of its range that are not reserved. The
+/// formats are those of `ip-sysctl.rst`; they hold for IPv6 too.
+fn unreserved(ports: &RangeInclusive<u16>, range: &str, reserved: &str) -> Option<RangeInclusive<u16>> {
+    let mut bounds = range.split_whitespace().filter_map(|bound| bound.parse::<u16>().ok());
+    let (first, last) = (bounds.next()?, bounds.next()?);
+    let reserved: Vec<RangeInclusive<u16>> = reserved
+        .split(',')
+        .filter_map(|part| {
+            let (from, to) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+            Some(from.parse().ok()?..=to.parse().ok()?)
+        })
+        .collect();
+    let may = |port: &u16| !reserved.iter().any(|range| range.contains(port));
+    let mut both = (first.max(*ports.start())..=last.min(*ports.end())).filter(may);
+    let lowest = both.next()?;
+    Some(lowest..=both.next_back().unwrap_or(lowest))
 }
 
 /// What is wrong on the online host.
@@ -48,22 +63,61 @@ pub(super) fn online(host: &Host, settings: &tcpcopy::Settings) -> Vec<Finding> 
     let mut findings = Vec::new();
     for mapping in &settings.mappings {
         findings.extend(mapping.online.and_then(|address| online_address(host, address)));
-        findings.extend(target(host, mapping.target.ip()));
+        findings.extend(target(host, mapping.target.ip(), settings.embedded.is_some()));
     }
+    findings.extend(match &settings.embedded {
+        Some(ports) => own(host, settings, ports),
+        None => pools(host, settings),
+    });
+    findings.dedup();
+    findings
+}
+
+/// Pools of addresses that no host may have.
+fn pools(host: &Host, settings: &tcpcopy::Settings) -> Vec<Finding> {
     let peers =
         settings.mappings.iter().map(|mapping| mapping.target).chain(settings.intercepts.iter().copied());
     let own: Vec<_> = peers.filter_map(|peer| (host.source_toward)(peer.ip()).ok()).collect();
-    for pool in &settings.pools {
-        if let Some(address) = own.iter().find(|address| pool.contains(**address)) {
-            findings.push(Finding::error(
-                Check::Pool,
-                format!("the pool {pool} contains {address}, this host's own address"),
-                "name a prefix that no host has: its addresses are routed to the assistant",
-            ));
-        }
-    }
-    findings.dedup();
-    findings
+    let contains = |pool: &crate::wire::Prefix| {
+        let address = own.iter().find(|address| pool.contains(**address))?;
+        Some(Finding::error(
+            Check::Pool,
+            format!("the pool {pool} contains {address}, this host's own address"),
+            "name a prefix that no host has: its addresses are routed to the assistant",
+        ))
+    };
+    settings.pools.iter().filter_map(contains).collect()
+}
+
+/// This host's own addresses and ports that are replayed from.
+///
+/// A server that listens on one of the ports is no matter: only what a target sends there is taken. A client is one,
+/// whose connection to the target would be.
+fn own(host: &Host, settings: &tcpcopy::Settings, ports: &RangeInclusive<u16>) -> Vec<Finding> {
+    let foreign = settings.pools.iter().map(crate::wire::Prefix::address);
+    let foreign = foreign.filter(|address| !host.is_local(*address)).map(|address| {
+        Finding::error(
+            Check::Pool,
+            format!("{address} in -c is not an address of this host, which --embedded replays from"),
+            "correct -c, or leave it out for the address that the routing table chooses; `ip address` lists this host's",
+        )
+    });
+    let taken = (host.gives_out)(ports).map(|given| {
+        let (first, last) = (ports.start(), ports.end());
+        Finding::error(
+            Check::Ports,
+            format!(
+                "this host gives out ports {}-{} of the range {first}-{last} to its own connections",
+                given.start(),
+                given.end()
+            ),
+            format!(
+                "reserve the range: sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last} (adding what is reserved \
+                 already), or set --ports outside net.ipv4.ip_local_port_range"
+            ),
+        )
+    });
+    foreign.chain(taken).collect()
 }
 
 fn online_address(host: &Host, address: IpAddr) -> Option<Finding> {
@@ -84,7 +138,11 @@ fn online_address(host: &Host, address: IpAddr) -> Option<Finding> {
     ))
 }
 
-fn target(host: &Host, address: IpAddr) -> Option<Finding> {
+fn target(host: &Host, address: IpAddr, embedded: bool) -> Option<Finding> {
+    // Embedded, the responses of software on this host are met like others.
+    if host.is_local(address) && embedded {
+        return None;
+    }
     if host.is_local(address) {
         return Some(Finding::error(
             Check::Target,
@@ -148,8 +206,9 @@ mod tests {
         }
     }
 
-    const STATIC: Host = Host { source_toward: fake, forwards: |_| false };
-    const ROUTER: Host = Host { source_toward: fake, forwards: |_| true };
+    const STATIC: Host = Host { source_toward: fake, forwards: |_| false, gives_out: |_| None };
+    const ROUTER: Host = Host { forwards: |_| true, ..STATIC };
+    const GENEROUS: Host = Host { gives_out: |ports| Some(ports.clone()), ..STATIC };
 
     fn online_findings(host: &Host, options: &str) -> Vec<(Check, Severity)> {
         let arguments = format!("tcpcopy --config /dev/null --insecure {options}");
@@ -192,6 +251,28 @@ mod tests {
     fn the_pool_must_not_hold_this_host() {
         let options = "-x 80-10.1.0.9:80 -s 10.1.0.8 -c 10.0.0.x";
         assert_eq!(online_findings(&STATIC, options), [(Check::Pool, Severity::Error)]);
+    }
+
+    #[test]
+    fn embedded_needs_own_addresses_and_ports_of_its_own() {
+        let options = "-x 80-10.0.0.9:80 --embedded";
+        assert_eq!(online_findings(&STATIC, options), []);
+        assert_eq!(online_findings(&STATIC, "-x 80-10.0.0.1:8080 --embedded"), [], "on this host");
+        assert_eq!(online_findings(&STATIC, &format!("{options} -c 10.0.0.1")), []);
+        let foreign = online_findings(&STATIC, &format!("{options} -c 10.0.0.2"));
+        assert_eq!(foreign, [(Check::Pool, Severity::Error)]);
+        assert_eq!(online_findings(&GENEROUS, options), [(Check::Ports, Severity::Error)]);
+    }
+
+    #[test]
+    fn ports_that_the_kernel_gives_out_are_found() {
+        let given = |range, reserved| unreserved(&(20_000..=29_999), range, reserved);
+        assert_eq!(given("32768\t60999\n", "\n"), None);
+        assert_eq!(given("1024\t65535\n", ""), Some(20_000..=29_999));
+        assert_eq!(given("1024\t65535\n", "8080,20000-29999\n"), None);
+        assert_eq!(given("1024\t65535\n", "20000-24999,25001-29999"), Some(25_000..=25_000));
+        assert_eq!(given("29000\t65535\n", "29500-30000"), Some(29_000..=29_499));
+        assert_eq!(given("", ""), None, "nobody says");
     }
 
     #[test]

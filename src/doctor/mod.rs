@@ -30,6 +30,8 @@ pub enum Check {
     Target,
     /// The pools of client addresses.
     Pool,
+    /// The ports that are replayed from, without an intercept.
+    Ports,
     /// The address that `intercept` listens on.
     ListenAddress,
 }

@@ -184,6 +184,7 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
         | Match::Tcp
         | Match::TcpSport(_)
         | Match::TcpDport(_)
+        | Match::TcpDports(_)
         | Match::Length(_)
         | Match::LengthAtMost(_)
         | Match::DataOffset(_)

@@ -53,6 +53,7 @@ fn needs_tcp(condition: &Match) -> bool {
         Match::Tcp
         | Match::TcpSport(_)
         | Match::TcpDport(_)
+        | Match::TcpDports(_)
         | Match::DataOffset(_)
         | Match::NoSynFinRst
         | Match::SynAlone
@@ -83,6 +84,11 @@ fn add_match(rule: &mut RuleMessage<'_>, header: Header, condition: &Match) {
         Match::Tcp => {}
         Match::TcpSport(port) => equal(rule, &transport(0, 2), &port.to_be_bytes()),
         Match::TcpDport(port) => equal(rule, &transport(2, 2), &port.to_be_bytes()),
+        Match::TcpDports(ports) => {
+            rule.add_expr(&transport(2, 2));
+            rule.add_expr(&Cmp::new(CmpOp::Gte, ports.start().to_be_bytes().as_slice()));
+            rule.add_expr(&Cmp::new(CmpOp::Lte, ports.end().to_be_bytes().as_slice()));
+        }
         Match::Length(bytes) => equal(rule, &network(header.length, 2), &bytes.to_be_bytes()),
         Match::LengthAtMost(bytes) => {
             rule.add_expr(&network(header.length, 2));

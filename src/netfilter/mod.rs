@@ -26,7 +26,7 @@ pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
 pub use batch::QueueKind;
 pub use install::{InstallError, Installed, remove_table};
 pub use message::Counters;
-pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, online};
+pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, OwnResponses, online};
 pub use readback::{Presence, present};
 pub use ruleset::{
     BadTableName, Chain, Device, End, Families, Family, Hook, Match, Queues, Rule, Ruleset, Set, Statement,

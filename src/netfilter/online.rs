@@ -6,6 +6,13 @@
 //! - `copies` (output) queues what leaves through the sink, and keeps our own packets out of connection tracking.
 //! - `sink` (output, one priority later) drops what the queue did not take: a verdict `accept` on a copy ends here.
 //!
+//! Where tcpcopy takes the target's responses itself, two more chains see to that:
+//!
+//! - `responses` (prerouting, before connection tracking) queues what the targets send to our own addresses and the
+//!   ports kept for replaying, without bypass.
+//! - `blackhole` (one priority later) drops what the queue did not take. Without it, this host's own TCP, which knows
+//!   nothing of these connections, would reset them. When tcpcopy dies it does, which is a clean end for the target.
+//!
 //! Segments that only acknowledge are most packets and left out, but for one of each connection: the ACK that ends the
 //! client's handshake says how far away the client is, and where the online server's sequence numbers begin. The set
 //! `handshakes` holds the clients (address and port) whose SYN has come; the first segment without payload since then
@@ -19,7 +26,8 @@
 //! cannot be captured again: it leaves through the sink, which delivers nothing, and what carries our mark or comes in
 //! from the sink is left alone.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::ruleset::{
@@ -66,6 +74,19 @@ pub struct OnlineSpec {
     pub pure_acks: bool,
     /// If they are not, whether those that end clients' handshakes are captured all the same.
     pub handshake_acks: bool,
+    /// The responses that tcpcopy takes itself, if it does.
+    pub responses: Option<OwnResponses>,
+}
+
+/// Responses to sessions that are replayed from this host's own addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnResponses {
+    /// Each target with the addresses of this host that replay to it.
+    pub flows: Vec<(SocketAddr, IpAddr)>,
+    /// The ports kept for replaying.
+    pub ports: RangeInclusive<u16>,
+    /// One queue for each worker.
+    pub queues: Queues,
 }
 
 /// Traffic to capture.
@@ -94,7 +115,9 @@ fn table(spec: &OnlineSpec, family: Family) -> Option<Table> {
     if captures.is_empty() || no_client_matches {
         return None;
     }
-    let chains = vec![capture_chain(spec, family, &captures, &clients), copies_chain(spec), sink_chain(spec)];
+    let mut chains =
+        vec![capture_chain(spec, family, &captures, &clients), copies_chain(spec), sink_chain(spec)];
+    chains.extend(spec.responses.iter().flat_map(|responses| response_chains(responses, family)));
     Some(Table { family, sets: handshakes(spec).into_iter().collect(), chains })
 }
 
@@ -139,6 +162,27 @@ fn copies_chain(spec: &OnlineSpec) -> Chain {
 fn sink_chain(spec: &OnlineSpec) -> Chain {
     let drop = Rule { matches: vec![Match::Oif(spec.sink.clone())], statements: vec![Statement::Drop] };
     Chain { name: "sink", hook: Hook::Output, priority: RAW + 1, rules: vec![drop] }
+}
+
+fn response_chains(responses: &OwnResponses, family: Family) -> [Chain; 2] {
+    let flows = responses.flows.iter().filter(|(target, _)| Family::of(target.ip()) == family);
+    let matches: Vec<Vec<Match>> = unique(flows.map(|(target, own)| {
+        vec![
+            Match::Saddr(Prefix::single(target.ip())),
+            Match::TcpSport(target.port()),
+            Match::Daddr(Prefix::single(*own)),
+            Match::TcpDports(responses.ports.clone()),
+        ]
+    }));
+    let queued =
+        matches.iter().flat_map(|response| queue_rules(response, End::Destination, responses.queues));
+    let queued = queued.collect();
+    let drop = |matches| Rule { matches, statements: vec![Statement::Drop] };
+    let dropped = matches.into_iter().map(drop).collect();
+    [
+        Chain { name: "responses", hook: Hook::Prerouting, priority: RAW, rules: queued },
+        Chain { name: "blackhole", hook: Hook::Prerouting, priority: RAW + 1, rules: dropped },
+    ]
 }
 
 /// One rule for each queue, for those of the packets `matches` hold for that belong to its worker. A single queue needs no hash.

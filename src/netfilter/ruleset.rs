@@ -5,6 +5,7 @@
 use std::ffi::CString;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::wire::Prefix;
@@ -268,6 +269,8 @@ pub enum Match {
     TcpSport(u16),
     /// The destination port.
     TcpDport(u16),
+    /// The destination port is in a range.
+    TcpDports(RangeInclusive<u16>),
     /// The IP header's length field: the total length for IPv4, that of the payload for IPv6.
     Length(u16),
     /// The same field is no larger.

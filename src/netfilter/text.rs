@@ -103,6 +103,7 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
         Match::Tcp => f.write_str("meta l4proto tcp"),
         Match::TcpSport(port) => write!(f, "tcp sport {port}"),
         Match::TcpDport(port) => write!(f, "tcp dport {port}"),
+        Match::TcpDports(ports) => write!(f, "tcp dport {}-{}", ports.start(), ports.end()),
         Match::Length(bytes) => write!(f, "{family} length {bytes}"),
         Match::LengthAtMost(bytes) => write!(f, "{family} length <= {bytes}"),
         Match::DataOffset(words) => write!(f, "tcp doff {words}"),

@@ -1,6 +1,7 @@
 //! What a replayer is told when it is made.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::session;
@@ -15,6 +16,8 @@ pub struct Config {
     pub mappings: Vec<Mapping>,
     /// Addresses of the replayed clients; those of the captured ones if empty.
     pub pools: Vec<Prefix>,
+    /// Instead: this host's own.
+    pub local: Option<Local>,
     /// Sessions made of each captured connection, at least 1.
     pub copies: u16,
     /// Percentage of connections replayed, 1 to 100.
@@ -30,6 +33,15 @@ pub struct Config {
     pub max_sessions: usize,
     /// Most memory that all sessions together may take, in bytes: what they hold, and what they are.
     pub memory_limit: usize,
+}
+
+/// The addresses and ports of this host that sessions are replayed from.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// Each target with an address to replay to it from; there may be several of one target.
+    pub addresses: Vec<(SocketAddr, IpAddr)>,
+    /// The ports, which nobody else uses toward a target.
+    pub ports: RangeInclusive<u16>,
 }
 
 impl Config {

@@ -4,7 +4,7 @@
 //! The calling contract of [`Replayer`]:
 //!
 //! 1. An input: [`Replayer::handle_client`] for a captured packet, [`Replayer::handle_target`] for a
-//!    header from the tunnel, [`Replayer::handle_timeout`], [`Replayer::set_reachable`],
+//!    header from the tunnel ([`Replayer::handle_response`] for one met on this host), [`Replayer::handle_timeout`], [`Replayer::set_reachable`],
 //!    [`Replayer::shut_down`].
 //! 2. Then, after one or several inputs: [`Replayer::poll_transmit`] until it says `None`, and
 //!    [`Replayer::poll_claim`] until it does. Claims are to leave before the packets of the same
@@ -31,7 +31,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use config::Config;
+pub use config::{Config, Local};
 pub use counters::{Counters, Unused};
 pub use histogram::Histogram;
 pub use replay::{Claim, Replayer, Transmit};

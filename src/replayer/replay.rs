@@ -227,6 +227,14 @@ impl Replayer {
         self.table.detach(key);
     }
 
+    /// Takes in a header that the target sent, where this host takes the responses itself.
+    pub fn handle_response(&mut self, now: Time, flow: &FlowKey, header: &TcpHeader) {
+        match self.table.id_of(flow) {
+            Some(id) => self.handle_target(now, id, header),
+            None => self.counters.answers.count(Answer::Stray),
+        }
+    }
+
     /// Takes in a header that the target sent, under the name its flow was claimed by.
     pub fn handle_target(&mut self, now: Time, id: FlowId, header: &TcpHeader) {
         let Some((slot, entry)) = self.table.of_flow(id) else {

@@ -107,6 +107,12 @@ impl Table {
         entry.flow.is_some_and(|(own, _)| own == id).then_some((slot, entry))
     }
 
+    /// The name of a replayed flow in use.
+    pub(super) fn id_of(&self, flow: &FlowKey) -> Option<FlowId> {
+        let slot = self.by_flow.get(flow)?;
+        self.entries.get(*slot)?.flow.map(|(id, _)| id)
+    }
+
     pub(super) fn is_free(&self, flow: &FlowKey) -> bool {
         !self.by_flow.contains_key(flow)
     }

@@ -22,6 +22,7 @@ fn config() -> Config {
         session: Arc::default(),
         mappings: vec![Mapping { online: None, port: 80, target: addr(TARGET) }],
         pools: Vec::new(),
+        local: None,
         copies: 1,
         percent: 100,
         workers: 1,

@@ -14,6 +14,7 @@ pub mod nfqueue;
 pub mod nfset;
 pub mod random;
 pub mod raw;
+pub mod route;
 mod rtnetlink;
 pub mod sink;
 mod socket;

@@ -70,6 +70,7 @@ impl Chain {
             session: Arc::default(),
             mappings: vec![Mapping { online: None, port: 80, target: target() }],
             pools: Vec::new(),
+            local: None,
             copies: 1,
             percent: 100,
             workers: 1,

@@ -19,7 +19,7 @@ use tcpcopy::netfilter::{
 };
 use tcpcopy::wire::{self, Prefix};
 
-use support::{in_namespace, make_sink, nft_load, online_example, run};
+use support::{embedded_example, in_namespace, make_sink, nft_load, online_example, run};
 
 /// The example that `nftables/assistant.nft` documents.
 fn assistant_example() -> AssistantSpec {
@@ -48,6 +48,7 @@ fn templates_say_what_the_code_installs() {
     };
     for (template, ruleset) in [
         (include_str!("../../nftables/online.nft"), online(&online_example())),
+        (include_str!("../../nftables/embedded.nft"), online(&embedded_example())),
         (include_str!("../../nftables/assistant.nft"), assistant(&assistant_example())),
         (include_str!("../../nftables/on-target.nft"), assistant(&on_target_example())),
     ] {
@@ -99,6 +100,10 @@ fn the_batch_installs_what_the_text_says() {
                     }));
                 }
             }
+            let embedded = OnlineSpec { sink: sink.clone(), ..embedded_example() };
+            let mut responses = embedded.responses.clone().unwrap();
+            responses.queues = Queues::new(36530, workers).unwrap();
+            rulesets.push(online(&OnlineSpec { responses: Some(responses), ..embedded }));
             for unclaimed in [Unclaimed::Drop, Unclaimed::Accept] {
                 for example in [assistant_example(), on_target_example()] {
                     let queues = Queues::new(36540, workers).unwrap();

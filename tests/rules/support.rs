@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use tcpcopy::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
+use tcpcopy::netfilter::{Capture, Device, Families, OnlineSpec, OwnResponses, Queues, TableName};
 
 /// The example that `nftables/online.nft` documents.
 pub(crate) fn online_example() -> OnlineSpec {
@@ -20,6 +20,21 @@ pub(crate) fn online_example() -> OnlineSpec {
         mark: 0x7463_7079,
         pure_acks: false,
         handshake_acks: true,
+        responses: None,
+    }
+}
+
+/// The example that `nftables/embedded.nft` documents.
+pub(crate) fn embedded_example() -> OnlineSpec {
+    let flow = |target: &str, own: &str| (target.parse().unwrap(), own.parse().unwrap());
+    OnlineSpec {
+        captures: vec![Capture { online: None, port: 80 }],
+        responses: Some(OwnResponses {
+            flows: vec![flow("203.0.113.20:80", "198.51.100.10"), flow("[2001:db8::20]:80", "2001:db8::10")],
+            ports: 10_000..=29_999,
+            queues: Queues::new(36522, 2).unwrap(),
+        }),
+        ..online_example()
     }
 }
 

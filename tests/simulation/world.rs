@@ -85,6 +85,7 @@ impl World {
             session: Arc::new(setup.session.clone()),
             mappings: targets.map(|target| Mapping { online: None, port: 80, target }).to_vec(),
             pools: setup.pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
+            local: None,
             copies: setup.copies,
             percent: 100,
             workers: 1,

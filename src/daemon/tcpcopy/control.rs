@@ -6,6 +6,7 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
 
+use super::embedded::Own;
 use super::peers::Peers;
 use super::rules::Rules;
 use super::statistics::{Statistics, Totals};
@@ -43,6 +44,10 @@ pub(super) struct Parts {
     pub(super) workers: Vec<Handle<Order>>,
     pub(super) queues: Queues,
     pub(super) drops: KernelDrops,
+    /// The same of the queues of responses, if there are any.
+    pub(super) response_drops: Option<KernelDrops>,
+    /// What of this host the responses are taken by, if they are.
+    pub(super) own: Option<Own>,
     pub(super) peers: Peers,
     pub(super) statistics: Statistics,
     /// In force.
@@ -130,10 +135,12 @@ impl Control {
         let fixed = settings.keep_fixed(&self.parts.settings);
         start::judge(&settings.warnings, doctor::online_host(&settings))?;
         // Only the rules can be refused; so they come first.
-        self.parts.rules.replace(online_spec(&settings, self.parts.queues))?;
+        let own = self.parts.own.as_ref().map(|own| own.renewed(&settings)).transpose()?;
+        self.parts.rules.replace(online_spec(&settings, own.as_ref(), self.parts.queues))?;
         for (index, worker) in (0..).zip(&self.parts.workers) {
-            worker.orders.send(Order::Configure(Box::new(configuration(&settings, index))));
+            worker.orders.send(Order::Configure(Box::new(configuration(&settings, own.as_ref(), index))));
         }
+        self.parts.own = own;
         self.parts.peers.replace(&settings.intercepts);
         self.parts.statistics.configure(settings.memory_limit, &settings.mappings);
         self.parts.level.set(settings.log.level);
@@ -198,6 +205,12 @@ impl Control {
     fn begin_totals(&mut self) {
         self.totals = Totals {
             kernel_dropped: self.parts.drops.read().map(|each| each.iter().sum()),
+            responses_dropped: self
+                .parts
+                .response_drops
+                .as_mut()
+                .and_then(KernelDrops::read)
+                .map(|each| each.iter().sum()),
             duplicated: self.parts.rules.duplicated(),
             ..Totals::default()
         };

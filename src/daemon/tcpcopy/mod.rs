@@ -3,14 +3,17 @@
 //! | thread | file | owns |
 //! |---|---|---|
 //! | main, as `control` | `control`, `rules`, `peers`, `statistics` | signals, the sink and the rules, readiness, statistics |
-//! | `worker-0`… | `worker`, `tunnels` | a queue, its sessions, a raw socket, tunnels to all intercepts |
+//! | `worker-0`… | `worker`, `responses` | a queue, its sessions, a raw socket, and the responses: by tunnels to all intercepts (`tunnels`) or from a queue of its own (`embedded`) |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
 //! and rules; and `ready` once every intercept has taken the tunnels, because only then a response
 //! is sure not to reach a real client. Until then what is captured waits, within the memory limit.
+//! Where this process takes the responses itself, it is ready at once.
 
 mod control;
+mod embedded;
 mod peers;
+mod responses;
 mod rules;
 mod statistics;
 mod tunnels;
@@ -23,7 +26,9 @@ use std::sync::Arc;
 use mio::Poll;
 
 use self::control::{Control, INBOX, Parts};
+use self::embedded::Own;
 use self::peers::Peers;
+use self::responses::Origin;
 use self::rules::Rules;
 use self::statistics::Statistics;
 use self::worker::Configuration;
@@ -67,33 +72,33 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let links = LinkWatch::open().map_err(cannot("watch network links"))?;
     let numbers = queues::number(settings.queue, settings.workers)?;
     let queues = queues::open(numbers, QueueOptions::packets())?;
+    let (own, origins) = origins(&settings)?;
     let senders = (0..settings.workers)
         .map(|_| RawSender::open(settings.mark))
         .collect::<Result<Vec<_>, _>>()
         .map_err(cannot("open a raw socket"))?;
 
     let drops = KernelDrops::of(numbers);
+    let response_drops = own.as_ref().map(|own| KernelDrops::of(own.queues()));
     // The raw sockets are there; rules, sink and verdicts go on needing this one.
     privileges::give_up(&settings.user, &[Capability::NetAdmin])?;
 
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
-    // Names this process to the intercepts; std's hasher keys are the randomness it takes.
-    let instance = RandomState::new().hash_one(std::process::id());
     let mut workers = Vec::new();
-    for ((index, queue), sender) in (0..).zip(queues).zip(senders) {
+    for (((index, queue), sender), origin) in (0..).zip(queues).zip(senders).zip(origins) {
         let parts = worker::Parts {
             index,
             clock,
             queue,
             sender,
-            configuration: configuration(&settings, index),
-            instance,
+            configuration: configuration(&settings, own.as_ref(), index),
+            origin,
         };
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
         workers.push(handle);
     }
-    let rules = Rules::install(online_spec(&settings, numbers))?;
+    let rules = Rules::install(online_spec(&settings, own.as_ref(), numbers))?;
     let peers = Peers::new(&settings.intercepts, workers.len());
     let statistics = Statistics::new(clock.now(), settings.memory_limit, &settings.mappings);
     let parts = Parts {
@@ -106,6 +111,8 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         workers,
         queues: numbers,
         drops,
+        response_drops,
+        own,
         peers,
         statistics,
         settings,
@@ -114,17 +121,28 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     Control::new(parts).map_err(cannot("poll"))?.run()
 }
 
+/// Where each worker's responses come from, and by what of this host if they are met here.
+fn origins(settings: &Settings) -> Result<(Option<Own>, Vec<Origin>), Failure> {
+    if let Some(ports) = &settings.embedded {
+        let (own, queues) = Own::open(settings, ports)?;
+        return Ok((Some(own), queues.into_iter().map(Box::new).map(Origin::Queue).collect()));
+    }
+    // Names this process to the intercepts; std's hasher keys are the randomness it takes.
+    let instance = RandomState::new().hash_one(std::process::id());
+    Ok((None, (0..settings.workers).map(|_| Origin::Intercepts(instance)).collect()))
+}
+
 /// What worker `index` goes by.
-fn configuration(settings: &Settings, index: u16) -> Configuration {
+fn configuration(settings: &Settings, own: Option<&Own>, index: u16) -> Configuration {
     Configuration {
-        replay: Arc::new(replayer_config(settings, index)),
+        replay: Arc::new(replayer_config(settings, own, index)),
         intercepts: settings.intercepts.clone(),
         secret: settings.keys.last().map(|key| key.secret.clone()),
         coalesce: settings.coalesce,
     }
 }
 
-fn online_spec(settings: &Settings, queues: Queues) -> OnlineSpec {
+fn online_spec(settings: &Settings, own: Option<&Own>, queues: Queues) -> OnlineSpec {
     let targets = || settings.mappings.iter().map(|mapping| mapping.target);
     OnlineSpec {
         table: TableName::tcpcopy(),
@@ -143,10 +161,11 @@ fn online_spec(settings: &Settings, queues: Queues) -> OnlineSpec {
         mark: settings.mark,
         pure_acks: settings.pure_acks,
         handshake_acks: settings.handshake_acks,
+        responses: own.map(Own::rules),
     }
 }
 
-fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
+fn replayer_config(settings: &Settings, own: Option<&Own>, worker: u16) -> replayer::Config {
     let share = |total: u64| total.div_ceil(u64::from(settings.workers.max(1)));
     let size = |total: u64| usize::try_from(share(total)).unwrap_or(usize::MAX);
     let session = session::Config {
@@ -163,6 +182,7 @@ fn replayer_config(settings: &Settings, worker: u16) -> replayer::Config {
         session: Arc::new(session),
         mappings: settings.mappings.clone(),
         pools: settings.pools.clone(),
+        local: own.map(|own| own.local().clone()),
         copies: settings.copies,
         percent: settings.percent,
         workers: settings.workers,

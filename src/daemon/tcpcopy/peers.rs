@@ -91,6 +91,9 @@ impl Peers {
 
     /// How many of them are there.
     pub(super) fn summary(&self) -> String {
+        if self.all.is_empty() {
+            return "embedded".to_owned();
+        }
         let up = self.all.iter().filter(|peer| peer.state() == Some(true)).count();
         format!("{up} of {} intercepts up", self.all.len())
     }

@@ -22,6 +22,8 @@ pub(super) struct Totals {
     pub(super) workers: Snapshot,
     /// By the kernel, of our queues; `None` as long as it is not known.
     pub(super) kernel_dropped: Option<u64>,
+    /// The same of the queues of responses, if they are met on this host.
+    pub(super) responses_dropped: Option<u64>,
     /// By the rules.
     pub(super) duplicated: Option<u64>,
 }
@@ -243,7 +245,8 @@ impl Statistics {
     /// The line `stats`: what was counted since the start, and the rates over `time`, which has passed since the last
     /// such line.
     pub(super) fn log(&mut self, totals: &Totals, time: Duration) {
-        let Snapshot { replay, intake, delay, .. } = &totals.workers;
+        let Snapshot { replay, intake, responses, response_rejects, delay, .. } = &totals.workers;
+        let embedded = totals.responses_dropped.is_some();
         let logged = &self.logged.workers;
         let micros = |times: &Histogram, permille| times.quantile(permille).map(|time| time.as_micros());
         let response = &replay.response_time;
@@ -255,6 +258,9 @@ impl Statistics {
             rejects = list(&totals.workers.rejects),
             taken = list(&replay.taken),
             unused = list(&replay.unused),
+            responses = embedded.then_some(responses.packets),
+            response_rejects = embedded.then(|| list(response_rejects)),
+            responses_dropped = totals.responses_dropped,
             answers = list(&replay.answers),
             exchanges = replay.exchanges.total(),
             exchanges_per_s = rate(replay.exchanges.total(), logged.replay.exchanges.total(), time),
@@ -283,9 +289,9 @@ impl Statistics {
             unanswered = replay.unanswered,
             buffered = totals.workers.buffered,
             kernel_dropped = totals.kernel_dropped(),
-            overruns = intake.overruns,
-            malformed = intake.malformed,
-            verdicts_refused = intake.refused,
+            overruns = intake.overruns + responses.overruns,
+            malformed = intake.malformed + responses.malformed,
+            verdicts_refused = intake.refused + responses.refused,
             duplicated = totals.duplicated,
             "stats"
         );
@@ -303,7 +309,7 @@ mod tests {
         let totals = |kernel_dropped, duplicated, behind| {
             let intake = Intake { packets: 90, overruns: 3, ..Intake::default() };
             let workers = Snapshot { intake, behind, ..Snapshot::default() };
-            let mut totals = Totals { workers, kernel_dropped, duplicated };
+            let mut totals = Totals { workers, kernel_dropped, duplicated, ..Totals::default() };
             totals.conclude(5);
             totals.kernel_dropped()
         };

@@ -1,6 +1,6 @@
-//! One worker: a queue of duplicates, the replayer of their sessions, a raw socket, and the tunnels.
+//! One worker: a queue of duplicates, the replayer of their sessions, a raw socket, and the responses.
 //!
-//! A turn of its loop: read the tunnels, so that sessions know what the target has said; receive
+//! A turn of its loop: receive responses, so that sessions know what the target has said; receive
 //! from the queue, up to a budget; let deadlines pass; tell the intercepts of new claims; send.
 
 use std::io;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
-use super::tunnels::{Identity, Tunnels};
+use super::responses::{Origin, Responses};
 use crate::capture::{NfQueue, Received, Source};
 use crate::daemon::clock::Clock;
 use crate::daemon::queues::{BATCHES, Intake};
@@ -25,7 +25,7 @@ use crate::wire::{self, Outgoing, Reject, Tally, Time};
 
 const WAKER: Token = Token(0);
 const QUEUE: Token = Token(1);
-const FIRST_LINK: usize = 2;
+const FIRST_RESPONSES: usize = 2;
 /// Packets sent in one turn before the queue is looked at again.
 const SENDS: usize = 1024;
 /// The same while the queue has more than a turn can receive: what is captured is safe in memory, what
@@ -87,6 +87,9 @@ crate::counted!(SendError {
 pub(super) struct Snapshot {
     pub(super) intake: Intake,
     pub(super) rejects: Tally<Reject>,
+    /// Of this host's own queue of responses, if it has one.
+    pub(super) responses: Intake,
+    pub(super) response_rejects: Tally<Reject>,
     pub(super) send_errors: Tally<SendError>,
     /// From capture to the end of the turn in which what could be sent was sent: at most this, for each packet.
     pub(super) delay: Histogram,
@@ -103,6 +106,8 @@ impl Snapshot {
     pub(super) fn merge(&mut self, other: &Self) {
         self.intake.merge(&other.intake);
         self.rejects.merge(&other.rejects);
+        self.responses.merge(&other.responses);
+        self.response_rejects.merge(&other.response_rejects);
         self.send_errors.merge(&other.send_errors);
         self.delay.merge(&other.delay);
         self.replay.merge(&other.replay);
@@ -125,7 +130,7 @@ pub(super) struct Parts {
     pub(super) queue: NfQueue,
     pub(super) sender: RawSender,
     pub(super) configuration: Configuration,
-    pub(super) instance: u64,
+    pub(super) origin: Origin,
 }
 
 /// What a worker goes by, as long as it is not told otherwise.
@@ -146,12 +151,14 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
     let now = parts.clock.now();
     let Configuration { replay, intercepts, secret, coalesce } = parts.configuration;
     let mut worker = Worker {
-        tunnels: Tunnels::new(
+        responses: Responses::new(
             now,
-            &intercepts,
-            Identity { instance: parts.instance, claimer: index, secret },
-            FIRST_LINK,
-        ),
+            parts.origin,
+            (&intercepts, secret),
+            index,
+            poll.registry(),
+            FIRST_RESPONSES,
+        )?,
         replayer: Replayer::new(replay),
         index,
         poll,
@@ -187,7 +194,7 @@ struct Worker {
     /// The turn's budget ended before everything was sent.
     sends_pending: bool,
     replayer: Replayer,
-    tunnels: Tunnels,
+    responses: Responses,
     sender: RawSender,
     outgoing: Outgoing,
     reachable: bool,
@@ -206,11 +213,11 @@ impl Worker {
         let mut events = Events::with_capacity(256);
         loop {
             let now = self.clock.now();
-            let busy = self.queue_ready || self.sends_pending || self.tunnels.want_turn();
+            let busy = self.queue_ready || self.sends_pending || self.responses.want_turn();
             let deadline = if busy {
                 Some(now)
             } else {
-                [self.replayer.poll_timeout(), self.tunnels.poll_timeout()].into_iter().flatten().min()
+                [self.replayer.poll_timeout(), self.responses.poll_timeout()].into_iter().flatten().min()
             };
             let rest = self.spacing.rest().filter(|_| !busy);
             let rested = rest_and_wait(&mut self.poll, &mut events, self.clock, rest, deadline)?;
@@ -223,7 +230,7 @@ impl Worker {
                 match event.token() {
                     WAKER => {}
                     QUEUE => self.queue_ready = true,
-                    Token(_) => self.tunnels.ready(now, event),
+                    Token(_) => self.responses.ready(now, event),
                 }
             }
             let (input, captured) = (self.input(), self.totals.intake.packets);
@@ -245,8 +252,8 @@ impl Worker {
     }
 
     fn turn(&mut self, now: Time, reports: &Outbox<Report>) -> io::Result<()> {
-        self.tunnels.receive(now, &mut self.replayer);
-        self.tunnels.handle_timeout(now, self.poll.registry());
+        self.responses.receive(now, &mut self.replayer)?;
+        self.responses.handle_timeout(now, self.poll.registry());
         self.note_reachable(now, reports);
         self.receive()?;
         let now = self.clock.now();
@@ -261,7 +268,7 @@ impl Worker {
         if self.replayer.take_behind() && now + HURRY / 2 >= self.hurry {
             self.hurry = now + HURRY;
             self.spacing.hurry(self.hurry);
-            self.tunnels.hurry(HURRY);
+            self.responses.hurry(HURRY);
         }
     }
 
@@ -272,8 +279,8 @@ impl Worker {
 
     fn note_reachable(&mut self, now: Time, reports: &Outbox<Report>) {
         let worker = self.index;
-        self.tunnels.changes(|address, state| reports.send(Report::Intercept { worker, address, state }));
-        let reachable = self.tunnels.are_reachable();
+        self.responses.changes(|address, state| reports.send(Report::Intercept { worker, address, state }));
+        let reachable = self.responses.are_reachable();
         if reachable != self.reachable {
             self.reachable = reachable;
             self.replayer.set_reachable(now, reachable);
@@ -336,9 +343,9 @@ impl Worker {
 
     fn tell_claims(&mut self, now: Time) {
         while let Some(claim) = self.replayer.poll_claim() {
-            self.tunnels.tell(claim);
+            self.responses.tell(claim);
         }
-        self.tunnels.flush(now);
+        self.responses.flush(now);
     }
 
     /// `false` when told to stop.
@@ -360,7 +367,7 @@ impl Worker {
     fn configure(&mut self, Configuration { replay, intercepts, secret, coalesce }: Configuration) {
         let now = self.clock.now();
         self.replayer.configure(now, replay);
-        self.tunnels.replace(now, &intercepts, secret);
+        self.responses.replace(now, &intercepts, secret);
         self.spacing = Spacing::new(coalesce);
     }
 
@@ -369,7 +376,10 @@ impl Worker {
     }
 
     fn snapshot(&self) -> Snapshot {
+        let (responses, response_rejects) = self.responses.counters();
         Snapshot {
+            responses,
+            response_rejects,
             replay: self.replayer.counters().clone(),
             sessions: self.replayer.sessions(),
             buffered: self.replayer.buffered(),
@@ -385,6 +395,7 @@ impl Worker {
         while self.receive_batch()?.packets > 0 {}
         self.queue_ready = false;
         let now = self.clock.now();
+        self.responses.drain(now, &mut self.replayer)?;
         self.replayer.shut_down(now);
         self.sends_pending = true;
         while self.sends_pending {

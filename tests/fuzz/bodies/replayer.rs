@@ -86,6 +86,7 @@ impl Course {
                 any(Some("fd01::1"), 80, TARGETS[2]),
             ],
             pools: pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
+            local: None,
             copies: input.of(&[1, 1, 3]),
             percent: input.of(&[100, 100, 50]),
             workers,

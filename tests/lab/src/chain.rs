@@ -36,17 +36,28 @@ pub(crate) enum Deployment {
     Assistant,
     /// `intercept` on every target.
     OnTarget,
+    /// Every tcpcopy itself.
+    Embedded,
 }
 
 impl Deployment {
     /// Where `intercept` runs.
-    fn intercepts(self) -> Role {
+    fn intercepts(self) -> Option<Role> {
         match self {
-            Self::Assistant => Role::Assistant,
-            Self::OnTarget => Role::Target,
+            Self::Assistant => Some(Role::Assistant),
+            Self::OnTarget => Some(Role::Target),
+            Self::Embedded => None,
         }
     }
+
+    /// Where the responses are taken.
+    pub(crate) fn responses(self) -> Role {
+        self.intercepts().unwrap_or(Role::Online)
+    }
 }
+
+/// The ports that an embedded tcpcopy replays from by default: here the kernel would give out all ports.
+const REPLAY_PORTS: &str = "10000-29999";
 
 /// What to set up.
 #[derive(Clone, Debug)]
@@ -105,6 +116,13 @@ impl Setup {
         self
     }
 
+    /// With tcpcopy alone.
+    pub(crate) fn embedded(mut self) -> Self {
+        self.deployment = Deployment::Embedded;
+        self.plan = Plan { assistants: 0, forwarding: true, ..self.plan };
+        self
+    }
+
     /// With further tcpcopy options, written as on a command line.
     pub(crate) fn tcpcopy(mut self, options: &str) -> Self {
         self.tcpcopy = options.split_whitespace().map(str::to_owned).collect();
@@ -134,6 +152,11 @@ impl Chain {
     /// Builds the network and starts the servers, but no daemon.
     pub(crate) fn prepare(setup: Setup, scratch: &Path) -> Result<Self> {
         let network = Network::build(&setup.plan)?;
+        if setup.deployment == Deployment::Embedded {
+            for host in network.all(Role::Online) {
+                host.namespace().set(&[("ipv4/ip_local_reserved_ports", REPLAY_PORTS)])?;
+            }
+        }
         let servers = |role, behaviour| -> Result<Vec<Nginx>> {
             let hosts = network.all(role).filter(|_| setup.port.is_none());
             hosts.map(|host| Nginx::start(host.namespace(), scratch, behaviour)).collect()
@@ -176,6 +199,11 @@ impl Chain {
         &self.network
     }
 
+    /// Who takes the responses.
+    pub(crate) fn deployment(&self) -> Deployment {
+        self.setup.deployment
+    }
+
     /// The directory of this chain's files.
     pub(crate) fn scratch(&self) -> &Path {
         &self.scratch
@@ -208,8 +236,13 @@ impl Chain {
         };
         let intercepts: Vec<String> = self.intercept_hosts().map(|host| tunnel(host.back(family))).collect();
         let number = (index + 1).to_string();
-        let mut arguments = vec!["-x".to_owned(), mapping, "-s".to_owned(), intercepts.join(",")];
-        arguments.extend(self.tunnel_arguments());
+        let mut arguments = vec!["-x".to_owned(), mapping];
+        arguments.extend(match self.setup.deployment {
+            Deployment::Embedded => vec!["--embedded".to_owned()],
+            Deployment::Assistant | Deployment::OnTarget => {
+                [vec!["-s".to_owned(), intercepts.join(",")], self.tunnel_arguments()].concat()
+            }
+        });
         arguments.extend(self.setup.tcpcopy.iter().map(|option| option.replace("{n}", &number)));
         Ok(arguments)
     }
@@ -230,7 +263,7 @@ impl Chain {
 
     /// The hosts that intercept runs on.
     fn intercept_hosts(&self) -> impl Iterator<Item = &crate::network::Host> {
-        self.network.all(self.setup.deployment.intercepts())
+        self.setup.deployment.intercepts().into_iter().flat_map(|role| self.network.all(role))
     }
 
     /// What is replayed to.

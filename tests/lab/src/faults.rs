@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, Deployment};
 use crate::namespace::{Namespace, run};
 use crate::network::Role;
 
@@ -11,7 +11,7 @@ use crate::network::Role;
 pub(crate) enum Leg {
     /// From tcpcopy to the target.
     Requests,
-    /// From the target to the assistant.
+    /// From the target to whoever takes them.
     Responses,
     /// The tunnel, both ways.
     Tunnel,
@@ -28,11 +28,12 @@ impl Leg {
     }
 
     /// Where its packets arrive, and what they look like there.
-    fn arrivals(self) -> &'static [(Role, &'static str)] {
+    fn arrivals(self, deployment: Deployment) -> Vec<(Role, &'static str)> {
+        let taker = deployment.responses();
         match self {
-            Self::Requests => &[(Role::Target, "tcp dport 80")],
-            Self::Responses => &[(Role::Assistant, "tcp sport 80")],
-            Self::Tunnel => &[(Role::Assistant, "tcp dport 36524"), (Role::Online, "tcp sport 36524")],
+            Self::Requests => vec![(Role::Target, "tcp dport 80")],
+            Self::Responses => vec![(taker, "tcp sport 80")],
+            Self::Tunnel => vec![(taker, "tcp dport 36524"), (Role::Online, "tcp sport 36524")],
         }
     }
 }
@@ -42,14 +43,14 @@ const TABLE: &str = "inet lab-loss";
 
 /// Has `percent` of a leg's packets get lost, by chance. They arrive, so that no sender notices, and go no further.
 pub(crate) fn lose(chain: &Chain, leg: Leg, percent: u8) -> Result<()> {
-    for (role, packets) in leg.arrivals() {
+    for (role, packets) in leg.arrivals(chain.deployment()) {
         let chance = if percent < 100 { format!("numgen random mod 100 < {percent}") } else { String::new() };
         // Before the rules of intercept see them.
         let rules = format!(
             "table {TABLE} {{ chain lose {{ type filter hook prerouting priority -450; \
              iifname \"back\" {packets} {chance} counter drop; }}; }}"
         );
-        run(chain.network().host(*role, 0)?.namespace().command("nft").args(["-f", "-"]), Some(&rules))?;
+        run(chain.network().host(role, 0)?.namespace().command("nft").args(["-f", "-"]), Some(&rules))?;
     }
     Ok(())
 }
@@ -57,8 +58,8 @@ pub(crate) fn lose(chain: &Chain, leg: Leg, percent: u8) -> Result<()> {
 /// Takes [`lose`] back. Returns how many packets were lost.
 pub(crate) fn stop_losing(chain: &Chain, leg: Leg) -> Result<u64> {
     let mut lost = 0;
-    for (role, _) in leg.arrivals() {
-        let host = chain.network().host(*role, 0)?.namespace();
+    for (role, _) in leg.arrivals(chain.deployment()) {
+        let host = chain.network().host(role, 0)?.namespace();
         lost += counted(host)?;
         host.output("nft", &["delete", "table", "inet", "lab-loss"])?;
     }

@@ -25,7 +25,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             for percent in [1, 5] {
                 let name = format!("loss/{percent}-percent-{}-{kind}", leg.name());
                 scenarios.push(Scenario::new(name, Offloads::On, move |context| {
-                    lost(context, leg, percent, connections)
+                    lost(context, Setup::new(context.plan(), Family::V4), leg, percent, connections)
                 }));
             }
             let name = format!("loss/reordering-{}-{kind}", leg.name());
@@ -38,9 +38,14 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 /// Some packets of a leg are lost.
-fn lost(context: &Context, leg: Leg, percent: u8, connections: Connections) -> Result<String> {
-    let setup = Setup { patience: PATIENCE, ..Setup::new(context.plan(), Family::V4) };
-    let mut chain = Chain::start(setup, &context.scratch)?;
+pub(super) fn lost(
+    context: &Context,
+    setup: Setup,
+    leg: Leg,
+    percent: u8,
+    connections: Connections,
+) -> Result<String> {
+    let mut chain = Chain::start(Setup { patience: PATIENCE, ..setup }, &context.scratch)?;
     faults::lose(&chain, leg, percent)?;
     let load = chain.load(Pace::Rate(RATE), connections, context.seconds(1))?;
     chain.run(load)?;

@@ -3,6 +3,7 @@
 mod bodies;
 mod both_speak;
 mod chaos;
+mod embedded;
 mod errors;
 mod fidelity;
 mod http;
@@ -96,6 +97,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         safety::scenarios(),
         topology::scenarios(),
         on_target::scenarios(),
+        embedded::scenarios(),
         loss::scenarios(),
         midstream::scenarios(),
         outage::scenarios(),

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CATCH_UP: Duration = Duration::from_secs(20);
 
 /// What happens, and what heals it.
-type Fault = fn(&mut Chain) -> Result<()>;
+pub(super) type Fault = fn(&mut Chain) -> Result<()>;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let faults: [(&str, Fault, Fault); 3] = [
@@ -35,7 +35,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     for (what, fault, heal) in faults {
         for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
             scenarios.push(Scenario::new(format!("outage/{what}-{kind}"), Offloads::On, move |context| {
-                outlived(context, connections, fault, heal)
+                outlived(context, Setup::new(context.plan(), Family::V4), connections, fault, heal)
             }));
         }
     }
@@ -44,14 +44,20 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 /// Whether the target's link has a carrier.
-fn plug(chain: &mut Chain, up: bool) -> Result<()> {
+pub(super) fn plug(chain: &mut Chain, up: bool) -> Result<()> {
     chain.network().host(Role::Target, 0)?.set_link(Segment::Back, up)
 }
 
 /// Something is away for five seconds: every request that was made meanwhile arrives once it is back, and every one of
 /// before and after. A server that is stopped may have taken requests that it does not answer any more; they are counted.
-fn outlived(context: &Context, connections: Connections, fault: Fault, heal: Fault) -> Result<String> {
-    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+pub(super) fn outlived(
+    context: &Context,
+    setup: Setup,
+    connections: Connections,
+    fault: Fault,
+    heal: Fault,
+) -> Result<String> {
+    let mut chain = Chain::start(setup, &context.scratch)?;
     let load = chain.load(Pace::Rate(RATE), connections, 600)?;
     let first = load.first_id;
     let load = chain.begin(load)?;

@@ -39,18 +39,18 @@ pub(super) fn scenarios() -> Vec<Scenario> {
                 move |context| intercept_killed(context, family, connections),
             ));
             scenarios.push(Scenario::new(name("tcpcopy-killed"), Offloads::On, move |context| {
-                tcpcopy_killed(context, family, connections)
+                tcpcopy_killed(context, Setup::new(context.plan(), family), connections)
             }));
         }
         let name = |what: &str| format!("safety/{what}-{kind}");
         scenarios.push(Scenario::new(name("tcpcopy-frozen-10s"), Offloads::On, move |context| {
-            tcpcopy_frozen(context, connections)
+            tcpcopy_frozen(context, Setup::new(context.plan(), Family::V4), connections)
         }));
         scenarios.push(Scenario::new(name("sink-deleted"), Offloads::On, move |context| {
-            sink_deleted(context, connections)
+            sink_deleted(context, Setup::new(context.plan(), Family::V4), connections)
         }));
         scenarios.push(Scenario::new(name("tcpcopy-stopped-and-started"), Offloads::On, move |context| {
-            tcpcopy_restarted(context, connections)
+            tcpcopy_restarted(context, Setup::new(context.plan(), Family::V4), connections)
         }));
         scenarios.push(Scenario::new(name("ruleset-flushed"), Offloads::On, move |context| {
             ruleset_flushed(context, connections)
@@ -124,8 +124,8 @@ fn intercept_killed(context: &Context, family: Family, connections: Connections)
 }
 
 /// tcpcopy is killed: its rules are gone at once; the next start cleans what the kernel could not.
-fn tcpcopy_killed(context: &Context, family: Family, connections: Connections) -> Result<String> {
-    let mut chain = Chain::start(Setup::new(context.plan(), family), &context.scratch)?;
+pub(super) fn tcpcopy_killed(context: &Context, setup: Setup, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(setup, &context.scratch)?;
     ensure!(chain.has_table(Role::Online, 0, "tcpcopy")?, "no rules while tcpcopy runs");
     let load = begin(&mut chain, connections, 60)?;
     after(&load, 1_000)?;
@@ -144,8 +144,8 @@ fn tcpcopy_killed(context: &Context, family: Family, connections: Connections) -
 }
 
 /// tcpcopy is frozen for ten seconds, then goes on.
-fn tcpcopy_frozen(context: &Context, connections: Connections) -> Result<String> {
-    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+pub(super) fn tcpcopy_frozen(context: &Context, setup: Setup, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(setup, &context.scratch)?;
     let load = begin(&mut chain, connections, 60)?;
     after(&load, 1_000)?;
     chain.tcpcopy(0)?.signal(Signal::Stop)?;
@@ -159,8 +159,8 @@ fn tcpcopy_frozen(context: &Context, connections: Connections) -> Result<String>
 }
 
 /// Somebody deletes the sink: tcpcopy makes it anew and goes on.
-fn sink_deleted(context: &Context, connections: Connections) -> Result<String> {
-    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+pub(super) fn sink_deleted(context: &Context, setup: Setup, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(setup, &context.scratch)?;
     let load = begin(&mut chain, connections, 60)?;
     after(&load, 1_000)?;
     chain.network().host(Role::Online, 0)?.namespace().output("ip", &["link", "delete", SINK])?;
@@ -175,8 +175,8 @@ fn sink_deleted(context: &Context, connections: Connections) -> Result<String> {
 }
 
 /// tcpcopy is stopped as an operator does and started again, under load.
-fn tcpcopy_restarted(context: &Context, connections: Connections) -> Result<String> {
-    let mut chain = Chain::start(Setup::new(context.plan(), Family::V4), &context.scratch)?;
+pub(super) fn tcpcopy_restarted(context: &Context, setup: Setup, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(setup, &context.scratch)?;
     let clean = chain.state(Role::Client, 0)?;
     let load = begin(&mut chain, connections, 60)?;
     after(&load, 1_000)?;

@@ -1,0 +1,162 @@
+//! Where a worker's responses come from: intercepts, through tunnels, or this host's own queue.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::{Registry, Token};
+
+use super::embedded::Embedded;
+use super::tunnels::{Identity, Tunnels};
+use crate::capture::NfQueue;
+use crate::daemon::queues::Intake;
+use crate::replayer::{Claim, Replayer};
+use crate::tunnel::Secret;
+use crate::wire::{Reject, Tally, Time};
+
+/// What [`Responses`] are made from.
+pub(super) enum Origin {
+    /// Intercepts, to which this number names the process.
+    Intercepts(u64),
+    /// A queue of this host.
+    Queue(Box<NfQueue>),
+}
+
+/// The responses of one worker's sessions.
+pub(super) enum Responses {
+    Tunnels(Tunnels),
+    Embedded(Box<Embedded>),
+}
+
+impl Responses {
+    /// The responses for worker number `index`, from `intercepts` if they come from such, with the key for
+    /// them. Tokens are taken from `first_token` on.
+    pub(super) fn new(
+        now: Time,
+        origin: Origin,
+        (intercepts, secret): (&[SocketAddr], Option<Secret>),
+        index: u16,
+        registry: &Registry,
+        first_token: usize,
+    ) -> io::Result<Self> {
+        Ok(match origin {
+            Origin::Intercepts(instance) => {
+                let identity = Identity { instance, claimer: index, secret };
+                Self::Tunnels(Tunnels::new(now, intercepts, identity, first_token))
+            }
+            Origin::Queue(queue) => {
+                Self::Embedded(Box::new(Embedded::new(*queue, registry, Token(first_token))?))
+            }
+        })
+    }
+
+    /// Whether responses will be taken, so that sessions may connect.
+    pub(super) fn are_reachable(&self) -> bool {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.are_reachable(),
+            // What is captured comes by rules of the same transaction as those for the responses.
+            Self::Embedded(_) => true,
+        }
+    }
+
+    /// These are the intercepts now, and that is the key for tunnels that are made from now on.
+    pub(super) fn replace(&mut self, now: Time, intercepts: &[SocketAddr], secret: Option<Secret>) {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.replace(now, intercepts, secret),
+            Self::Embedded(_) => {}
+        }
+    }
+
+    /// Tells of each intercept that is up and was not, or the other way round, with the reason.
+    pub(super) fn changes(&mut self, tell: impl FnMut(SocketAddr, Result<(), String>)) {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.changes(tell),
+            Self::Embedded(_) => {}
+        }
+    }
+
+    /// Takes an event of one of our tokens.
+    pub(super) fn ready(&mut self, now: Time, event: &Event) {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.ready(now, event),
+            Self::Embedded(embedded) => embedded.ready(),
+        }
+    }
+
+    /// Whether there is more to receive than the last turn had time for.
+    pub(super) fn want_turn(&self) -> bool {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.want_turn(),
+            Self::Embedded(embedded) => embedded.wants_turn(),
+        }
+    }
+
+    /// Receives, up to a budget, and hands the responses to the replayer. An error is of the queue itself.
+    pub(super) fn receive(&mut self, now: Time, replayer: &mut Replayer) -> io::Result<()> {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.receive(now, replayer),
+            Self::Embedded(embedded) => embedded.receive(now, replayer)?,
+        }
+        Ok(())
+    }
+
+    /// The rules are out: receives what is still queued here.
+    pub(super) fn drain(&mut self, now: Time, replayer: &mut Replayer) -> io::Result<()> {
+        match self {
+            Self::Tunnels(_) => Ok(()),
+            Self::Embedded(embedded) => embedded.drain(now, replayer),
+        }
+    }
+
+    /// Tells the intercepts of a claim or its end. On this host every flow from our ports is ours.
+    pub(super) fn tell(&mut self, claim: Claim) {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.tell(claim),
+            Self::Embedded(_) => {}
+        }
+    }
+
+    /// Asks all intercepts for headers to leave at once, for so long.
+    pub(super) fn hurry(&mut self, time: Duration) {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.hurry(time),
+            Self::Embedded(_) => {}
+        }
+    }
+
+    /// Writes what is pending.
+    pub(super) fn flush(&mut self, now: Time) {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.flush(now),
+            Self::Embedded(_) => {}
+        }
+    }
+
+    /// When [`Responses::handle_timeout`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.poll_timeout(),
+            Self::Embedded(_) => None,
+        }
+    }
+
+    /// Connects, gives up, pings, as is due.
+    pub(super) fn handle_timeout(&mut self, now: Time, registry: &Registry) {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.handle_timeout(now, registry),
+            Self::Embedded(_) => {}
+        }
+    }
+
+    /// What this host's own queue received, and what of it could not be read.
+    pub(super) fn counters(&self) -> (Intake, Tally<Reject>) {
+        match self {
+            Self::Tunnels(_) => (Intake::default(), Tally::default()),
+            Self::Embedded(embedded) => {
+                let (intake, rejects) = embedded.counters();
+                (intake, rejects.clone())
+            }
+        }
+    }
+}
