@@ -188,7 +188,14 @@ impl World {
         while let Some(next) = self.next_instant() {
             self.steps = if next > self.now { 0 } else { self.steps + 1 };
             if self.steps > MAX_STEPS {
-                return Err(format!("at {} us: {} steps and no end", self.now.micros(), self.steps));
+                let target = if self.target_up { self.target.wakes_at(self.now) } else { None };
+                return Err(format!(
+                    "at {} us: {} steps and no end; replayer {:?} target {:?}",
+                    self.now.micros(),
+                    self.steps,
+                    self.replayer.poll_timeout(),
+                    target
+                ));
             }
             self.now = self.now.max(next);
             if self.now > Time::ZERO + LONGEST {

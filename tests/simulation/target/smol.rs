@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::Socket as AnySocket;
 use smoltcp::socket::tcp::{Socket as TcpSocket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpCidr};
@@ -142,10 +143,14 @@ impl Host {
         self.wire.sent.extend(out.finish(packet.dst, packet.src, &header).map(<[u8]>::to_vec));
     }
 
-    /// There is always a socket for the next connection.
+    /// There is always a socket for the next connection: the first that listens. One that was reset in SYN-RECEIVED
+    /// listens again.
     fn listen(&mut self) {
-        let listens = |handle| self.sockets.get::<TcpSocket>(handle).state() == State::Listen;
-        if self.listening.is_some_and(listens) {
+        let listens =
+            |socket: &AnySocket<'_>| matches!(socket, AnySocket::Tcp(tcp) if tcp.state() == State::Listen);
+        self.listening = self.sockets.iter().find_map(|(handle, socket)| listens(socket).then_some(handle));
+        if let Some(handle) = self.listening {
+            self.tracks.retain(|_, track| track.handle != handle);
             return;
         }
         let buffer = |len| SocketBuffer::new(vec![0; len]);
