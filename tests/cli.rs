@@ -2,11 +2,12 @@
 //! mean, what is said when something is wrong, and the exit codes.
 
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 const TCPCOPY: &str = env!("CARGO_BIN_EXE_tcpcopy");
 const INTERCEPT: &str = env!("CARGO_BIN_EXE_intercept");
@@ -34,7 +35,17 @@ fn run(program: &str, options: &[&str]) -> Outcome {
 }
 
 fn outcome(command: &mut Command) -> Outcome {
-    let output = command.output().expect("the program starts");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let output = loop {
+        match command.output() {
+            // A test beside this one has begun a process while a copy of the program was written: until that process
+            // is another program, it holds the file open.
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            output => break output.expect("the program starts"),
+        }
+    };
     Outcome {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).expect("UTF-8"),

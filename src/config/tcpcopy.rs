@@ -175,7 +175,7 @@ const KEYS: &[Key] = &[
         kind: Kind::List,
         value_name: "PREFIX,…",
         default: "[]",
-        help: "Client addresses on the target, as 10.99.0.x or 10.99.0.0/24; without, clients keep their own (--embedded: this host's)",
+        help: "Client addresses on the target, as 10.99.0.x or 10.99.0.0/24; else their own (embedded: this host's)",
     },
     Key {
         name: "copies",

@@ -7,8 +7,9 @@
 //! scripted here and takes nothing of ours: the seed decides, or the family. Every leg loses, delays, repeats,
 //! reorders and corrupts as the scenario says. What must hold is in `check` and, of all that leaves, in `watch`.
 //!
-//! A damaged packet has a wrong checksum, which the target's TCP sees, and [`tcpcopy::wire::is_damaged`] on the way
-//! in. What nobody can see is not simulated: two wrong bits that cancel out; and damage to a response that the
+//! A damaged packet has a wrong checksum. The target's TCP sees that. On the way in the simulation's model drops it by
+//! [`tcpcopy::wire::is_damaged`], as the network card of a host does; the programs leave it to the card and check none.
+//! What nobody can see is not simulated: two wrong bits that cancel out; and damage to a response that the
 //! intercept's queue copies in part, if the network card does not check it. Of a response only the headers count, so no
 //! upstream byte is altered by that, but an acknowledgment that never was can lose some.
 //!

@@ -287,8 +287,7 @@ impl World {
     fn intercept(&mut self, mut bytes: Vec<u8>, sound: bool) {
         let whole = bytes.len();
         bytes.truncate(COPIED);
-        // Of a packet that is not copied as a whole nobody can tell whether it is damaged: see `capture`. The host's
-        // network card does, which most have.
+        // Of a packet that is not copied as a whole only the host's network card can tell whether it is damaged.
         if is_damaged(&bytes, whole) || (!sound && whole > COPIED) {
             return;
         }
