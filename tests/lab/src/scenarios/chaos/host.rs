@@ -153,7 +153,9 @@ fn use_memory(chain: &mut Chain, _: &Context) -> Result<Heal> {
 
 /// No thread can be started: both programs say so, end, and leave nothing behind.
 fn no_threads(context: &Context) -> Result<String> {
-    let chain = Chain::prepare(super::plain(context), &context.scratch)?;
+    // A key is for the user who starts the programs, and here that is another one.
+    let setup = Setup { keyed: false, ..super::plain(context) };
+    let chain = Chain::prepare(setup, &context.scratch)?;
     let mut messages = Vec::new();
     let commands = [
         (Program::Tcpcopy, Role::Online, chain.tcpcopy_arguments(0)?),
