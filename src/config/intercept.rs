@@ -275,14 +275,14 @@ impl Settings {
             user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
         };
-        match settings.refuse() {
+        match settings.refuse(!layers.rules_only) {
             Some((key, message)) => Err(layers.refuse(key, &message)),
             None => Ok(settings),
         }
     }
 
-    /// What is wrong with the values together: the key and the message.
-    fn refuse(&self) -> Option<(&'static str, String)> {
+    /// What is wrong with the values together, if there is to be a `tunnel` or only the rules: the key and the message.
+    fn refuse(&self, tunnel: bool) -> Option<(&'static str, String)> {
         if self.targets.is_empty() {
             let message = "none is named; say whose responses to take, as --target 10.0.0.9:8080";
             return Some(("target", message.to_owned()));
@@ -293,7 +293,8 @@ impl Settings {
         if let Some(message) = self.refuse_clients() {
             return Some(("clients", message));
         }
-        if !self.insecure && self.keys.is_empty() && !self.bind.is_some_and(|address| address.is_loopback()) {
+        let is_open = self.keys.is_empty() && !self.bind.is_some_and(|address| address.is_loopback());
+        if tunnel && is_open && !self.insecure {
             let reach = match self.bind {
                 Some(address) if !address.is_unspecified() => format!("{address} is"),
                 Some(_) | None => "all addresses are".to_owned(),
