@@ -1,0 +1,28 @@
+# shellcheck shell=bash
+# Sourced by the scripts of the appliance test: where things are, and what all of them need.
+set -euo pipefail
+
+appliance=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$appliance/../.." && pwd)
+# Images, packages and results; nothing outside it is written.
+store=$root/target/appliance
+mkdir -p "$store"
+cd "$root"
+
+say() {
+  echo "[$(date +%T)] $*"
+}
+
+# A hash of the contents of files, which names what was made of them.
+digest() {
+  cat -- "$@" | sha256sum | cut -c 1-16
+}
+
+# Nothing here may mount, install or boot anything where the machine's own processes could see it.
+must_be_private() {
+  if [[ $(readlink /proc/self/ns/mnt) == "$(readlink /proc/1/ns/mnt)" ]]; then
+    echo "refused: this must run in a mount namespace of its own" >&2
+    exit 70
+  fi
+  mount --make-rprivate /
+}

@@ -1,0 +1,241 @@
+# shellcheck shell=bash
+# Sourced by hosts.sh: the quick start, and what happens under load.
+
+clients=/run/hosts/client/root/root/clients
+access=/run/hosts/target/root/var/log/nginx/access.log
+events=$results/events
+
+scenes() {
+  say "the quick start"
+  quick_start
+  watch_for_leaks
+  cp "$payload/load.py" /run/hosts/client/root/root/
+  on client python3 /root/load.py 10.90.0.2 /root/clients 2>"$results/load" &
+  within 30 caught_up || fail "nothing is replayed"
+  look_at_units
+
+  say "what can happen"
+  : >"$events"
+  event "nothing at all" none on client true
+  event "journald restarts" none restart_journals
+  event "ruleset flushed, online" none on online nft flush ruleset
+  event "ruleset flushed, assistant" none on assistant nft flush ruleset
+  event "nftables restarts, assistant" none on assistant systemctl restart nftables
+  event "nftables restarts, online" none on online systemctl restart nftables
+  event "disk full, online" none fill_disk
+  event "clock an hour ahead" none date --set "+1 hour"
+  event "interface down for 2 s, online" all interface_down
+  event "kill -9, tcpcopy" all on online systemctl kill --signal KILL tcpcopy
+  event "kill -9, intercept" all on assistant systemctl kill --signal KILL intercept
+  event "SIGSTOP, tcpcopy" all freeze online tcpcopy
+  event "SIGSTOP, intercept" all freeze assistant intercept
+  event "upgrade, intercept" all upgrade assistant tcpcopy-intercept
+  event "upgrade, tcpcopy" all upgrade online tcpcopy
+  event "reboot, assistant" all reboot_assistant
+  on client pkill --signal TERM --full load.py
+  wait
+  within 30 caught_up || true
+  python3 "$payload/account.py" "$clients" "$access" "$events" | tee "$results/account" || fail "the account"
+
+  say "what must not have happened"
+  expect_leaks 0
+  read_journals
+  remove
+}
+
+# The lines of a step of the quick start, as they are typed: commands, and settings for the file of that host.
+step() {
+  awk -v from="**$1." -v to="**$(($1 + 1))." \
+    'index($0, from) == 1 { inside = 1 } index($0, to) == 1 { inside = 0 } inside && /^    [^ ]/ { print substr($0, 5) }' \
+    "$payload/README.md"
+}
+
+quick_start() {
+  install online tcpcopy
+  install assistant tcpcopy-intercept
+  for unit in tcpcopy intercept intercept-rules; do
+    if on online systemctl is-enabled --quiet "$unit" 2>/dev/null || on assistant systemctl is-enabled --quiet "$unit" 2>/dev/null; then
+      fail "installing has enabled $unit"
+    fi
+  done
+  type_step 2 target ""
+  type_step 3 assistant intercept
+  # "Put a copy of the key in the same place, for root only."
+  cp --preserve=mode /run/hosts/{assistant,online}/root/etc/tcpcopy/keys/2026-11
+  type_step 4 online tcpcopy
+}
+
+type_step() {
+  local line changed=0 file=/run/hosts/$2/root/etc/tcpcopy/$3.toml
+  while read -r line; do
+    case $line in
+      *" = "*)
+        grep -q "^#${line%% *} = " "$file" || fail "the quick start sets what is not in the file: $line"
+        sed -i "s|^#${line%% *} = .*|$line|" "$file"
+        changed=$((changed + 1))
+        ;;
+      *)
+        say "$2# $line"
+        on "$2" bash -c "$line" >>"$results/$2-quick-start" 2>&1 || fail "$2: $line: $(tail -n 3 "$results/$2-quick-start")"
+        ;;
+    esac
+  done < <(step "$1")
+  ((changed <= 2)) || fail "$2: $changed lines changed"
+}
+
+# Responses of the target that reach a client: the assistant and the online host would pass them on.
+watch_for_leaks() {
+  on client nft -f - <<'END'
+table ip leaks {
+  counter responses {}
+  chain input { type filter hook prerouting priority -400; ip saddr 10.91.2.2 tcp sport 80 counter name responses; }
+}
+END
+}
+
+leaks() {
+  on client nft list counter ip leaks responses | sed -n 's/.*packets \([0-9]*\).*/\1/p'
+}
+
+expect_leaks() {
+  local count
+  count=$(leaks)
+  say "responses that reached a client: $count"
+  if [[ $1 == 0 ]]; then
+    [[ $count == 0 ]] || fail "$count responses reached a client"
+  else
+    [[ $count != 0 ]] || fail "the detector of leaks detects nothing"
+  fi
+}
+
+# Whether the last ten requests, which all clients had a part in, have reached the target.
+caught_up() {
+  local last number
+  last=$(tail -n 1 "$clients" | cut -d ' ' -f 1)
+  ((last > 10)) || return 1
+  for number in $(seq $((last - 9)) "$last"); do
+    within 3 grep -q " /$number " "$access" || return 1
+  done
+}
+
+# Waits until 20 more requests were sent, and all of them have arrived.
+steady() {
+  local until
+  until=$(($(wc -l <"$clients") + 20))
+  within 20 test_lines "$until" || fail "the clients do not go on"
+  within 60 caught_up || fail "the replay does not catch up"
+}
+
+test_lines() {
+  (($(wc -l <"$clients") >= $1))
+}
+
+# Something that happens under load: `event NAME MISSING COMMAND…`. MISSING says what may be missing: all, or none.
+event() {
+  local name=$1 allowed=$2 begin before
+  shift 2
+  before=$(leaks)
+  begin=$(now)
+  "$@" >>"$results/events-output" 2>&1 || fail "$name: $*"
+  steady
+  echo "${name// /_} $begin $(now) $allowed" >>"$events"
+  say "$name: back; leaked: $(($(leaks) - before))"
+  on assistant nft list chain ip intercept blackhole 2>&1 | grep -q ' drop' || fail "$name: the assistant is open"
+}
+
+restart_journals() {
+  on online systemctl restart systemd-journald
+  on assistant systemctl restart systemd-journald
+}
+
+fill_disk() {
+  on online sh -c 'cat /dev/zero >/var/full 2>/dev/null; df /var | tail -n 1; ! echo more >/var/more'
+  steady
+  on online rm -f /var/full /var/more
+}
+
+interface_down() {
+  on online ip link set eth0 down
+  within 10 test_lines $(($(wc -l <"$clients") + 40))
+  on online ip link set eth0 up
+}
+
+# Until the watchdog sees to it.
+freeze() {
+  local pid
+  pid=$(on "$1" systemctl show --property MainPID --value "$2")
+  on "$1" kill -STOP "$pid"
+  within 60 another_process "$1" "$2" "$pid" || fail "the watchdog of $2 does nothing"
+}
+
+another_process() {
+  local pid
+  pid=$(on "$1" systemctl show --property MainPID --value "$2")
+  [[ $pid != 0 && $pid != "$3" ]]
+}
+
+upgrade() {
+  local pid
+  pid=$(on "$1" systemctl show --property MainPID --value "${2#tcpcopy-}")
+  rm "/run/hosts/$1/root/root/packages"/*
+  cp "$payload"/2/*.deb "/run/hosts/$1/root/root/packages/"
+  install "$1" "$2"
+  another_process "$1" "${2#tcpcopy-}" "$pid" || fail "the upgrade has not started $2 again"
+  [[ $(on "$1" dpkg-query --show --showformat='${Version}' "$2") == *-2 ]] || fail "$2 is not the new one"
+}
+
+# Off and on, with nothing left in the kernel: a network namespace is one machine's network.
+reboot_assistant() {
+  kill -s RTMIN+4 "$(<"/run/hosts/assistant/leader")"
+  within 30 is_gone assistant
+  ip netns delete assistant
+  within 5 port_is_gone
+  make_network assistant servers
+  boot assistant
+  within 60 is_up assistant || fail "the assistant does not come up"
+  local rules network
+  rules=$(on assistant systemctl show --property ActiveEnterTimestampMonotonic --value intercept-rules)
+  network=$(on assistant systemctl show --property ExecMainStartTimestampMonotonic --value systemd-networkd)
+  ((rules > 0 && rules < network)) || fail "the rules came after the network: $rules, $network"
+}
+
+is_gone() {
+  ! systemctl is-active --quiet "host-$1"
+}
+
+port_is_gone() {
+  ! ip -n switch link show port-assistant
+}
+
+look_at_units() {
+  local host unit
+  for unit in online/tcpcopy assistant/intercept assistant/intercept-rules; do
+    host=${unit%/*} unit=${unit#*/}
+    on "$host" systemctl status --no-pager --lines 3 "$unit" | tee -a "$results/status" | head -n 12
+    on "$host" systemctl is-active --quiet "$unit" || fail "$unit is not active"
+    on "$host" systemd-analyze security --no-pager "$unit" 2>/dev/null | tee -a "$results/security" | tail -n 1
+  done
+  on online nft list table ip tcpcopy >"$results/rules-online"
+  on assistant nft list table ip intercept >"$results/rules-assistant"
+  grep -q ' queue ' "$results/rules-online" || fail "tcpcopy does not use the native queue"
+  grep -q ' queue ' "$results/rules-assistant" || fail "intercept does not use the native queue"
+}
+
+# What an operator reads by fields.
+read_journals() {
+  on online journalctl --unit tcpcopy --output json >"$results/tcpcopy.json"
+  on assistant journalctl --unit intercept --output json >"$results/intercept.json"
+  python3 "$payload/journal.py" "$results/tcpcopy.json" "$results/intercept.json" || fail "the journal"
+}
+
+# Taken away: nothing of it is left, and the detector of leaks is seen to work.
+remove() {
+  on online apt-get purge --quiet --yes tcpcopy >"$results/online-purge" 2>&1 || fail "purge: $(tail -n 3 "$results/online-purge")"
+  [[ ! -e /run/hosts/online/root/etc/tcpcopy ]] || fail "purge leaves $(ls -R /run/hosts/online/root/etc/tcpcopy)"
+  [[ -z $(on online nft list tables | grep tcpcopy) ]] || fail "rules are left on the online host"
+  on assistant apt-get remove --quiet --yes tcpcopy-intercept >"$results/assistant-remove" 2>&1 ||
+    fail "remove: $(tail -n 3 "$results/assistant-remove")"
+  [[ -z $(on assistant nft list tables | grep intercept) ]] || fail "rules are left on the assistant"
+  on client timeout 3 python3 -c 'import socket; socket.create_connection(("10.91.2.2", 80))' || true
+  expect_leaks some
+}

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# The appliance test: what is packaged, installed and booted works. As root.
+#
+#   tests/appliance/run.sh [packages] [vm]      default: both
+#
+#   packages   both formats are sound and reproducible, install, upgrade and go away without a trace, in a pristine
+#              Debian root; the units are closed enough
+#   vm         four Debian hosts in a virtual machine with Debian's own kernel, set up as the README's quick start
+#              says; then whatever can happen to them happens, under load
+#
+# Images are kept in target/appliance as long as what they are made of is the same; so is the fact that the test in the
+# machine has passed (--again runs it all the same).
+# shellcheck source=tests/appliance/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+parts=() again=
+for argument in "$@"; do
+  case $argument in
+    packages | vm) parts+=("$argument") ;;
+    --again) again=yes ;;
+    *)
+      echo "usage: tests/appliance/run.sh [--again] [packages] [vm]" >&2
+      exit 64
+      ;;
+  esac
+done
+if [[ ${#parts[@]} -eq 0 ]]; then
+  parts=(packages vm)
+fi
+
+say "packages of two revisions"
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
+export SOURCE_DATE_EPOCH
+packages=$store/packages
+rm -rf "$packages"
+for revision in 1 2; do
+  PACKAGE_REVISION=$revision packaging/build.sh "$packages/$revision" >/dev/null
+done
+"$appliance/image.sh" root
+for part in "${parts[@]}"; do
+  case $part in
+    packages) "$appliance/packages.sh" "$packages" ;;
+    vm)
+      "$appliance/image.sh" disk
+      # What runs in the machine: the programs, the units, the quick start and the test itself.
+      passed=$store/passed-$(digest "$packages"/*/*.deb "$appliance"/*.sh "$appliance"/guest/* README.md "$store/image")
+      if [[ -e $passed && -z $again ]]; then
+        say "vm: passed before with the same contents"
+      else
+        rm -f "$store"/passed-*
+        "$appliance/boot.sh" "$packages"
+        touch "$passed"
+      fi
+      ;;
+  esac
+done
