@@ -45,6 +45,8 @@ pub struct Settings {
     pub mtu: u16,
     /// The name of the sink device.
     pub sink: String,
+    /// Where packets are captured.
+    pub source: CaptureSource,
     /// Whether acknowledgements without data are captured as well.
     pub pure_acks: bool,
     /// Whether the acknowledgement that ends a client's handshake is captured, if others are not.
@@ -78,6 +80,21 @@ pub struct Settings {
     pub log: LogSettings,
     /// What is odd about the configuration, for the log.
     pub warnings: Vec<String>,
+}
+
+/// Where clients' packets are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureSource {
+    /// Rules duplicate them into netfilter queues.
+    Nfqueue,
+    /// Packet sockets copy them as they come in: no rules, and less work for the kernel, but an address that is not named
+    /// is any, not only this host's.
+    Packet,
+}
+
+choice! {
+    CaptureSource { Nfqueue = "nfqueue", Packet = "packet", }
+    expected "\"nfqueue\" or \"packet\""
 }
 
 choice! {
@@ -203,6 +220,15 @@ const KEYS: &[Key] = &[
         value_name: "MODE",
         default: "\"join\"",
         help: "Connections older than the capture: join at the next request, or skip",
+    },
+    Key {
+        name: "capture.source",
+        option: "capture-source",
+        short: None,
+        kind: Kind::Text,
+        value_name: "SOURCE",
+        default: "\"nfqueue\"",
+        help: "Capture by rules and queues (nfqueue), or packet sockets: cheaper, without rules (packet)",
     },
     Key {
         name: "capture.pure-acks",
@@ -337,8 +363,9 @@ pub(super) struct Raw {
 
 /// The table `capture`.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", expecting = "a table with the keys pure-acks and handshake-acks")]
+#[serde(rename_all = "kebab-case", expecting = "a table with the keys source, pure-acks and handshake-acks")]
 struct RawCapture {
+    source: Text<CaptureSource>,
     pure_acks: bool,
     handshake_acks: bool,
 }
@@ -357,6 +384,16 @@ impl Settings {
         common::keep("queue", &mut self.queue, &running.queue, &mut keys);
         common::keep("mark", &mut self.mark, &running.mark, &mut keys);
         common::keep("sink", &mut self.sink, &running.sink, &mut keys);
+        common::keep("capture.source", &mut self.source, &running.source, &mut keys);
+        if self.source == CaptureSource::Packet {
+            common::keep("capture.pure-acks", &mut self.pure_acks, &running.pure_acks, &mut keys);
+            common::keep(
+                "capture.handshake-acks",
+                &mut self.handshake_acks,
+                &running.handshake_acks,
+                &mut keys,
+            );
+        }
         keys
     }
 
@@ -375,6 +412,7 @@ impl Settings {
             mark: raw.mark.to(),
             mtu: raw.mtu.to(),
             sink: raw.sink.0.0,
+            source: raw.capture.source.0,
             pure_acks: raw.capture.pure_acks,
             handshake_acks: raw.capture.handshake_acks,
             gate: raw.gate.0,

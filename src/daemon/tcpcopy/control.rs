@@ -1,4 +1,4 @@
-//! The control thread: signals, the sink and the rules, readiness, statistics, and the stop.
+//! The control thread: signals, what feeds the workers, readiness, statistics, and the stop.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,18 +6,17 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
 
+use super::configuration;
+use super::feed::Feed;
 use super::peers::Peers;
-use super::rules::Rules;
 use super::statistics::{Statistics, Totals};
 use super::worker::{Order, Report};
-use super::{configuration, online_spec};
 use crate::config::tcpcopy::Settings;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
 use crate::daemon::logging::Level;
 use crate::daemon::message_id;
 use crate::daemon::notify;
-use crate::daemon::queues;
 use crate::daemon::reload;
 use crate::daemon::signals::{Signal, Signals};
 use crate::daemon::start;
@@ -25,7 +24,6 @@ use crate::daemon::statistics::Rounds;
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
 use crate::doctor;
-use crate::netfilter::Queues;
 use crate::sys::links::LinkWatch;
 
 pub(super) const INBOX: Token = Token(0);
@@ -38,10 +36,9 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) signals: Signals,
     pub(super) links: LinkWatch,
-    pub(super) rules: Rules,
+    pub(super) feed: Feed,
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
-    pub(super) queues: Queues,
     pub(super) peers: Peers,
     pub(super) statistics: Statistics,
     /// In force.
@@ -82,9 +79,8 @@ impl Control {
         notify::ready();
         let outcome = self.watch_over();
         notify::stopping();
-        // The rules' counter goes with them.
         self.begin_totals();
-        self.parts.rules.take_out();
+        self.totals.duplicated = self.parts.feed.take_out();
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
@@ -95,7 +91,7 @@ impl Control {
         }
         let time = self.rounds.since_log(self.parts.clock.now());
         self.parts.statistics.log(&self.totals, time);
-        tracing::info!(MESSAGE_ID = message_id::STOPPED, "stopped; the rules and the sink are gone");
+        tracing::info!(MESSAGE_ID = message_id::STOPPED, "stopped; nothing is captured any more");
         outcome
     }
 
@@ -104,7 +100,7 @@ impl Control {
         loop {
             let now = self.parts.clock.now();
             let deadline =
-                [Some(self.rounds.next()), self.parts.rules.poll_timeout()].into_iter().flatten().min();
+                [Some(self.rounds.next()), self.parts.feed.poll_timeout()].into_iter().flatten().min();
             wait(&mut self.parts.poll, &mut events, now, deadline)
                 .map_err(|error| Failure::system("cannot wait for events", &error, "restart tcpcopy"))?;
             for signal in self.parts.signals.drain() {
@@ -115,7 +111,7 @@ impl Control {
             }
             let now = self.parts.clock.now();
             self.read_reports()?;
-            self.parts.rules.watch(now, &mut self.parts.links);
+            self.parts.feed.watch(now, &mut self.parts.links);
             if self.rounds.is_due(now) {
                 self.order_reports();
             }
@@ -127,8 +123,8 @@ impl Control {
         let mut settings = reload::settings(Settings::load(std::env::args_os()))?;
         let fixed = settings.keep_fixed(&self.parts.settings);
         start::judge(&settings.warnings, doctor::online(&settings))?;
-        // Only the rules can be refused; so they come first.
-        self.parts.rules.replace(online_spec(&settings, self.parts.queues))?;
+        // Only this can be refused; so it comes first.
+        self.parts.feed.replace(&settings)?;
         for (index, worker) in (0..).zip(&self.parts.workers) {
             worker.orders.send(Order::Configure(Box::new(configuration(&settings, index))));
         }
@@ -169,14 +165,7 @@ impl Control {
             return;
         }
         self.ready = true;
-        tracing::info!(
-            workers = self.parts.workers.len(),
-            queue = self.parts.queues.numbers().next(),
-            sink = self.parts.rules.sink(),
-            rules = self.parts.rules.kind(),
-            MESSAGE_ID = message_id::READY,
-            "ready"
-        );
+        self.parts.feed.tell_ready(self.parts.workers.len());
         self.parts.statistics.set_ready();
     }
 
@@ -186,7 +175,7 @@ impl Control {
         let totals = std::mem::take(&mut self.totals);
         if let Some(time) = self.rounds.is_log_due(now) {
             self.parts.statistics.log(&totals, time);
-            self.parts.rules.check(now);
+            self.parts.feed.check(now);
         }
         self.parts.statistics.take(now, totals, &self.parts.peers);
     }
@@ -194,8 +183,8 @@ impl Control {
     /// Nothing is added up yet, but what the kernel says: its queues' counters go with the queues.
     fn begin_totals(&mut self) {
         self.totals = Totals {
-            kernel_dropped: queues::kernel_dropped(self.parts.queues).iter().sum(),
-            duplicated: self.parts.rules.duplicated(),
+            kernel_dropped: self.parts.feed.kernel_dropped(),
+            duplicated: self.parts.feed.duplicated(),
             ..Totals::default()
         };
     }

@@ -2,14 +2,15 @@
 //!
 //! | thread | file | owns |
 //! |---|---|---|
-//! | main, as `control` | `control`, `rules`, `peers`, `statistics` | signals, the sink and the rules, readiness, statistics |
-//! | `worker-0`… | `worker`, `tunnels` | a queue, its sessions, a raw socket, tunnels to all intercepts |
+//! | main, as `control` | `control`, `feed`, `rules`, `peers`, `statistics` | signals, the sink and the rules, readiness, statistics |
+//! | `worker-0`… | `worker`, `tunnels` | a source of packets, its sessions, a raw socket, tunnels to all intercepts |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
 //! and rules; and `ready` once every intercept has taken the tunnels, because only then a response
 //! is sure not to reach a real client. Until then what is captured waits, within the memory limit.
 
 mod control;
+mod feed;
 mod peers;
 mod rules;
 mod statistics;
@@ -24,20 +25,16 @@ use mio::Poll;
 
 use self::control::{Control, INBOX, Parts};
 use self::peers::Peers;
-use self::rules::Rules;
 use self::statistics::Statistics;
 use self::worker::Configuration;
 use super::clock::Clock;
 use super::exit::{self, Code, Failure};
 use super::logging::Level;
-use super::queues;
 use super::signals::Signals;
 use super::start::{self, cannot};
 use super::threads;
-use crate::capture::QueueOptions;
 use crate::config::Action;
 use crate::config::tcpcopy::{PROGRAM, Settings};
-use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
 use crate::replayer;
 use crate::sys::links::LinkWatch;
 use crate::sys::raw::RawSender;
@@ -61,8 +58,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let clock = Clock::start();
     let signals = Signals::install().map_err(cannot("take over signals"))?;
     let links = LinkWatch::open().map_err(cannot("watch network links"))?;
-    let numbers = queues::number(settings.queue, settings.workers)?;
-    let queues = queues::open(numbers, QueueOptions::packets())?;
+    let (sources, prepared) = feed::prepare(&settings)?;
     let senders = (0..settings.workers)
         .map(|_| RawSender::open(settings.mark))
         .collect::<Result<Vec<_>, _>>()
@@ -73,11 +69,11 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     // Names this process to the intercepts; std's hasher keys are the randomness it takes.
     let instance = RandomState::new().hash_one(std::process::id());
     let mut workers = Vec::new();
-    for ((index, queue), sender) in (0..).zip(queues).zip(senders) {
+    for ((index, source), sender) in (0..).zip(sources).zip(senders) {
         let parts = worker::Parts {
             index,
             clock,
-            queue,
+            source,
             sender,
             configuration: configuration(&settings, index),
             instance,
@@ -85,23 +81,11 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
         workers.push(handle);
     }
-    let rules = Rules::install(online_spec(&settings, numbers))?;
+    let feed = prepared.start()?;
     let peers = Peers::new(&settings.intercepts, workers.len());
     let statistics = Statistics::new(clock.now(), settings.memory_limit, &settings.mappings);
-    let parts = Parts {
-        poll,
-        clock,
-        signals,
-        links,
-        rules,
-        inbox,
-        workers,
-        queues: numbers,
-        peers,
-        statistics,
-        settings,
-        level,
-    };
+    let parts =
+        Parts { poll, clock, signals, links, feed, inbox, workers, peers, statistics, settings, level };
     Control::new(parts).map_err(cannot("poll"))?.run()
 }
 
@@ -111,28 +95,6 @@ fn configuration(settings: &Settings, index: u16) -> Configuration {
         replay: Arc::new(replayer_config(settings, index)),
         intercepts: settings.intercepts.clone(),
         coalesce: settings.coalesce,
-    }
-}
-
-fn online_spec(settings: &Settings, queues: Queues) -> OnlineSpec {
-    let targets = || settings.mappings.iter().map(|mapping| mapping.target);
-    OnlineSpec {
-        table: TableName::tcpcopy(),
-        captures: settings
-            .mappings
-            .iter()
-            .map(|mapping| Capture { online: mapping.online, port: mapping.port })
-            .collect(),
-        clients: Vec::new(),
-        families: Families {
-            v4: targets().any(|target| target.is_ipv4()),
-            v6: targets().any(|target| target.is_ipv6()),
-        },
-        sink: Device { name: settings.sink.clone(), index: 0 },
-        queues,
-        mark: settings.mark,
-        pure_acks: settings.pure_acks,
-        handshake_acks: settings.handshake_acks,
     }
 }
 

@@ -20,9 +20,9 @@ const UNREACHABLE: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
     pub(super) workers: Snapshot,
-    /// By the kernel, of our queues.
+    /// By the kernel, of our queues or packet sockets.
     pub(super) kernel_dropped: u64,
-    /// By the rules.
+    /// By the rules, or the packet sockets.
     pub(super) duplicated: Option<u64>,
 }
 
@@ -227,6 +227,7 @@ impl Statistics {
         tracing::info!(
             MESSAGE_ID = message_id::STATS,
             captured = intake.packets,
+            left_out = intake.left_out,
             captured_per_s = rate(intake.packets, logged.intake.packets, time),
             rejected = totals.workers.rejects.total(),
             rejects = list(&totals.workers.rejects),

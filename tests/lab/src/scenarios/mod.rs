@@ -13,6 +13,7 @@ mod midstream;
 mod on_target;
 mod ongoing;
 mod outage;
+mod packet;
 mod postgres;
 mod redis;
 mod safety;
@@ -93,6 +94,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         fidelity::scenarios(),
         bodies::scenarios(),
         safety::scenarios(),
+        packet::scenarios(),
         topology::scenarios(),
         on_target::scenarios(),
         loss::scenarios(),
