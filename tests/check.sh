@@ -53,7 +53,7 @@ become_root "$@"
 section "packages" install_basics
 section "packages of the tests" install_test_software
 section "format" cargo fmt --all --check
-section "scripts" shellcheck -x tests/*.sh packaging/*.sh .ci/run
+section "scripts" shellcheck -x tests/*.sh packaging/*.sh tests/appliance/*.sh .ci/run
 section "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
 section "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 section "dependencies" dependencies
@@ -61,7 +61,10 @@ section "dependencies in several versions (for information)" one_version_each
 section "unit, simulation, rules and command-line tests" cargo test --workspace --locked --quiet
 section "release build" cargo build --release --workspace --locked
 section "instruction counts" cargo test --release --locked --test instructions
+section "packages of the appliance test" install_appliance_software
+section "appliance, packages" tests/appliance/run.sh packages
 if [[ -n $lab ]]; then
   section "laboratory" target/release/lab run
+  section "appliance, machine" tests/appliance/run.sh vm
 fi
 echo "All checks passed in $SECONDS s."
