@@ -13,6 +13,10 @@ const NFGENMSG_LEN: usize = 4;
 const NFQA_PACKET_HDR: u16 = 1;
 const NFQA_PAYLOAD: u16 = 10;
 const NFQA_CAP_LEN: u16 = 13;
+const NFQA_SKB_INFO: u16 = 14;
+/// Flags of `NFQA_SKB_INFO`.
+const NFQA_SKB_CSUMNOTREADY: u32 = 1;
+const NFQA_SKB_GSO: u32 = 2;
 
 /// One message from the queue's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +68,7 @@ fn packet(attributes: &[u8]) -> Event<'_> {
     let mut id = None;
     let mut bytes: &[u8] = &[];
     let mut original_len = None;
+    let mut has_checksum = true;
     for attribute in netlink::attributes(attributes) {
         let Ok(attribute) = attribute else { return Event::Malformed { id } };
         match attribute.kind {
@@ -73,12 +78,18 @@ fn packet(attributes: &[u8]) -> Event<'_> {
                 Some(len) => original_len = Some(len),
                 None => return Event::Malformed { id },
             },
+            NFQA_SKB_INFO => match attribute.be32() {
+                Some(flags) => has_checksum = flags & (NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO) == 0,
+                None => return Event::Malformed { id },
+            },
             _ => {}
         }
     }
     let original_len = original_len.unwrap_or(bytes.len());
     match id {
-        Some(id) if original_len >= bytes.len() => Event::Packet(Captured { id, bytes, original_len }),
+        Some(id) if original_len >= bytes.len() => {
+            Event::Packet(Captured { id, bytes, original_len, has_checksum })
+        }
         id => Event::Malformed { id },
     }
 }
@@ -109,6 +120,11 @@ mod tests {
         all[0]
     }
 
+    /// What is expected of whole packets.
+    fn captured(bytes: &[u8], original_len: usize) -> Event<'_> {
+        Event::Packet(Captured { id: 258, bytes, original_len, has_checksum: true })
+    }
+
     const HEADER: (u16, &[u8]) = (NFQA_PACKET_HDR, &[0, 0, 1, 2, 8, 0, 3]);
 
     #[test]
@@ -116,14 +132,26 @@ mod tests {
         let whole = message(&[HEADER, (5, &[0; 4]), (NFQA_PAYLOAD, b"packet!")]);
         let cut = message(&[HEADER, (NFQA_CAP_LEN, &[0, 0, 5, 220]), (NFQA_PAYLOAD, b"pack")]);
 
-        assert_eq!(only(&whole), Event::Packet(Captured { id: 258, bytes: b"packet!", original_len: 7 }));
-        assert_eq!(only(&cut), Event::Packet(Captured { id: 258, bytes: b"pack", original_len: 1500 }));
+        assert_eq!(only(&whole), captured(b"packet!", 7));
+        assert_eq!(only(&cut), captured(b"pack", 1500));
+    }
+
+    #[test]
+    fn checksums_of_mergers_and_of_what_a_card_completes_say_nothing() {
+        for (flags, expected) in [(0u32, true), (1, false), (2, false), (3, false), (4, true)] {
+            let flags = flags.to_be_bytes();
+            let message = message(&[HEADER, (NFQA_SKB_INFO, &flags), (NFQA_PAYLOAD, b"x")]);
+            let Event::Packet(Captured { has_checksum, .. }) = only(&message) else { panic!("a packet") };
+            assert_eq!(has_checksum, expected, "{flags:?}");
+        }
+        let short = message(&[HEADER, (NFQA_SKB_INFO, &[0, 1]), (NFQA_PAYLOAD, b"x")]);
+        assert_eq!(only(&short), Event::Malformed { id: Some(258) });
     }
 
     #[test]
     fn a_packet_without_payload_is_a_packet() {
         let empty = message(&[HEADER]);
-        assert_eq!(only(&empty), Event::Packet(Captured { id: 258, bytes: b"", original_len: 0 }));
+        assert_eq!(only(&empty), captured(b"", 0));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!
 //! Imports `sys` only.
 
+mod checksums;
 mod counters;
 mod error;
 mod message;
@@ -18,6 +19,7 @@ mod verdicts;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+pub use checksums::Checksums;
 pub use counters::{KernelCounters, QueueCounters, kernel_counters};
 pub use error::CaptureError;
 #[doc(hidden)]
@@ -34,6 +36,8 @@ pub struct Captured<'a> {
     pub bytes: &'a [u8],
     /// The packet's length before it was cut.
     pub original_len: usize,
+    /// Its checksum is its sender's: the packet is no merger, and no network card is to fill it in.
+    pub has_checksum: bool,
 }
 
 /// What one call of [`Source::receive`] did. Counts are of this call.

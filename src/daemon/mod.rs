@@ -7,7 +7,7 @@
 //! | `start`, `privileges`, `reload`, `exit`, `failures` | how a program begins, changes and ends, and what errors mean for it |
 //! | `logging`, [`message_id`], `quiet`, `condition`, `notify` | what it tells: the journal, without being flooded; the service manager |
 //! | `threads`, `wait`, `spacing`, `signals`, [`clock`] | threads and their loops |
-//! | `queues`, `statistics` | the workers' queues; the rhythm of their counters |
+//! | `queues`, `intake`, `statistics` | the workers' queues; their packets; the rhythm of their counters |
 //! | `pipe`, [`link`] | a tunnel's socket; tcpcopy's connection that is kept up |
 //! | `keygen` | the command that makes a key |
 
@@ -15,6 +15,7 @@ pub mod clock;
 mod condition;
 mod exit;
 mod failures;
+mod intake;
 pub mod intercept;
 mod keygen;
 pub mod link;

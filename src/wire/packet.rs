@@ -44,6 +44,9 @@ pub enum Reject {
     /// Port 0, or source and destination are one.
     #[error("bad TCP ports")]
     Ports,
+    /// The TCP checksum is wrong: see [`is_damaged`].
+    #[error("bad TCP checksum")]
+    Checksum,
 }
 
 crate::counted!(Reject {
@@ -53,6 +56,7 @@ crate::counted!(Reject {
     NotTcp => "not_tcp",
     TcpHeader => "bad_tcp_header",
     Ports => "bad_ports",
+    Checksum => "bad_checksum",
 });
 
 /// Reads a packet that begins with its IP header.
@@ -61,7 +65,7 @@ crate::counted!(Reject {
 /// must hold the TCP header.
 ///
 /// # Errors
-/// The [`Reject`] that names what is wrong.
+/// The [`Reject`] that names what is wrong; never [`Reject::Checksum`].
 pub fn parse(bytes: &[u8], original_len: usize) -> Result<Packet<'_>, Reject> {
     let (ip, broken_extension) = LaxIpSlice::from_slice(bytes).map_err(|_| Reject::IpHeader)?;
     let payload = ip.payload();

@@ -13,9 +13,10 @@ use mio::{Events, Poll, Token};
 
 use super::WAKER;
 use super::connections::Connections;
-use crate::capture::{self, Captured, NfQueue, Received, Source};
+use crate::capture::{self, Captured, Checksums, NfQueue, Received, Source};
 use crate::config::intercept::{Settings, Unclaimed};
 use crate::daemon::clock::Clock;
+use crate::daemon::intake;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::queues::{BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
@@ -23,7 +24,7 @@ use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::tunnel::{Hello, Server};
-use crate::wire::{self, Prefix, Reject, Tally, Time};
+use crate::wire::{Prefix, Reject, Tally, Time};
 
 const QUEUE: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
@@ -99,6 +100,7 @@ pub(super) struct Worker {
     inbox: Receiver<Order>,
     clock: Clock,
     queue: NfQueue,
+    checksums: Checksums,
     /// The queue has packets, or may have.
     queue_ready: bool,
     unclaimed: Unclaimed,
@@ -123,6 +125,7 @@ impl Worker {
             inbox,
             clock,
             queue,
+            checksums: Checksums::default(),
             queue_ready: true,
             unclaimed: settings.unclaimed,
             accept_mark: settings.accept_mark,
@@ -220,15 +223,16 @@ impl Worker {
     }
 
     fn receive_batch(&mut self, now: Time) -> io::Result<Received> {
-        let Self { queue, router, connections, verdicts, accept_mark, unclaimed, totals, .. } = self;
+        let Self { queue, checksums, router, connections, verdicts, accept_mark, unclaimed, totals, .. } =
+            self;
         let rejects = &mut totals.rejects;
         match unclaimed {
             Unclaimed::Drop => queue.receive(&mut |captured| {
-                route(now, &captured, router, connections, rejects);
+                route(now, &captured, checksums, router, connections, rejects);
             }),
             Unclaimed::Accept => {
                 let received = queue.receive_deferred(&mut |captured| {
-                    let verdict = match route(now, &captured, router, connections, rejects) {
+                    let verdict = match route(now, &captured, checksums, router, connections, rejects) {
                         Disposition::Forward(..) | Disposition::Drop => capture::Verdict::Drop,
                         Disposition::Accept => capture::Verdict::Accept { mark: *accept_mark },
                         Disposition::Held => return,
@@ -283,11 +287,12 @@ fn give(queue: &mut NfQueue, totals: &mut Snapshot, id: u32, verdict: capture::V
 fn route(
     now: Time,
     captured: &Captured<'_>,
+    checksums: &mut Checksums,
     router: &mut Router,
     connections: &mut Connections,
     rejects: &mut Tally<Reject>,
 ) -> Disposition {
-    let packet = match wire::parse(captured.bytes, captured.original_len) {
+    let packet = match intake::read(captured, checksums) {
         Ok(packet) => packet,
         Err(reject) => {
             tracing::trace!(%reject, "unreadable packet");
@@ -342,9 +347,16 @@ mod tests {
             (whole.get(..39).expect("40 bytes").to_vec(), Reject::IpLength),
         ];
         for (bytes, reject) in &cases {
-            let captured = Captured { id: 1, bytes, original_len: bytes.len() };
+            let captured = Captured { id: 1, bytes, original_len: bytes.len(), has_checksum: false };
             let before = rejects.of(*reject);
-            let disposition = route(Time::ZERO, &captured, &mut router, &mut connections, &mut rejects);
+            let disposition = route(
+                Time::ZERO,
+                &captured,
+                &mut Checksums::default(),
+                &mut router,
+                &mut connections,
+                &mut rejects,
+            );
             assert_eq!((disposition, rejects.of(*reject)), (Disposition::Drop, before + 1), "{reject:?}");
         }
         let outcomes = &router.counters().outcomes;

@@ -9,19 +9,21 @@ use std::ops::RangeInclusive;
 
 use mio::{Registry, Token};
 
-use crate::capture::{NfQueue, QueueOptions, Source};
+use crate::capture::{Checksums, NfQueue, QueueOptions, Source};
 use crate::config::tcpcopy::Settings;
 use crate::daemon::exit::{Code, Failure};
+use crate::daemon::intake;
 use crate::daemon::queues::{self, BATCHES, Intake};
 use crate::daemon::wait::watch;
 use crate::netfilter::{OwnResponses, Queues};
 use crate::replayer::{Local, Replayer};
 use crate::sys::route::source_toward;
-use crate::wire::{self, FlowKey, Reject, Tally, Time};
+use crate::wire::{FlowKey, Reject, Tally, Time};
 
 /// One worker's queue of responses.
 pub(super) struct Embedded {
     queue: NfQueue,
+    checksums: Checksums,
     /// The queue has packets, or may have.
     ready: bool,
     intake: Intake,
@@ -32,7 +34,13 @@ impl Embedded {
     /// Takes responses from `queue`, and has the worker woken with `token`.
     pub(super) fn new(queue: NfQueue, registry: &Registry, token: Token) -> io::Result<Self> {
         watch(registry, queue.fd(), token)?;
-        Ok(Self { queue, ready: true, intake: Intake::default(), rejects: Tally::default() })
+        Ok(Self {
+            queue,
+            checksums: Checksums::default(),
+            ready: true,
+            intake: Intake::default(),
+            rejects: Tally::default(),
+        })
     }
 
     /// The queue has become readable.
@@ -52,23 +60,22 @@ impl Embedded {
 
     /// Receives, up to a budget, and hands the responses to the replayer.
     pub(super) fn receive(&mut self, now: Time, replayer: &mut Replayer) -> io::Result<()> {
-        let Self { queue, ready, intake, rejects } = self;
+        let Self { queue, checksums, ready, intake, rejects } = self;
         for _ in 0..BATCHES {
             if !*ready {
                 break;
             }
-            let received =
-                queue.receive(&mut |captured| match wire::parse(captured.bytes, captured.original_len) {
-                    Ok(packet) => {
-                        let flow = FlowKey { client: packet.dst, server: packet.src };
-                        tracing::trace!(client = %flow.client, header = ?packet.header, "response");
-                        replayer.handle_response(now, &flow, &packet.header);
-                    }
-                    Err(reject) => {
-                        tracing::trace!(%reject, "response");
-                        rejects.count(reject);
-                    }
-                })?;
+            let received = queue.receive(&mut |captured| match intake::read(&captured, checksums) {
+                Ok(packet) => {
+                    let flow = FlowKey { client: packet.dst, server: packet.src };
+                    tracing::trace!(client = %flow.client, header = ?packet.header, "response");
+                    replayer.handle_response(now, &flow, &packet.header);
+                }
+                Err(reject) => {
+                    tracing::trace!(%reject, "response");
+                    rejects.count(reject);
+                }
+            })?;
             intake.add(&received);
             *ready = received.full;
         }

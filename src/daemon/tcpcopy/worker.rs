@@ -12,8 +12,9 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 
 use super::responses::{Origin, Responses};
-use crate::capture::{NfQueue, Received, Source};
+use crate::capture::{Checksums, NfQueue, Received, Source};
 use crate::daemon::clock::Clock;
+use crate::daemon::intake;
 use crate::daemon::queues::{BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
@@ -21,7 +22,7 @@ use crate::daemon::wait::{rest_and_wait, watch};
 use crate::replayer::{self, Histogram, Replayer, Target, Transmit};
 use crate::sys::raw::RawSender;
 use crate::tunnel::Secret;
-use crate::wire::{self, Outgoing, Reject, Tally, Time};
+use crate::wire::{Outgoing, Reject, Tally, Time};
 
 const WAKER: Token = Token(0);
 const QUEUE: Token = Token(1);
@@ -165,6 +166,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         inbox,
         clock: parts.clock,
         queue: parts.queue,
+        checksums: Checksums::default(),
         queue_ready: true,
         report_due: false,
         sends_pending: false,
@@ -187,6 +189,7 @@ struct Worker {
     inbox: Receiver<Order>,
     clock: Clock,
     queue: NfQueue,
+    checksums: Checksums,
     /// The queue has packets, or may have.
     queue_ready: bool,
     /// Counters are to be reported after the next turn.
@@ -300,18 +303,17 @@ impl Worker {
 
     fn receive_batch(&mut self) -> io::Result<Received> {
         let now = self.clock.now();
-        let Self { queue, replayer, totals, .. } = self;
-        let received =
-            queue.receive(&mut |captured| match wire::parse(captured.bytes, captured.original_len) {
-                Ok(packet) => {
-                    tracing::trace!(client = %packet.src, header = ?packet.header, "captured");
-                    replayer.handle_client(now, &packet);
-                }
-                Err(reject) => {
-                    tracing::trace!(%reject, "captured");
-                    totals.rejects.count(reject);
-                }
-            })?;
+        let Self { queue, checksums, replayer, totals, .. } = self;
+        let received = queue.receive(&mut |captured| match intake::read(&captured, checksums) {
+            Ok(packet) => {
+                tracing::trace!(client = %packet.src, header = ?packet.header, "captured");
+                replayer.handle_client(now, &packet);
+            }
+            Err(reject) => {
+                tracing::trace!(%reject, "captured");
+                totals.rejects.count(reject);
+            }
+        })?;
         totals.intake.add(&received);
         Ok(received)
     }

@@ -1,5 +1,5 @@
-//! A network in which packets overtake each other: a bridge in user space between a host and its switch, which holds
-//! some frames back for a moment.
+//! A network in which packets overtake each other or are damaged: a bridge in user space between a host and its switch,
+//! which holds some frames back for a moment, or changes a bit of them.
 //!
 //! It carries frames as they are, so the network must be without segmentation and checksum offloads.
 
@@ -31,47 +31,64 @@ const HELD: Duration = Duration::from_millis(2);
 /// How often the end is looked for.
 const POLL: Duration = Duration::from_millis(50);
 
+/// What becomes of a frame that chance has chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Those after it overtake it.
+    Late,
+    /// It arrives with another bit in its last byte, which TCP's checksum covers.
+    Damaged,
+}
+
 /// A running middlebox. Dropping it joins host and switch again.
 #[derive(Debug)]
 pub(crate) struct Middlebox {
     port: String,
-    held: Arc<AtomicU64>,
+    switch: String,
+    chosen: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Middlebox {
-    /// Holds back `percent` of the TCP frames from or to `tcp_port` that a host receives or sends on the back network,
+    /// Has `percent` of the TCP frames from or to `tcp_port` that a host receives or sends on a segment meet with a fault,
     /// IPv4 only.
-    pub(crate) fn start(host: &Host, tcp_port: u16, percent: u8) -> Result<Self> {
-        let port = port_name(host, Segment::Back);
+    pub(crate) fn start(
+        host: &Host,
+        segment: Segment,
+        tcp_port: u16,
+        percent: u8,
+        fault: Fault,
+    ) -> Result<Self> {
+        let (port, switch) = (port_name(host, segment), segment.switch());
         let [outer, inner] = LINK;
         let lines = format!(
             "link add {outer} type veth peer name {inner}\nlink set {inner} up\nlink set {port} nomaster\n\
-             link set {outer} master sw-back up\n"
+             link set {outer} master {switch} up\n"
         );
         run(Command::new("ip").args(["-batch", "-"]), Some(&lines))?;
-        let (held, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+        let (chosen, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let mut carrier = Carrier {
             sides: [open(&port)?, open(inner)?],
             held: VecDeque::new(),
             random: 0x2545_f491_4f6c_dd1d,
             tcp_port,
             percent,
-            count: Arc::clone(&held),
+            fault,
+            chosen: Arc::clone(&chosen),
         };
         let asked = Arc::clone(&stop);
         let thread = std::thread::spawn(move || carrier.run(&asked));
-        Ok(Self { port, held, stop, thread: Some(thread) })
+        Ok(Self { port, switch, chosen, stop, thread: Some(thread) })
     }
 
-    /// Ends it. Returns how many frames were held back.
+    /// Ends it. Returns how many frames met with the fault.
     pub(crate) fn finish(mut self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().map_err(|_panic| anyhow!("the middlebox panicked"))??;
         }
-        Ok(self.held.load(Ordering::Relaxed))
+        Ok(self.chosen.load(Ordering::Relaxed))
     }
 }
 
@@ -81,7 +98,7 @@ impl Drop for Middlebox {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let lines = format!("link delete {}\nlink set {} master sw-back\n", LINK[0], self.port);
+        let lines = format!("link delete {}\nlink set {} master {}\n", LINK[0], self.port, self.switch);
         let _ = run(Command::new("ip").args(["-force", "-batch", "-"]), Some(&lines));
     }
 }
@@ -120,7 +137,8 @@ struct Carrier {
     random: u64,
     tcp_port: u16,
     percent: u8,
-    count: Arc<AtomicU64>,
+    fault: Fault,
+    chosen: Arc<AtomicU64>,
 }
 
 impl Carrier {
@@ -161,12 +179,22 @@ impl Carrier {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error).context("middlebox"),
             };
-            let frame = buffer.get(..length).unwrap_or_default();
-            if has_port(frame, self.tcp_port) && self.chance() {
-                self.count.fetch_add(1, Ordering::Relaxed);
-                self.held.push_back(Held { due: Instant::now() + HELD, to, frame: frame.to_owned() });
-            } else {
+            let frame = buffer.get_mut(..length).unwrap_or_default();
+            if !has_port(frame, self.tcp_port) || !self.chance() {
                 self.send(to, frame);
+                continue;
+            }
+            self.chosen.fetch_add(1, Ordering::Relaxed);
+            match self.fault {
+                Fault::Late => {
+                    self.held.push_back(Held { due: Instant::now() + HELD, to, frame: frame.to_owned() });
+                }
+                Fault::Damaged => {
+                    if let Some(last) = frame.last_mut() {
+                        *last ^= 4;
+                    }
+                    self.send(to, frame);
+                }
             }
         }
     }

@@ -67,6 +67,11 @@ impl Segment {
         }
     }
 
+    /// The bridge that its hosts are on.
+    pub(crate) fn switch(self) -> String {
+        format!("sw-{}", self.name())
+    }
+
     fn number(self) -> u8 {
         match self {
             Self::Front => 1,

@@ -8,8 +8,8 @@ use super::{Context, Offloads, Scenario};
 use crate::chain::{Chain, Setup, keep_alive, short};
 use crate::faults::{self, Leg};
 use crate::load::{Connections, Load, Pace, Request};
-use crate::middlebox::Middlebox;
-use crate::network::{Family, Plan, Role};
+use crate::middlebox::{Fault, Middlebox};
+use crate::network::{Family, Plan, Role, Segment};
 
 /// Requests a second.
 const RATE: u32 = 800;
@@ -17,6 +17,8 @@ const RATE: u32 = 800;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Frames of a hundred that are overtaken.
 const OVERTAKEN: u8 = 10;
+/// Frames of a hundred that are damaged.
+const DAMAGED: u8 = 1;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
@@ -34,7 +36,30 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             }));
         }
     }
+    for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
+        let name = format!("loss/damaged-requests-{kind}");
+        scenarios.push(Scenario::new(name, Offloads::Off, move |context| damaged(context, connections)));
+    }
     scenarios
+}
+
+/// Some packets of production's clients are damaged: its TCP refuses them, and the clients send them again.
+fn damaged(context: &Context, connections: Connections) -> Result<String> {
+    const SIZE: usize = 20_000;
+    let plan = Plan { offloads: false, ..context.plan() };
+    let setup = Setup { patience: PATIENCE, ..Setup::new(plan, Family::V4) };
+    let mut chain = Chain::start(setup, &context.scratch)?;
+    let online = chain.network().host(Role::Online, 0)?;
+    let middlebox = Middlebox::start(online, Segment::Front, 80, DAMAGED, Fault::Damaged)?;
+    let load = chain.load(Pace::Rate(RATE / 4), connections, context.seconds(1))?;
+    chain.run(Load { request: Request::Post(SIZE), ..load })?;
+    let comparison = chain.expect_perfect(1)?;
+    chain.check_bodies(SIZE)?;
+    let damaged = middlebox.finish()?;
+    let rejected = chain.account()?.1.of("rejected");
+    ensure!(damaged > 0 && rejected > 0, "{damaged} packets damaged, {rejected} rejected");
+    chain.finish()?;
+    Ok(format!("{comparison}, {damaged} packets damaged, {rejected} rejected"))
 }
 
 /// Some packets of a leg are lost.
@@ -67,7 +92,8 @@ fn reordered(context: &Context, leg: Leg, connections: Connections) -> Result<St
         Leg::Responses => (Request::Get(10_000), Role::Target, 80),
         Leg::Tunnel => (Request::Get(10_000), Role::Assistant, 36524),
     };
-    let middlebox = Middlebox::start(chain.network().host(role, 0)?, port, OVERTAKEN)?;
+    let middlebox =
+        Middlebox::start(chain.network().host(role, 0)?, Segment::Back, port, OVERTAKEN, Fault::Late)?;
     let load = chain.load(Pace::Rate(RATE / 4), connections, context.seconds(1))?;
     chain.run(Load { request, ..load })?;
     let comparison = chain.expect_perfect(1)?;
