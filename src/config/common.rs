@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::key::{Key, Kind};
 use super::keys::TunnelKey;
-use super::value::AutoOr;
+use super::value::{AutoOr, choice};
 
 /// The most worker threads; far beyond any machine, and the queue numbers still fit.
 const MAX_WORKERS: u64 = 256;
@@ -62,6 +62,33 @@ pub(super) const fn queue(default: &'static str) -> Key {
         value_name: "N",
         default,
         help: "Netfilter queue of the first worker; the others follow",
+    }
+}
+
+/// Who puts the netfilter rules in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RulesBy {
+    /// The program, which watches them too.
+    Program,
+    /// The operator, by hand or by a firewall's configuration.
+    Operator,
+}
+
+choice! {
+    RulesBy { Program = "auto", Operator = "manual", }
+    expected "\"auto\" or \"manual\""
+}
+
+/// The key `rules`.
+pub(super) const fn rules(help: &'static str) -> Key {
+    Key {
+        name: "rules",
+        option: "rules",
+        short: None,
+        kind: Kind::Text,
+        value_name: "BY",
+        default: "\"auto\"",
+        help,
     }
 }
 

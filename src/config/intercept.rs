@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::common::{self, Workers};
+use super::common::{self, RulesBy, Workers};
 use super::endpoint::{Bind, Service, UserName};
 use super::key::{Key, Kind, Program};
 use super::keys::{KeysAt, TunnelKey};
@@ -48,6 +48,8 @@ pub struct Settings {
     pub queue: u16,
     /// The mark on unclaimed packets that are let through; never 0.
     pub accept_mark: u32,
+    /// Who puts the rules in force.
+    pub rules: RulesBy,
     /// The user to become if started as root.
     pub user: String,
     /// Logging.
@@ -183,6 +185,7 @@ const KEYS: &[Key] = &[
         default: "0x74637061",
         help: "Mark on unclaimed packets that are accepted, by which rules know them",
     },
+    common::rules("Who puts the netfilter rules in force: auto, or manual, which is you"),
     common::user(),
     common::log("What to log: error, warn, info, debug (flows) or trace (packets)"),
 ];
@@ -221,6 +224,7 @@ pub(super) struct Raw {
     coalesce: Text<Span>,
     queue: Number<0, 65_535>,
     accept_mark: Number<1, 0xffff_ffff>,
+    rules: Text<RulesBy>,
     user: Text<UserName>,
     log: Text<LogLevel>,
 }
@@ -242,6 +246,7 @@ impl Settings {
         common::keep("unclaimed", &mut self.unclaimed, &running.unclaimed, &mut keys);
         common::keep("queue", &mut self.queue, &running.queue, &mut keys);
         common::keep("accept-mark", &mut self.accept_mark, &running.accept_mark, &mut keys);
+        common::keep("rules", &mut self.rules, &running.rules, &mut keys);
         common::keep("user", &mut self.user, &running.user, &mut keys);
         keys
     }
@@ -272,6 +277,7 @@ impl Settings {
             coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             accept_mark: raw.accept_mark.to(),
+            rules: raw.rules.0,
             user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
         };

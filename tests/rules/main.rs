@@ -126,6 +126,8 @@ fn the_batch_installs_what_the_text_says() {
             });
             let by_text = listing(kind);
             assert_eq!(by_batch.replace("\tflags owner\n", ""), by_text, "\n{ruleset}");
+            let by_hand = Ruleset { owner: false, ..ruleset.clone() };
+            assert_eq!(present(&by_hand).unwrap(), Presence::Complete, "\n{ruleset}");
             nft_load("flush ruleset");
         }
     });

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 pub use self::program::PROGRAM;
 
-use super::common::{self, Workers};
+use super::common::{self, RulesBy, Workers};
 use super::endpoint::{InterfaceName, Peer, PortRange, UserName};
 use super::keys::{KeysAt, TunnelKey};
 use super::layers::Layers;
@@ -56,6 +56,8 @@ pub struct Settings {
     pub mtu: u16,
     /// The name of the sink device.
     pub sink: String,
+    /// Who makes the sink and puts the rules in force.
+    pub rules: RulesBy,
     /// Whether acknowledgements without data are captured as well.
     pub pure_acks: bool,
     /// Whether the acknowledgement that ends a client's handshake is captured, if others are not.
@@ -135,6 +137,7 @@ pub(super) struct Raw {
     queue: Number<0, 65_535>,
     mark: Number<1, 0xffff_ffff>,
     sink: Text<InterfaceName>,
+    rules: Text<RulesBy>,
     user: Text<UserName>,
     log: Text<LogLevel>,
 }
@@ -169,6 +172,7 @@ impl Settings {
         let key = if same_kind { "ports" } else { "embedded" };
         common::keep(key, &mut self.embedded, &running.embedded, &mut keys);
         common::keep("sink", &mut self.sink, &running.sink, &mut keys);
+        common::keep("rules", &mut self.rules, &running.rules, &mut keys);
         common::keep("user", &mut self.user, &running.user, &mut keys);
         keys
     }
@@ -197,6 +201,7 @@ impl Settings {
             mark: raw.mark.to(),
             mtu: raw.mtu.to(),
             sink: raw.sink.0.0,
+            rules: raw.rules.0,
             pure_acks: raw.capture.pure_acks,
             handshake_acks: raw.capture.handshake_acks,
             gate: raw.gate.0,

@@ -208,6 +208,7 @@ const KEYS: &[Key] = &[
         default: "\"tcpcopy0\"",
         help: "Interface to make for the copies",
     },
+    common::rules("Who puts the netfilter rules and the sink in force: auto, or manual, which is you"),
     common::user(),
     common::log("What to log: error, warn, info, debug (sessions) or trace (packets)"),
 ];

@@ -2,7 +2,7 @@
 //!
 //! | thread | file | owns |
 //! |---|---|---|
-//! | main, as `control` | `control`, `statistics` | signals, the rules and their watch, the statistics |
+//! | main, as `control` | `control`, `rules`, `statistics` | signals, the rules and their watch, the statistics |
 //! | `acceptor` | `acceptor`, `strangers`, `door` | the listener, and connections until their hello |
 //! | `worker-0`… | `worker`, `connections` | a queue, its router, and the tunnels of those who claim its flows |
 //!
@@ -18,6 +18,7 @@ mod connections;
 mod control;
 mod door;
 mod listener;
+mod rules;
 mod statistics;
 mod strangers;
 mod worker;
@@ -38,14 +39,15 @@ use super::signals::Signals;
 use super::start::{self, cannot};
 use super::threads;
 use crate::capture::QueueOptions;
-use crate::config::Action;
 use crate::config::intercept::{PROGRAM, Settings, Unclaimed};
+use crate::config::{Action, RulesBy};
 use crate::doctor;
-use crate::netfilter::{self, AssistantSpec, Installed, Place, Queues, RulesWatch, Ruleset, TableName};
+use crate::netfilter::{self, AssistantSpec, Installed, Place, Queues, Ruleset, TableName};
 use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
 use control::{Control, Parts};
 use door::Door;
+use rules::Rules;
 use statistics::Statistics;
 use worker::Worker;
 
@@ -70,6 +72,9 @@ pub fn main() -> ExitCode {
 ///
 /// Whether this host has the addresses that the settings suppose is not asked: there may be no network yet.
 fn load_rules(settings: &Settings) -> Result<(), Failure> {
+    if settings.rules == RulesBy::Operator {
+        return exit::print("rules = \"manual\": nothing loaded\n");
+    }
     let ruleset = ruleset(settings, queues::number(settings.queue, settings.workers)?);
     let names: Vec<_> =
         ruleset.tables.iter().map(|table| format!("{} {}", table.family, ruleset.name)).collect();
@@ -100,10 +105,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let (listener, address) = listener::bind(&settings)?;
     let numbers = queues::number(settings.queue, settings.workers)?;
     let queues = queues::open(numbers, QueueOptions::headers())?;
-    let ruleset = ruleset(&settings, numbers);
-    let watch = RulesWatch::open(ruleset.name.clone()).map_err(cannot("watch the rules"))?;
-    let rules = Installed::install(&ruleset)?;
-    let kind = queues::kind_name(rules.queue_kind());
+    let rules = Rules::install(ruleset(&settings, numbers), settings.rules)?;
 
     let drops = KernelDrops::of(numbers);
     // Rules and verdicts go on needing this one.
@@ -122,14 +124,13 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         .and_then(acceptor::spawn)
         .map_err(cannot("start accepting"))?;
 
-    tracing::info!(workers = settings.workers, queue = settings.queue, listen = %address, rules = %kind, MESSAGE_ID = message_id::READY, "ready");
+    tracing::info!(workers = settings.workers, queue = settings.queue, listen = %address, rules = rules.kind(), MESSAGE_ID = message_id::READY, "ready");
     notify::ready();
     let statistics = Statistics::new(clock.now());
     let parts = Parts {
         poll,
         clock,
         signals,
-        watch,
         rules,
         inbox,
         workers,

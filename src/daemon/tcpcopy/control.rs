@@ -90,7 +90,7 @@ impl Control {
         notify::stopping();
         // The rules' counter goes with them.
         self.begin_totals();
-        self.parts.rules.take_out();
+        let farewell = self.parts.rules.take_out();
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
@@ -102,7 +102,7 @@ impl Control {
         self.totals.conclude(self.parts.statistics.dropped_before());
         let time = self.rounds.since_log(self.parts.clock.now());
         self.parts.statistics.log(&self.totals, time);
-        tracing::info!(MESSAGE_ID = message_id::STOPPED, "stopped; the rules and the sink are gone");
+        tracing::info!(MESSAGE_ID = message_id::STOPPED, "{farewell}");
         outcome
     }
 

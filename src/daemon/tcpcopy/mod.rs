@@ -98,7 +98,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
         workers.push(handle);
     }
-    let rules = Rules::install(online_spec(&settings, own.as_ref(), numbers))?;
+    let rules = Rules::install(online_spec(&settings, own.as_ref(), numbers), settings.rules)?;
     let peers = Peers::new(&settings.intercepts, workers.len());
     let statistics = Statistics::new(clock.now(), settings.memory_limit, &settings.mappings);
     let parts = Parts {

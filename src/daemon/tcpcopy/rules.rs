@@ -1,12 +1,16 @@
 //! The sink device and the rules that lead duplicates into it: installed, watched, put back.
+//!
+//! With `rules = "manual"` both are the operator's: nothing is changed then, but the log says if they are not those that
+//! would be put in force.
 
 use std::time::Duration;
 
+use crate::config::RulesBy;
 use crate::daemon::exit::Failure;
 use crate::daemon::failures::with_causes;
 use crate::daemon::message_id;
 use crate::daemon::queues::kind_name;
-use crate::netfilter::{Device, Installed, OnlineSpec, Presence, online};
+use crate::netfilter::{Device, Installed, OnlineSpec, Presence, Ruleset, online, present};
 use crate::sys::links::{LinkEvent, LinkWatch};
 use crate::sys::sink::Sink;
 use crate::wire::Time;
@@ -18,9 +22,9 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Rules {
     /// All but the sink, which is filled in.
     spec: OnlineSpec,
-    /// `None` while it is away.
+    /// `None` while it is away, and if it is the operator's.
     sink: Option<Sink>,
-    /// `None` once taken out.
+    /// `None` once taken out, and if the rules are the operator's.
     installed: Option<Installed>,
     /// When to try again what has failed.
     retry_at: Option<Time>,
@@ -29,8 +33,12 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Makes the sink and installs the rules. The queues must be there.
-    pub(super) fn install(mut spec: OnlineSpec) -> Result<Self, Failure> {
+    /// Makes the sink and installs the rules, unless they are the operator's. The queues must be there.
+    pub(super) fn install(mut spec: OnlineSpec, by: RulesBy) -> Result<Self, Failure> {
+        if by == RulesBy::Operator {
+            tell_differences(&spec);
+            return Ok(Self { spec, sink: None, installed: None, retry_at: None, duplicated_before: 0 });
+        }
         let sink = Sink::create(&spec.sink.name)?;
         if let Err(error) = sink.ipv6()
             && spec.families.v6
@@ -50,7 +58,7 @@ impl Rules {
 
     /// How packets get into the queues.
     pub(super) fn kind(&self) -> &'static str {
-        self.installed.as_ref().map_or("none", |installed| kind_name(installed.queue_kind()))
+        self.installed.as_ref().map_or("manual", |installed| kind_name(installed.queue_kind()))
     }
 
     /// Packets that the rules have duplicated.
@@ -63,6 +71,9 @@ impl Rules {
         let spec = OnlineSpec { sink: self.spec.sink.clone(), ..spec };
         if spec == self.spec {
             return Ok(());
+        }
+        if self.installed.is_none() {
+            tell_differences(&spec);
         }
         // Without a sink they come with the next one.
         if self.sink.is_some() {
@@ -155,14 +166,28 @@ impl Rules {
         Ok(())
     }
 
-    /// Takes the rules out, and then the sink. From here on nothing is duplicated.
-    pub(super) fn take_out(&mut self) {
-        if let Some(installed) = self.installed.take()
-            && let Err(error) = installed.remove()
-        {
+    /// Takes the rules out, and then the sink. From here on nothing is duplicated, unless by the operator's rules, whose
+    /// copies have nowhere to go. Returns what is to be said of it at the end.
+    pub(super) fn take_out(&mut self) -> &'static str {
+        let Some(installed) = self.installed.take() else { return "stopped; the rules are as you made them" };
+        if let Err(error) = installed.remove() {
             tracing::warn!(error = with_causes(&error), "the rules go away when the process ends");
         }
         self.sink = None;
+        "stopped; the rules and the sink are gone"
+    }
+}
+
+/// Says what is different about the operator's rules. They have no owner, as nft loads them.
+fn tell_differences(spec: &OnlineSpec) {
+    match present(&Ruleset { owner: false, ..online(spec) }) {
+        Ok(Presence::Complete) => {}
+        Ok(Presence::Altered(what)) => tracing::warn!(
+            what,
+            "the rules are not those that tcpcopy would put in force, and rules = \"manual\": what is captured is in \
+             your hands"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot look at the rules"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bodies;
 mod both_speak;
+mod by_hand;
 mod chaos;
 mod embedded;
 mod errors;
@@ -96,6 +97,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         bodies::scenarios(),
         safety::scenarios(),
         topology::scenarios(),
+        by_hand::scenarios(),
         on_target::scenarios(),
         embedded::scenarios(),
         loss::scenarios(),
