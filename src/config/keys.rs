@@ -108,7 +108,7 @@ fn refuse_twice(keys: &[TunnelKey]) -> Result<(), ConfigError> {
 }
 
 fn read_directory(directory: &Path, credentials: bool) -> Result<Vec<TunnelKey>, ConfigError> {
-    let failed = |source| ConfigError::Read { path: directory.to_owned(), source };
+    let failed = |source| unreadable(directory, &source);
     let mut keys = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -126,7 +126,7 @@ fn read_directory(directory: &Path, credentials: bool) -> Result<Vec<TunnelKey>,
 }
 
 fn read(path: &Path, name: String, credential: bool) -> Result<TunnelKey, ConfigError> {
-    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let failed = |source| unreadable(path, &source);
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() || metadata.len() > MOST_BYTES {
@@ -145,6 +145,13 @@ fn read(path: &Path, name: String, credential: bool) -> Result<TunnelKey, Config
         outcome => outcome.map_err(failed)?,
     };
     understand(&files::parse(path, &text)?, name).map_err(|message| wrong(path, &message))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> ConfigError {
+    wrong(
+        path,
+        &format!("cannot read the tunnel's key: {error}; name a file or directory that is there in `keys`"),
+    )
 }
 
 fn understand(dict: &Dict, name: String) -> Result<TunnelKey, String> {

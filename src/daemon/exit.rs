@@ -96,7 +96,7 @@ impl From<Finding> for Failure {
 /// standard error, and to the service manager.
 ///
 /// A panic is a fault of the program: its own message is followed by exit code 70.
-pub(super) fn run(program: &str, body: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
+pub(super) fn run(program: &'static str, body: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
@@ -119,7 +119,9 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-fn report(program: &str, failure: &Failure) {
+fn report(program: &'static str, failure: &Failure) {
+    // A configuration that is wrong says nothing of the log either.
+    logging::init_for_failures(program);
     if logging::goes_to_journal() {
         let exit_code = failure.code as u8;
         tracing::error!(MESSAGE_ID = message_id::FAILED, exit_code, errno = failure.errno, "{failure}");

@@ -75,6 +75,14 @@ pub(super) fn init(settings: &LogSettings) -> Result<Level, TryInitError> {
     Ok(Level(handle))
 }
 
+/// Sends the events of this process to the journal, if systemd started it and nothing was said of them yet.
+pub(super) fn init_for_failures(program: &'static str) {
+    if stderr_is_journal() {
+        // Whatever is in the way: there is standard error.
+        let _ = init(&LogSettings { program, level: LogLevel::Error });
+    }
+}
+
 /// Whether events go to the journal with their fields.
 pub(super) fn goes_to_journal() -> bool {
     TO_JOURNAL.load(Ordering::Relaxed)

@@ -3,6 +3,7 @@
 
 #[path = "../namespace/mod.rs"]
 mod namespace;
+mod refusals;
 mod systemd;
 
 use std::fs;

@@ -15,6 +15,9 @@ use crate::wait;
 /// How long a program may take to refuse.
 const REFUSAL: Duration = Duration::from_secs(2);
 
+/// The page that lists starts that are refused.
+const MANUAL: &str = include_str!("../../../../man/tcpcopy-deployment.7");
+
 /// Exit codes of sysexits.h.
 mod code {
     /// The command line is wrong.
@@ -140,7 +143,11 @@ fn no_netfilter(context: &Context) -> Result<String> {
         let name = format!("{}-without-netfilter", program.name());
         let mut daemon = Daemon::run(&std::env::current_exe()?, &name, on, &all, chain.scratch())?;
         let what = format!("{} on a kernel without netfilter netlink", program.name());
-        messages.push(judge(&mut daemon, &what, code::OSERR)?);
+        let message = judge(&mut daemon, &what, code::OSERR)?;
+        // tests/service looks at the other starts that are refused.
+        let row = format!(".It {} no netfilter in the kernel\n{}\n", code::OSERR, reason(&message));
+        ensure!(MANUAL.contains(&row), "tcpcopy-deployment(7) does not say: {row}");
+        messages.push(message);
     }
     chain.finish()?;
     Ok(messages.join(" | "))
@@ -168,6 +175,11 @@ fn intercept_does_not_answer(context: &Context) -> Result<String> {
     })?;
     chain.finish()?;
     Ok(format!("{} answered meanwhile, {} replayed after", report.answered, after.answered))
+}
+
+/// A message without the name of the program.
+fn reason(message: &str) -> &str {
+    message.split_once(": ").map_or(message, |(_, reason)| reason)
 }
 
 /// Runs a program that must end with exit code `code` and one line of explanation, which is returned.
