@@ -37,6 +37,8 @@ pub(super) struct Connection {
     pub(super) last_sent: Time,
     /// When the target last acknowledged some.
     pub(super) last_acked: Time,
+    /// The target has said something since it had all that left.
+    pub(super) replied: bool,
     /// SYN is to be sent.
     pub(super) syn_due: bool,
     /// The target's window scale and ours, once negotiated.
@@ -60,6 +62,7 @@ impl Connection {
             receiver: None,
             last_sent: now,
             last_acked: now,
+            replied: false,
             syn_due: true,
             scale: 0,
             own_scale: 0,

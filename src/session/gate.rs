@@ -7,7 +7,8 @@
 //! * when `t >= L`;
 //! * when `0 < t < L`, nothing is known to be missing, and the target has been quiet for a while: its
 //!   response is shorter. A shortfall seen once is expected again, so a constant one costs its quiet
-//!   time once;
+//!   time once. What it said before it had all of the burst may be an interim response, or that to the
+//!   first of several requests, so without a word since then its quiet has to be long;
 //! * when `t < L`, but with what the target had sent beyond the gates before, its *surplus*, it is
 //!   enough: a client that pipelines sends its next request while responses are still to come. A
 //!   target whose responses are longer than the online server's has a surplus, too, so this holds
@@ -83,6 +84,8 @@ pub(super) struct View {
     pub(super) hole: bool,
     /// Since when the target could have sent more.
     pub(super) quiet_since: Time,
+    /// The target has said something since it had all that left.
+    pub(super) replied: bool,
     /// When upstream bytes last left, and the target has acknowledged them all; far ahead while it has not.
     pub(super) last_sent: Time,
     /// The target's smoothed round-trip time.
@@ -159,6 +162,8 @@ impl Gate {
         } else if in_all > wanted {
             let quiet = quiet_time(view.target_rtt).max(self.slowest * 2);
             (quiet_since + quiet + view.lag, Opened::Answered)
+        } else if answered > 0 && !view.hole && !view.replied {
+            (quiet_since.max(asked) + self.long_silence() + view.lag, Opened::Short)
         } else if answered > 0 && !view.hole {
             let expected = self.shortfall == Some(wanted - in_all);
             let quiet = if expected { EXPECTED_QUIET } else { quiet_time(view.target_rtt) };
@@ -187,7 +192,8 @@ impl Gate {
         let due = if config.gate == GateMode::None {
             view.now
         } else if self.target_response(view.received) > 0 {
-            view.quiet_since.max(view.last_sent) + quiet_time(view.target_rtt) + view.lag
+            let quiet = if view.replied { quiet_time(view.target_rtt) } else { self.long_silence() };
+            view.quiet_since.max(view.last_sent) + quiet + view.lag
         } else if mark.torn {
             view.last_sent + self.long_silence().min(config.response_timeout)
         } else {
@@ -295,6 +301,7 @@ mod tests {
             last_received: Time::from_micros(1000),
             hole: false,
             quiet_since: Time::from_micros(1000),
+            replied: true,
             last_sent: Time::ZERO,
             target_rtt: Some(Duration::from_millis(1)),
             lag: Duration::ZERO,
@@ -330,6 +337,14 @@ mod tests {
         assert_eq!(decide(&gate, 100, &at(21, 90)), Decision::Open(Opened::Short));
         gate.pass(&mark(100), 90, Opened::Short);
         assert_eq!(decide(&gate, 200, &at(2, 180)), Decision::Open(Opened::Short));
+    }
+
+    #[test]
+    fn what_was_said_before_the_end_of_the_burst_does_not_cut_the_silence_short() {
+        let view = View { replied: false, ..at(21, 90) };
+        assert_eq!(decide(&Gate::default(), 100, &view), Decision::Wait(Time::from_micros(501_000)));
+        let later = View { now: Time::from_micros(501_000), ..view };
+        assert_eq!(decide(&Gate::default(), 100, &later), Decision::Open(Opened::Short));
     }
 
     #[test]

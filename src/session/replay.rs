@@ -374,6 +374,7 @@ impl Session {
         };
         if connection.sender.max() > highest {
             connection.last_sent = now;
+            connection.replied = false;
         }
         self.reports.sent(to);
         self.upstream.copy(from, to, payload);
@@ -426,6 +427,7 @@ impl Session {
             last_received: receiver.last_at(),
             hole: receiver.has_hole(),
             quiet_since: receiver.quiet_since(),
+            replied: connection.replied,
             last_sent: connection.arrived_at(),
             target_rtt: connection.sender.rtt(),
             lag: self.lag(),

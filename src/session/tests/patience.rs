@@ -89,3 +89,18 @@ fn a_target_that_becomes_slow_is_waited_for_again() {
     assert_eq!(b.wait(Duration::from_secs(9)), []);
     assert_eq!(b.wait(Duration::from_secs(1)), [sent(pa(), 22, 201, b"five")]);
 }
+
+#[test]
+fn an_interim_response_is_not_taken_for_a_short_one() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"head");
+    assert_eq!(b.run().len(), 1);
+    b.target(1, 5, pa(), 25);
+    b.client(5, 1, pa(), b"body");
+    b.client(9, 126, pa(), b"next");
+    assert_eq!(b.run(), [sent(pa(), 5, 26, b"body")], "of the same burst");
+    b.target(26, 9, A, 0);
+    assert_eq!(b.wait(499 * MS), [], "it may be at work");
+    b.target(26, 9, pa(), 100);
+    assert_eq!(b.run(), [sent(pa(), 9, 126, b"next")]);
+}

@@ -29,6 +29,7 @@ impl Course {
             last_received: Time::ZERO,
             hole: false,
             quiet_since: Time::ZERO,
+            replied: true,
             last_sent: Time::ZERO,
             target_rtt: Some(MS),
             lag: Duration::ZERO,
@@ -112,6 +113,7 @@ proptest! {
         for (online, later, hole, soon, steps) in bursts {
             asked += online;
             course.view.hole = hole;
+            course.view.replied = soon;
             let mark = mark(asked, course.view.now + MS * later);
             course.view.now = mark.captured;
             let latest = mark.captured.max(course.view.last_sent) + config.response_timeout;

@@ -11,8 +11,8 @@ use super::input::Input;
 
 /// By how much the sequence numbers of each connection of a session are ahead of the one before it.
 const STEP: u32 = 1 << 24;
-/// The shortest silence of the target that opens a gate, unless the target has said enough.
-const SILENCE: Duration = Duration::from_millis(1);
+/// The shortest silence of the target that opens a gate, unless it has said something since it had all before.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// Segments of both sides and time, in any order.
 ///
