@@ -94,7 +94,8 @@ impl Session {
             self.resets = 0;
             self.upstream.release(connection.sender.una());
         }
-        connection.replied |= arrived == Arrived::InOrder && connection.sender.una() == connection.sender.max();
+        connection.replied |=
+            arrived == Arrived::InOrder && connection.sender.una() == connection.sender.max();
         // Nothing answers a burst that a closed window still holds back.
         if arrived == Arrived::InOrder && connection.sender.max() > self.burst_start {
             self.first_answer.get_or_insert(now);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use tcpcopy::replayer::Replayer;
 use tcpcopy::session::{End, Fate, Outcome};
 use tcpcopy::wire::{FlowId, FlowKey};
 
@@ -14,7 +15,7 @@ use crate::world::World;
 const LONGEST_AFTER: Duration = Duration::from_secs(200);
 
 /// After every step.
-pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<(), String> {
+pub(crate) fn step(world: &World) -> Result<(), String> {
     if let Some(fault) = world.ledger.faults.first() {
         return Err(fault.clone());
     }
@@ -55,9 +56,6 @@ pub(crate) fn step(world: &World, told: &BTreeMap<FlowId, FlowKey>) -> Result<()
     if held > most_held(world) {
         return Err(format!("{held} bytes held, {} captured", world.captured_bytes));
     }
-    if !replayer.claims().eq_by_id(told) {
-        return Err("claims in force are not those that were told".to_owned());
-    }
     if let Some(due) = replayer.poll_timeout()
         && due < world.now
     {
@@ -74,16 +72,16 @@ fn most_held(world: &World) -> u64 {
     world.captured_bytes.saturating_sub(acknowledged) + partly
 }
 
-/// Comparison of claims in any order with those told.
-trait Claims: Iterator<Item = (FlowId, FlowKey)> + Sized {
-    fn eq_by_id(self, told: &BTreeMap<FlowId, FlowKey>) -> bool {
-        let mut count = 0;
-        let same = self.inspect(|_| count += 1).all(|(id, key)| told.get(&id) == Some(&key));
-        same && count == told.len()
+/// The claims in force are those that were told.
+pub(crate) fn claims(replayer: &Replayer, told: &BTreeMap<FlowId, FlowKey>) -> Result<(), String> {
+    let mut count = 0;
+    let same = replayer.claims().inspect(|_| count += 1).all(|(id, key)| told.get(&id) == Some(&key));
+    if same && count == told.len() {
+        Ok(())
+    } else {
+        Err("claims in force are not those that were told".to_owned())
     }
 }
-
-impl<I: Iterator<Item = (FlowId, FlowKey)>> Claims for I {}
 
 /// At the end, when no session is left.
 pub(crate) fn end(world: &World) -> Result<(), String> {

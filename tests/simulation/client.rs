@@ -26,9 +26,13 @@ pub(crate) fn dialogues(setup: &Setup, servers: [SocketAddr; 2], rng: &mut Rng) 
             SocketAddr::from(([10, 9, 0, host.to_le_bytes()[0]], port))
         };
         let mut now = rng.within(1_000..=500_000);
+        let mut last = None;
         for _ in 0..setup.reuse {
             let id = all.len();
             let mut script = Script::new(setup, id, address, servers[usize::from(v6)], now, rng);
+            // Two connections from one port, one soon after the other, do not begin alike (RFC 9293, 3.4.1).
+            script.isn = script.isn.wrapping_add(u32::from(last == Some(script.isn)));
+            last = Some(script.isn);
             let dialogue = script.play(rng);
             now = script.now + rng.size(20..=3_000_000);
             all.push(dialogue);

@@ -1,8 +1,7 @@
 //! The loop: one virtual clock, every leg, the replayer in the middle, and what must hold after
 //! each step.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,11 +54,14 @@ pub(crate) struct World {
     pub(crate) watch: Watch,
     target_up: bool,
     intercept: Intercept,
-    /// What the replayer has told to be in force.
+    /// What the replayer has told to be in force, and whether that is news.
     told: BTreeMap<FlowId, FlowKey>,
-    events: BinaryHeap<Reverse<(Time, u64)>>,
-    pending: BTreeMap<u64, Event>,
+    told_news: bool,
+    turns: u64,
+    events: BTreeMap<(Time, u64), Event>,
     serial: u64,
+    /// When the target has something to do.
+    target_due: Option<Time>,
     out: Outgoing,
     /// Captured packets handed in, and their payload bytes times copies.
     pub(crate) captured: u64,
@@ -106,9 +108,11 @@ impl World {
             target_up: true,
             intercept: Intercept::new(),
             told: BTreeMap::new(),
-            events: BinaryHeap::new(),
-            pending: BTreeMap::new(),
+            told_news: false,
+            turns: 0,
+            events: BTreeMap::new(),
             serial: 0,
+            target_due: None,
             out: Outgoing::default(),
             captured: 0,
             captured_bytes: 0,
@@ -179,8 +183,7 @@ impl World {
 
     fn at(&mut self, at: Time, event: Event) {
         self.serial += 1;
-        self.events.push(Reverse((at, self.serial)));
-        self.pending.insert(self.serial, event);
+        self.events.insert((at, self.serial), event);
     }
 
     /// Runs to the end and checks it.
@@ -188,13 +191,12 @@ impl World {
         while let Some(next) = self.next_instant() {
             self.steps = if next > self.now { 0 } else { self.steps + 1 };
             if self.steps > MAX_STEPS {
-                let target = if self.target_up { self.target.wakes_at(self.now) } else { None };
                 return Err(format!(
                     "at {} us: {} steps and no end; replayer {:?} target {:?}",
                     self.now.micros(),
                     self.steps,
                     self.replayer.poll_timeout(),
-                    target
+                    self.target_due
                 ));
             }
             self.now = self.now.max(next);
@@ -214,17 +216,15 @@ impl World {
         if self.events.is_empty() && self.replayer.sessions() == 0 && self.target.has_read_all() {
             return None;
         }
-        let event = self.events.peek().map(|Reverse((at, _))| *at);
-        let target = if self.target_up { self.target.wakes_at(self.now) } else { None };
-        [event, self.replayer.poll_timeout(), target].into_iter().flatten().min()
+        let event = self.events.first_key_value().map(|((at, _), _)| *at);
+        [event, self.replayer.poll_timeout(), self.target_due].into_iter().flatten().min()
     }
 
     fn step(&mut self) -> Result<(), String> {
-        while let Some(&Reverse((at, serial))) = self.events.peek()
-            && at <= self.now
+        while let Some(entry) = self.events.first_entry()
+            && entry.key().0 <= self.now
         {
-            self.events.pop();
-            let event = self.pending.remove(&serial).expect("scheduled");
+            let event = entry.remove();
             self.handle(event);
             if self.rng.chance(700) {
                 // The daemon's turns take one packet or many.
@@ -249,7 +249,7 @@ impl World {
                 if self.target_up {
                     self.trace_bytes(if sound { "  > target" } else { "  > target, damaged" }, &bytes);
                     self.target.deliver(self.now, bytes, sound, &self.setup, &mut self.ledger);
-                    self.send_responses();
+                    self.target_acted();
                 }
             }
             Event::ToIntercept { bytes, sound } => self.intercept(bytes, sound),
@@ -264,7 +264,7 @@ impl World {
             Event::Refusal(id) => self.replayer.handle_refusal(self.now, id),
             Event::Tunnel { up } => self.tunnel(up),
             Event::Target { up } => {
-                self.target_up = up;
+                (self.target_up, self.target_due) = (up, None);
                 if up {
                     self.target.restart(&mut self.ledger);
                 }
@@ -351,15 +351,22 @@ impl World {
             }
         }
         self.take_claims()?;
-        if self.target_up && self.target.wakes_at(self.now).is_some_and(|at| at <= self.now) {
+        if self.target_due.is_some_and(|at| at <= self.now) {
             self.target.run(self.now, &self.setup, &mut self.ledger);
-            self.send_responses();
+            self.target_acted();
         }
-        check::step(self, &self.told)
+        check::step(self)?;
+        self.turns += 1;
+        // All of them are many.
+        if std::mem::take(&mut self.told_news) || self.turns.is_multiple_of(32) {
+            check::claims(&self.replayer, &self.told)?;
+        }
+        Ok(())
     }
 
     fn take_claims(&mut self) -> Result<(), String> {
         while let Some(claim) = self.replayer.poll_claim() {
+            self.told_news = true;
             let known = match claim {
                 Claim::Claim(id, key) => {
                     self.watch.claim(id, key);
@@ -380,7 +387,9 @@ impl World {
         Ok(())
     }
 
-    fn send_responses(&mut self) {
+    /// What the target has sent goes its way.
+    fn target_acted(&mut self) {
+        self.target_due = self.target.wakes_at(self.now);
         for bytes in self.target.take_sent() {
             self.trace_bytes("  < target", &bytes);
             for passage in self.setup.response.pass(self.now, &mut self.rng) {

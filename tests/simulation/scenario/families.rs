@@ -254,9 +254,9 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "small_pool",
-        seeds: 15,
+        seeds: 40,
         alter: |setup, _| {
-            setup.clients = 30..=60;
+            setup.clients = 15..=30;
             setup.requests = 1..=4;
             setup.reuse = 2;
             setup.pools = vec!["10.99.0.0/31", "fd99::/127"];

@@ -491,11 +491,12 @@ impl Tcb {
         open > offered && (offered == 0 || open - offered >= (self.capacity as u64 / 2).min(1_000))
     }
 
-    /// When [`Tcb::run`] is due.
+    /// When [`Tcb::run`] is due. What was due on a connection that is closed is not any more.
     pub(super) fn wakes_at(&self) -> Option<u64> {
         let over = match self.state {
+            State::Closed => return None,
             State::TimeWait(until) => Some(until),
-            State::SynReceived | State::Synchronized | State::Closed => None,
+            State::SynReceived | State::Synchronized => None,
         };
         let closed = self.state == State::Synchronized && self.edge == self.received;
         let opens = Some(self.opens_at).filter(|at| closed && *at > self.heard_at);
