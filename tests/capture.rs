@@ -6,7 +6,6 @@ mod namespace;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -103,7 +102,7 @@ fn wait(poll: &mut Poll) -> bool {
 fn poll(queue: &NfQueue) -> Poll {
     use std::os::fd::AsRawFd;
     let poll = Poll::new().unwrap();
-    let fd = queue.fd().as_fd().as_raw_fd();
+    let fd = queue.fds().first().unwrap().as_raw_fd();
     poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE).unwrap();
     poll
 }

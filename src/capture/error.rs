@@ -61,6 +61,15 @@ pub enum CaptureError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A packet socket could not be opened or set up.
+    #[error("opening a packet socket failed: run as root or with CAP_NET_RAW and CAP_NET_ADMIN")]
+    Packet {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel takes no filter as long as these mappings need.
+    #[error("too many services for capture.source = \"packet\": map fewer, or use \"nfqueue\"")]
+    TooManyMappings,
     /// The socket that was opened could not be found among our descriptors.
     #[error("taking over the socket of netfilter queue {queue} failed: is /proc mounted?")]
     Adopt {
@@ -80,6 +89,11 @@ impl CaptureError {
         };
         let permitted = has_capability(Capability::NetAdmin).unwrap_or(true);
         Self::classify(queue, step, source, &holder, permitted)
+    }
+
+    /// The error for a packet socket.
+    pub(super) fn packet(source: io::Error) -> Self {
+        Self::Packet { source }
     }
 
     fn classify(queue: u16, step: Step, source: io::Error, bound: &[QueueCounters], permitted: bool) -> Self {

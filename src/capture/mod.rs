@@ -1,19 +1,23 @@
-//! Where packets come from: netfilter queues, behind the small trait [`Source`].
+//! Where packets come from: netfilter queues or packet sockets, behind the small trait [`Source`].
 //!
-//! A worker owns one source and is woken by its descriptor. [`Source::receive`] hands out one batch and has the kernel
+//! A worker owns one source and is woken by its descriptors. [`Source::receive`] hands out one batch and has the kernel
 //! drop it: what tcpcopy captures are duplicates, and what intercept captures must never reach a real client. Only
 //! intercept's `unclaimed = "accept"` decides packet by packet, with [`NfQueue::receive_deferred`].
 //!
 //! Order at start: open the queue, then install the rules that feed it. Order at stop: take the rules out, receive
-//! until nothing comes, drop the queue; what the kernel still holds at that moment is dropped by the kernel.
+//! until nothing comes, drop the queue; what the kernel still holds at that moment is dropped by the kernel. Packet sockets
+//! need no rules: [`PacketTap`] opens and closes them.
 //!
-//! Imports `sys` only.
+//! Imports `sys` and `wire`.
 
 mod checksums;
 mod counters;
 mod error;
+mod filter;
+mod handshakes;
 mod message;
 mod nfqueue;
+mod packet;
 mod verdicts;
 
 use std::io;
@@ -25,14 +29,15 @@ pub use error::CaptureError;
 #[doc(hidden)]
 pub use nfqueue::take_datagram;
 pub use nfqueue::{NfQueue, QueueOptions};
+pub use packet::{PacketCounters, PacketOptions, PacketSource, PacketTap, open_packet_sources};
 pub use verdicts::Verdict;
 
 /// One captured packet, valid during the callback that gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Captured<'a> {
-    /// The source's number for this packet; names it in [`NfQueue::verdict`].
+    /// The queue's number for this packet; names it in [`NfQueue::verdict`].
     pub id: u32,
-    /// The packet from its IP header on, cut by the copy range.
+    /// The packet from its IP header on, cut by a queue's copy range.
     pub bytes: &'a [u8],
     /// The packet's length before it was cut.
     pub original_len: usize,
@@ -46,6 +51,8 @@ pub struct Captured<'a> {
 pub struct Received {
     /// Packets handed out.
     pub packets: u32,
+    /// Packets received and not handed out: acknowledgements that end no handshake.
+    pub left_out: u32,
     /// Packets lost before they reached us, because the socket's receive buffer was full.
     pub overruns: u32,
     /// Messages that could not be understood. Their packets, where there were any, are dropped.
@@ -58,8 +65,8 @@ pub struct Received {
 
 /// A place packets come from.
 pub trait Source {
-    /// The descriptor that becomes readable when packets wait.
-    fn fd(&self) -> BorrowedFd<'_>;
+    /// The descriptors that become readable when packets wait.
+    fn fds(&self) -> Vec<BorrowedFd<'_>>;
 
     /// Hands out one batch without blocking, then drops its packets.
     ///

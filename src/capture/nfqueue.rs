@@ -136,8 +136,8 @@ impl NfQueue {
 type Each<'a> = dyn FnMut(Captured<'_>, &mut Verdicts) + 'a;
 
 impl Source for NfQueue {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.socket.as_fd()]
     }
 
     fn receive(&mut self, each: &mut dyn FnMut(Captured<'_>)) -> io::Result<Received> {

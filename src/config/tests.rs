@@ -311,7 +311,10 @@ fn a_wrong_file_is_named_with_its_key() {
         ("memory_limit = '1GiB'", "unknown key 'memory_limit'; did you mean 'memory-limit'?"),
         ("zzz = 1", "unknown key 'zzz'; see tcpcopy(8)"),
         ("[capture]\npure-ack = true", "unknown key 'capture.pure-ack'; did you mean 'capture.pure-acks'?"),
-        ("capture = 3", "capture: expected a table with the keys pure-acks and handshake-acks, found 3"),
+        (
+            "capture = 3",
+            "capture: expected a table with the keys source, pure-acks and handshake-acks, found 3",
+        ),
         ("[capture]\npure-acks = 1", "capture.pure-acks: expected a boolean, found 1"),
         ("copies = '3'", "copies: expected a whole number from 1 to 1023, found \"3\""),
         ("copies = -3", "copies: expected a whole number from 1 to 1023, found -3"),

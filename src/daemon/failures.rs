@@ -10,12 +10,14 @@ use crate::sys::sink::SinkError;
 impl From<CaptureError> for Failure {
     fn from(error: CaptureError) -> Self {
         let code = match &error {
+            CaptureError::TooManyMappings => Code::Config,
             CaptureError::Busy { .. } => Code::Unavailable,
             CaptureError::Permission { .. } => Code::Permission,
             CaptureError::Unsupported { .. }
             | CaptureError::Open { .. }
             | CaptureError::Bind { .. }
             | CaptureError::Configure { .. }
+            | CaptureError::Packet { .. }
             | CaptureError::Adopt { .. } => Code::System,
         };
         Self::new(code, with_causes(&error))

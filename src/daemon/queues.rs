@@ -76,6 +76,8 @@ pub(super) fn kind_name(kind: QueueKind) -> &'static str {
 pub(super) struct Intake {
     /// Packets received.
     pub(super) packets: u64,
+    /// Packets received that nobody needs, see [`Received::left_out`].
+    pub(super) left_out: u64,
     /// Packets lost because the socket's receive buffer was full.
     pub(super) overruns: u64,
     /// Messages that could not be understood.
@@ -88,6 +90,7 @@ impl Intake {
     /// Adds one batch.
     pub(super) fn add(&mut self, received: &Received) {
         self.packets += u64::from(received.packets);
+        self.left_out += u64::from(received.left_out);
         self.overruns += u64::from(received.overruns);
         self.malformed += u64::from(received.malformed);
         self.refused += u64::from(received.refused);
@@ -96,6 +99,7 @@ impl Intake {
     /// Adds another worker's counters to these.
     pub(super) fn merge(&mut self, other: &Self) {
         self.packets += other.packets;
+        self.left_out += other.left_out;
         self.overruns += other.overruns;
         self.malformed += other.malformed;
         self.refused += other.refused;

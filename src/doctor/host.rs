@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::{Check, Finding};
+use crate::config::tcpcopy::CaptureSource;
 use crate::config::{intercept, tcpcopy};
 use crate::sys::route::source_toward;
+use crate::wire::Mapping;
 
 /// What is asked of a host; tests answer for one that does not exist.
 pub(super) struct Host {
@@ -62,7 +64,10 @@ fn unreserved(ports: &RangeInclusive<u16>, range: &str, reserved: &str) -> Optio
 pub(super) fn online(host: &Host, settings: &tcpcopy::Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
     for mapping in &settings.mappings {
-        findings.extend(mapping.online.and_then(|address| online_address(host, address)));
+        findings.extend(match mapping.online {
+            Some(address) => online_address(host, address),
+            None => any_address(host, settings.source, mapping),
+        });
         findings.extend(target(host, mapping.target.ip(), settings.embedded.is_some()));
     }
     findings.extend(match &settings.embedded {
@@ -136,6 +141,18 @@ fn online_address(host: &Host, address: IpAddr) -> Option<Finding> {
         format!("{address} in -x is not an address of this host, and it forwards nothing"),
         "correct -x, or leave the address out for any local one; `ip address` lists this host's",
     ))
+}
+
+/// Packet sockets do not know which addresses are local.
+fn any_address(host: &Host, source: CaptureSource, mapping: &Mapping) -> Option<Finding> {
+    let forwarded = source == CaptureSource::Packet && (host.forwards)(mapping.target.is_ipv4());
+    forwarded.then(|| {
+        Finding::warning(
+            Check::OnlineAddress,
+            format!("'{mapping}' captures what this host forwards to port {}, too", mapping.port),
+            "name the address in -x, or set capture.source = \"nfqueue\", which captures what is for this host only",
+        )
+    })
 }
 
 fn target(host: &Host, address: IpAddr, embedded: bool) -> Option<Finding> {
@@ -237,6 +254,17 @@ mod tests {
         let options = "-x 10.0.0.2:80-10.0.0.9:80 -s 10.0.0.8";
         assert_eq!(online_findings(&STATIC, options), [(Check::OnlineAddress, Severity::Error)]);
         assert_eq!(online_findings(&ROUTER, options), [(Check::OnlineAddress, Severity::Warning)]);
+    }
+
+    #[test]
+    fn packet_sockets_on_a_router_want_an_address() {
+        let warned = [(Check::OnlineAddress, Severity::Warning)];
+        let options = "-x 80-10.0.0.9:80 -s 10.0.0.8 --capture-source";
+        assert_eq!(online_findings(&ROUTER, &format!("{options} packet")), warned);
+        assert_eq!(online_findings(&ROUTER, &format!("{options} nfqueue")), []);
+        assert_eq!(online_findings(&STATIC, &format!("{options} packet")), []);
+        let named = "-x 10.0.0.1:80-10.0.0.9:80 -s 10.0.0.8 --capture-source packet";
+        assert_eq!(online_findings(&ROUTER, named), []);
     }
 
     #[test]

@@ -76,7 +76,9 @@ impl fmt::Display for Finding {
 
 /// What is wrong on the online host, for `tcpcopy` with these settings.
 pub fn online(settings: &tcpcopy::Settings) -> Vec<Finding> {
-    let mut findings = privileges("tcpcopy", &[Capability::NetAdmin, Capability::NetRaw]);
+    // Of netfilter, without its queues and without responses met here, nothing is needed.
+    let netfilter = settings.source == tcpcopy::CaptureSource::Nfqueue || settings.embedded.is_some();
+    let mut findings = privileges("tcpcopy", &[Capability::NetAdmin, Capability::NetRaw], netfilter);
     findings.extend(online_host(settings));
     findings
 }
@@ -88,7 +90,7 @@ pub fn online_host(settings: &tcpcopy::Settings) -> Vec<Finding> {
 
 /// What is wrong on the assistant host, for `intercept` with these settings.
 pub fn assistant(settings: &intercept::Settings) -> Vec<Finding> {
-    let mut findings = privileges("intercept", &[Capability::NetAdmin]);
+    let mut findings = privileges("intercept", &[Capability::NetAdmin], true);
     findings.extend(assistant_host(settings));
     findings
 }
@@ -98,13 +100,13 @@ pub fn assistant_host(settings: &intercept::Settings) -> Vec<Finding> {
     host::assistant(&Host::this(), settings)
 }
 
-/// Checks the capabilities, and with them what the kernel can do: without them it does not say.
-fn privileges(program: &str, needed: &[Capability]) -> Vec<Finding> {
+/// Checks the capabilities, and with them what the kernel can do, if netfilter is needed: without them it does not say.
+fn privileges(program: &str, needed: &[Capability], netfilter: bool) -> Vec<Finding> {
     // Where /proc does not tell, what lacks shows in the first call that needs it.
     let lacks = |capability: &&Capability| has_capability(**capability).is_ok_and(|has| !has);
     let names: Vec<_> = needed.iter().filter(lacks).map(|capability| capability.name()).collect();
     if names.is_empty() {
-        return kernel::check();
+        return if netfilter { kernel::check() } else { Vec::new() };
     }
     let list: Vec<_> = needed.iter().map(|capability| capability.name().to_ascii_lowercase()).collect();
     vec![Finding::error(

@@ -58,7 +58,7 @@ const HANDSHAKES_SIZE: u32 = 65536;
 pub struct OnlineSpec {
     /// The tables' name.
     pub table: TableName,
-    /// What is captured; none, no rules.
+    /// What is captured by rules; none, if only responses are to be taken.
     pub captures: Vec<Capture>,
     /// Only clients in one of these are captured; none means all.
     pub clients: Vec<Prefix>,
@@ -112,13 +112,17 @@ fn table(spec: &OnlineSpec, family: Family) -> Option<Table> {
     let clients: Vec<Prefix> =
         unique(spec.clients.iter().copied().filter(|prefix| Family::of(prefix.address()) == family));
     let no_client_matches = !spec.clients.is_empty() && clients.is_empty();
-    if captures.is_empty() || no_client_matches {
-        return None;
+    let mut table = Table { family, sets: Vec::new(), chains: Vec::new() };
+    if !captures.is_empty() && !no_client_matches {
+        table.sets.extend(handshakes(spec));
+        table.chains.extend([
+            capture_chain(spec, family, &captures, &clients),
+            copies_chain(spec),
+            sink_chain(spec),
+        ]);
     }
-    let mut chains =
-        vec![capture_chain(spec, family, &captures, &clients), copies_chain(spec), sink_chain(spec)];
-    chains.extend(spec.responses.iter().flat_map(|responses| response_chains(responses, family)));
-    Some(Table { family, sets: handshakes(spec).into_iter().collect(), chains })
+    table.chains.extend(spec.responses.iter().flat_map(|responses| response_chains(responses, family)));
+    (!table.chains.is_empty()).then_some(table)
 }
 
 /// The set that the rules for handshakes need, if there are any.

@@ -9,14 +9,22 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub const BATCH: usize = 64;
 
 const CACHE_LINE: usize = 64;
+/// Room for one control message of a few words with each datagram.
+const CONTROL: usize = 48;
 
 /// Buffers for [`BATCH`] datagrams, and what the last [`receive`](Self::receive) put there.
 pub struct ReceiveBatch {
     storage: Vec<u8>,
     stride: usize,
+    controls: [Control; BATCH],
     received: [Slot; BATCH],
     count: usize,
 }
+
+/// Control messages (cmsg(3)), aligned as their headers are.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
 
 /// One datagram of the last batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +33,15 @@ pub struct Datagram<'a> {
     pub bytes: &'a [u8],
     /// True when it was longer than the buffer.
     pub truncated: bool,
+    /// What the socket was asked to tell of it: control messages, as many bytes as fit.
+    pub control: &'a [u8],
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     len: usize,
     truncated: bool,
+    control: usize,
 }
 
 impl ReceiveBatch {
@@ -40,7 +51,13 @@ impl ReceiveBatch {
     pub fn new(datagram: usize) -> Self {
         // An odd number of cache lines, so that the datagrams' beginnings do not all compete for one cache set.
         let stride = (datagram.max(1).div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
-        Self { storage: vec![0; stride * BATCH], stride, received: [Slot::default(); BATCH], count: 0 }
+        Self {
+            storage: vec![0; stride * BATCH],
+            stride,
+            controls: [Control([0; CONTROL]); BATCH],
+            received: [Slot::default(); BATCH],
+            count: 0,
+        }
     }
 
     /// Takes what is waiting at the socket, up to [`BATCH`] datagrams, without blocking; returns how many.
@@ -58,8 +75,11 @@ impl ReceiveBatch {
 
     /// The datagrams of the last batch, oldest first.
     pub fn datagrams(&self) -> impl ExactSizeIterator<Item = Datagram<'_>> {
-        self.storage.chunks_exact(self.stride).zip(&self.received).take(self.count).map(|(buffer, slot)| {
-            Datagram { bytes: buffer.get(..slot.len).unwrap_or(buffer), truncated: slot.truncated }
+        let buffers = self.storage.chunks_exact(self.stride).zip(&self.controls);
+        buffers.zip(&self.received).take(self.count).map(|((buffer, Control(control)), slot)| Datagram {
+            bytes: buffer.get(..slot.len).unwrap_or(buffer),
+            truncated: slot.truncated,
+            control: control.get(..slot.control).unwrap_or(control),
         })
     }
 
@@ -71,18 +91,20 @@ impl ReceiveBatch {
     fn receive_once(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH];
         // SAFETY: `mmsghdr` is integers and raw pointers, for which all-zero bytes are valid (null pointers, no
-        // name, no control data).
+        // name).
         let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
-        let buffers = self.storage.chunks_exact_mut(self.stride);
-        for ((header, vector), buffer) in headers.iter_mut().zip(&mut vectors).zip(buffers) {
+        let buffers = self.storage.chunks_exact_mut(self.stride).zip(&mut self.controls);
+        for ((header, vector), (buffer, control)) in headers.iter_mut().zip(&mut vectors).zip(buffers) {
             let buffer = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
             header.msg_hdr.msg_iov = vector.write(buffer);
             header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = CONTROL;
         }
         let length = libc::c_uint::try_from(BATCH).unwrap_or_default();
         // SAFETY: `headers` holds `length` entries, each pointing to one initialised iovec in `vectors`, which covers
-        // one chunk of `storage`; the chunks are disjoint, writable, and borrowed exclusively by `self`; headers,
-        // vectors and storage outlive the call, which keeps no pointer. The timeout may be null. The descriptor is
+        // one chunk of `storage`, and to an element of `controls` of the length given; chunks and elements are disjoint,
+        // writable, and borrowed exclusively by `self`; headers, vectors and both outlive the call, which keeps no pointer. The timeout may be null. The descriptor is
         // open while borrowed.
         let count = unsafe {
             libc::recvmmsg(
@@ -97,6 +119,7 @@ impl ReceiveBatch {
         for (slot, header) in self.received.iter_mut().zip(&headers).take(self.count) {
             slot.len = usize::try_from(header.msg_len).unwrap_or(usize::MAX).min(self.stride);
             slot.truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+            slot.control = header.msg_hdr.msg_controllen;
         }
         Ok(self.count)
     }
@@ -133,7 +156,10 @@ mod tests {
         assert_eq!(batch.receive(near.as_fd()).unwrap(), 5);
 
         for (i, datagram) in (0..5u8).zip(batch.datagrams()) {
-            assert_eq!(datagram, Datagram { bytes: &[i; 100][..usize::from(i) * 20], truncated: false });
+            assert_eq!(
+                datagram,
+                Datagram { bytes: &[i; 100][..usize::from(i) * 20], truncated: false, control: &[] }
+            );
         }
         assert!(!batch.is_full());
     }
@@ -160,8 +186,8 @@ mod tests {
         batch.receive(near.as_fd()).unwrap();
 
         let got: Vec<_> = batch.datagrams().collect();
-        assert_eq!(got[0], Datagram { bytes: &[7; 64], truncated: true });
-        assert_eq!(got[1], Datagram { bytes: &[8; 3], truncated: false });
+        assert_eq!(got[0], Datagram { bytes: &[7; 64], truncated: true, control: &[] });
+        assert_eq!(got[1], Datagram { bytes: &[8; 3], truncated: false, control: &[] });
     }
 
     #[test]

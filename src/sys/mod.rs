@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod nfnl;
 pub mod nfqueue;
 pub mod nfset;
+pub mod packet;
 pub mod random;
 pub mod raw;
 pub mod route;

@@ -66,6 +66,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 /// [`run`] with the arguments separated by spaces.
+#[allow(dead_code, reason = "not every test file needs it")]
 pub(crate) fn sh(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     let (program, arguments) = words.split_first().expect("a command");

@@ -58,6 +58,8 @@ pub struct Settings {
     pub sink: String,
     /// Who makes the sink and puts the rules in force.
     pub rules: RulesBy,
+    /// Where packets are captured.
+    pub source: CaptureSource,
     /// Whether acknowledgements without data are captured as well.
     pub pure_acks: bool,
     /// Whether the acknowledgement that ends a client's handshake is captured, if others are not.
@@ -93,6 +95,21 @@ pub struct Settings {
     pub log: LogSettings,
     /// What is odd about the configuration, for the log.
     pub warnings: Vec<String>,
+}
+
+/// Where clients' packets are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureSource {
+    /// Rules duplicate them into netfilter queues.
+    Nfqueue,
+    /// Packet sockets copy them as they come in: no rules, and less work for the kernel, but an address that is not named
+    /// is any, not only this host's.
+    Packet,
+}
+
+choice! {
+    CaptureSource { Nfqueue = "nfqueue", Packet = "packet", }
+    expected "\"nfqueue\" or \"packet\""
 }
 
 choice! {
@@ -144,8 +161,9 @@ pub(super) struct Raw {
 
 /// The table `capture`.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", expecting = "a table with the keys pure-acks and handshake-acks")]
+#[serde(rename_all = "kebab-case", expecting = "a table with the keys source, pure-acks and handshake-acks")]
 struct RawCapture {
+    source: Text<CaptureSource>,
     pure_acks: bool,
     handshake_acks: bool,
 }
@@ -174,6 +192,16 @@ impl Settings {
         common::keep("sink", &mut self.sink, &running.sink, &mut keys);
         common::keep("rules", &mut self.rules, &running.rules, &mut keys);
         common::keep("user", &mut self.user, &running.user, &mut keys);
+        common::keep("capture.source", &mut self.source, &running.source, &mut keys);
+        if self.source == CaptureSource::Packet {
+            common::keep("capture.pure-acks", &mut self.pure_acks, &running.pure_acks, &mut keys);
+            common::keep(
+                "capture.handshake-acks",
+                &mut self.handshake_acks,
+                &running.handshake_acks,
+                &mut keys,
+            );
+        }
         keys
     }
 
@@ -202,6 +230,7 @@ impl Settings {
             mtu: raw.mtu.to(),
             sink: raw.sink.0.0,
             rules: raw.rules.0,
+            source: raw.capture.source.0,
             pure_acks: raw.capture.pure_acks,
             handshake_acks: raw.capture.handshake_acks,
             gate: raw.gate.0,

@@ -117,7 +117,9 @@ impl Worker {
     pub(super) fn new(index: u16, queue: NfQueue, settings: &Settings, clock: Clock) -> io::Result<Self> {
         let poll = Poll::new()?;
         let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
-        watch(poll.registry(), queue.fd(), QUEUE)?;
+        for fd in queue.fds() {
+            watch(poll.registry(), fd, QUEUE)?;
+        }
         Ok(Self {
             index,
             poll,

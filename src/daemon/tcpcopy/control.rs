@@ -1,4 +1,4 @@
-//! The control thread: signals, the sink and the rules, readiness, statistics, and the stop.
+//! The control thread: signals, what feeds the workers, readiness, statistics, and the stop.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,19 +6,17 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
 
-use super::embedded::Own;
+use super::configuration;
+use super::feed::Feed;
 use super::peers::Peers;
-use super::rules::Rules;
 use super::statistics::{Statistics, Totals};
 use super::worker::{Order, Report};
-use super::{configuration, online_spec};
 use crate::config::tcpcopy::Settings;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
 use crate::daemon::logging::Level;
 use crate::daemon::message_id;
 use crate::daemon::notify;
-use crate::daemon::queues::KernelDrops;
 use crate::daemon::reload;
 use crate::daemon::signals::{Signal, Signals};
 use crate::daemon::start;
@@ -26,7 +24,6 @@ use crate::daemon::statistics::Rounds;
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
 use crate::doctor;
-use crate::netfilter::Queues;
 use crate::sys::links::LinkWatch;
 
 pub(super) const INBOX: Token = Token(0);
@@ -39,15 +36,9 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) signals: Signals,
     pub(super) links: LinkWatch,
-    pub(super) rules: Rules,
+    pub(super) feed: Feed,
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
-    pub(super) queues: Queues,
-    pub(super) drops: KernelDrops,
-    /// The same of the queues of responses, if there are any.
-    pub(super) response_drops: Option<KernelDrops>,
-    /// What of this host the responses are taken by, if they are.
-    pub(super) own: Option<Own>,
     pub(super) peers: Peers,
     pub(super) statistics: Statistics,
     /// In force.
@@ -88,9 +79,9 @@ impl Control {
         notify::ready();
         let outcome = self.watch_over();
         notify::stopping();
-        // The rules' counter goes with them.
         self.begin_totals();
-        let farewell = self.parts.rules.take_out();
+        let (duplicated, farewell) = self.parts.feed.take_out();
+        self.totals.duplicated = duplicated;
         // Reports under way are older than those the workers end with.
         while self.parts.inbox.try_recv().is_ok() {}
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
@@ -111,7 +102,7 @@ impl Control {
         loop {
             let now = self.parts.clock.now();
             let deadline =
-                [Some(self.rounds.next()), self.parts.rules.poll_timeout()].into_iter().flatten().min();
+                [Some(self.rounds.next()), self.parts.feed.poll_timeout()].into_iter().flatten().min();
             wait(&mut self.parts.poll, &mut events, now, deadline)
                 .map_err(|error| Failure::system("cannot wait for events", &error, "restart tcpcopy"))?;
             for signal in self.parts.signals.drain() {
@@ -122,7 +113,7 @@ impl Control {
             }
             let now = self.parts.clock.now();
             self.read_reports()?;
-            self.parts.rules.watch(now, &mut self.parts.links);
+            self.parts.feed.watch(now, &mut self.parts.links);
             if self.rounds.is_due(now) {
                 self.order_reports();
             }
@@ -134,13 +125,15 @@ impl Control {
         let mut settings = reload::settings(Settings::load(std::env::args_os()))?;
         let fixed = settings.keep_fixed(&self.parts.settings);
         start::judge(&settings.warnings, doctor::online_host(&settings))?;
-        // Only the rules can be refused; so they come first.
-        let own = self.parts.own.as_ref().map(|own| own.renewed(&settings)).transpose()?;
-        self.parts.rules.replace(online_spec(&settings, own.as_ref(), self.parts.queues))?;
+        // Only this can be refused; so it comes first.
+        self.parts.feed.replace(&settings)?;
         for (index, worker) in (0..).zip(&self.parts.workers) {
-            worker.orders.send(Order::Configure(Box::new(configuration(&settings, own.as_ref(), index))));
+            worker.orders.send(Order::Configure(Box::new(configuration(
+                &settings,
+                self.parts.feed.own(),
+                index,
+            ))));
         }
-        self.parts.own = own;
         self.parts.peers.replace(&settings.intercepts);
         self.parts.statistics.configure(settings.memory_limit, &settings.mappings);
         self.parts.level.set(settings.log.level);
@@ -178,14 +171,7 @@ impl Control {
             return;
         }
         self.ready = true;
-        tracing::info!(
-            workers = self.parts.workers.len(),
-            queue = self.parts.queues.numbers().next(),
-            sink = self.parts.rules.sink(),
-            rules = self.parts.rules.kind(),
-            MESSAGE_ID = message_id::READY,
-            "ready"
-        );
+        self.parts.feed.tell_ready(self.parts.workers.len());
         self.parts.statistics.set_ready();
     }
 
@@ -196,7 +182,7 @@ impl Control {
         totals.conclude(self.parts.statistics.dropped_before());
         if let Some(time) = self.rounds.is_log_due(now) {
             self.parts.statistics.log(&totals, time);
-            self.parts.rules.check(now);
+            self.parts.feed.check(now);
         }
         self.parts.statistics.take(now, totals, &self.parts.peers);
     }
@@ -204,14 +190,9 @@ impl Control {
     /// Nothing is added up yet, but what the kernel says: its queues' counters go with the queues.
     fn begin_totals(&mut self) {
         self.totals = Totals {
-            kernel_dropped: self.parts.drops.read().map(|each| each.iter().sum()),
-            responses_dropped: self
-                .parts
-                .response_drops
-                .as_mut()
-                .and_then(KernelDrops::read)
-                .map(|each| each.iter().sum()),
-            duplicated: self.parts.rules.duplicated(),
+            kernel_dropped: self.parts.feed.kernel_dropped(),
+            responses_dropped: self.parts.feed.responses_dropped(),
+            duplicated: self.parts.feed.duplicated(),
             ..Totals::default()
         };
     }

@@ -33,7 +33,9 @@ pub(super) struct Embedded {
 impl Embedded {
     /// Takes responses from `queue`, and has the worker woken with `token`.
     pub(super) fn new(queue: NfQueue, registry: &Registry, token: Token) -> io::Result<Self> {
-        watch(registry, queue.fd(), token)?;
+        for fd in queue.fds() {
+            watch(registry, fd, token)?;
+        }
         Ok(Self {
             queue,
             checksums: Checksums::default(),

@@ -2,8 +2,8 @@
 //!
 //! | thread | file | owns |
 //! |---|---|---|
-//! | main, as `control` | `control`, `rules`, `peers`, `statistics` | signals, the sink and the rules, readiness, statistics |
-//! | `worker-0`… | `worker`, `responses` | a queue, its sessions, a raw socket, and the responses: by tunnels to all intercepts (`tunnels`) or from a queue of its own (`embedded`) |
+//! | main, as `control` | `control`, `feed`, `rules`, `peers`, `statistics` | signals, what leads packets to the workers, readiness, statistics |
+//! | `worker-0`… | `worker`, `responses` | a source of packets, its sessions, a raw socket, and the responses: by tunnels to all intercepts (`tunnels`) or from a queue of its own (`embedded`) |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
 //! and rules; and `ready` once every intercept has taken the tunnels, because only then a response
@@ -12,6 +12,7 @@
 
 mod control;
 mod embedded;
+mod feed;
 mod peers;
 mod responses;
 mod rules;
@@ -29,7 +30,6 @@ use self::control::{Control, INBOX, Parts};
 use self::embedded::Own;
 use self::peers::Peers;
 use self::responses::Origin;
-use self::rules::Rules;
 use self::statistics::Statistics;
 use self::worker::Configuration;
 use super::clock::Clock;
@@ -37,16 +37,12 @@ use super::exit::{self, Code, Failure};
 use super::keygen;
 use super::logging::Level;
 use super::privileges;
-use super::queues::{self, KernelDrops};
 use super::signals::Signals;
 use super::start::{self, cannot};
 use super::threads;
-use crate::capture::QueueOptions;
 use crate::config::Action;
 use crate::config::tcpcopy::{PROGRAM, Settings};
-use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
 use crate::replayer;
-use crate::sys::capabilities::Capability;
 use crate::sys::links::LinkWatch;
 use crate::sys::raw::RawSender;
 use crate::{doctor, session};
@@ -70,54 +66,35 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let clock = Clock::start();
     let signals = Signals::install().map_err(cannot("take over signals"))?;
     let links = LinkWatch::open().map_err(cannot("watch network links"))?;
-    let numbers = queues::number(settings.queue, settings.workers)?;
-    let queues = queues::open(numbers, QueueOptions::packets())?;
-    let (own, origins) = origins(&settings)?;
+    let (sources, origins, prepared) = feed::prepare(&settings)?;
     let senders = (0..settings.workers)
         .map(|_| RawSender::open(settings.mark))
         .collect::<Result<Vec<_>, _>>()
         .map_err(cannot("open a raw socket"))?;
 
-    let drops = KernelDrops::of(numbers);
-    let response_drops = own.as_ref().map(|own| KernelDrops::of(own.queues()));
-    // The raw sockets are there; rules, sink and verdicts go on needing this one.
-    privileges::give_up(&settings.user, &[Capability::NetAdmin])?;
+    // All that takes the others is open.
+    privileges::give_up(&settings.user, prepared.needs())?;
 
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
-    for (((index, queue), sender), origin) in (0..).zip(queues).zip(senders).zip(origins) {
+    for (((index, source), sender), origin) in (0..).zip(sources).zip(senders).zip(origins) {
         let parts = worker::Parts {
             index,
             clock,
-            queue,
+            source,
             sender,
-            configuration: configuration(&settings, own.as_ref(), index),
+            configuration: configuration(&settings, prepared.own(), index),
             origin,
         };
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
         workers.push(handle);
     }
-    let rules = Rules::install(online_spec(&settings, own.as_ref(), numbers), settings.rules)?;
+    let feed = prepared.start(settings.rules)?;
     let peers = Peers::new(&settings.intercepts, workers.len());
     let statistics = Statistics::new(clock.now(), settings.memory_limit, &settings.mappings);
-    let parts = Parts {
-        poll,
-        clock,
-        signals,
-        links,
-        rules,
-        inbox,
-        workers,
-        queues: numbers,
-        drops,
-        response_drops,
-        own,
-        peers,
-        statistics,
-        settings,
-        level,
-    };
+    let parts =
+        Parts { poll, clock, signals, links, feed, inbox, workers, peers, statistics, settings, level };
     Control::new(parts).map_err(cannot("poll"))?.run()
 }
 
@@ -139,29 +116,6 @@ fn configuration(settings: &Settings, own: Option<&Own>, index: u16) -> Configur
         intercepts: settings.intercepts.clone(),
         secret: settings.keys.last().map(|key| key.secret.clone()),
         coalesce: settings.coalesce,
-    }
-}
-
-fn online_spec(settings: &Settings, own: Option<&Own>, queues: Queues) -> OnlineSpec {
-    let targets = || settings.mappings.iter().map(|mapping| mapping.target);
-    OnlineSpec {
-        table: TableName::tcpcopy(),
-        captures: settings
-            .mappings
-            .iter()
-            .map(|mapping| Capture { online: mapping.online, port: mapping.port })
-            .collect(),
-        clients: Vec::new(),
-        families: Families {
-            v4: targets().any(|target| target.is_ipv4()),
-            v6: targets().any(|target| target.is_ipv6()),
-        },
-        sink: Device { name: settings.sink.clone(), index: 0 },
-        queues,
-        mark: settings.mark,
-        pure_acks: settings.pure_acks,
-        handshake_acks: settings.handshake_acks,
-        responses: own.map(Own::rules),
     }
 }
 

@@ -55,7 +55,7 @@ impl Responses {
     pub(super) fn are_reachable(&self) -> bool {
         match self {
             Self::Tunnels(tunnels) => tunnels.are_reachable(),
-            // What is captured comes by rules of the same transaction as those for the responses.
+            // Nothing is captured before the rules for the responses are there.
             Self::Embedded(_) => true,
         }
     }

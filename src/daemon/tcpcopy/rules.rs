@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Rules {
     /// All but the sink, which is filled in.
     spec: OnlineSpec,
-    /// `None` while it is away, and if it is the operator's.
+    /// `None` while it is away, if it is the operator's, and if nothing is duplicated by rules.
     sink: Option<Sink>,
     /// `None` once taken out, and if the rules are the operator's.
     installed: Option<Installed>,
@@ -33,27 +33,28 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Makes the sink and installs the rules, unless they are the operator's. The queues must be there.
+    /// Makes the sink, if anything is duplicated, and installs the rules, unless they are the operator's. The queues must be
+    /// there.
     pub(super) fn install(mut spec: OnlineSpec, by: RulesBy) -> Result<Self, Failure> {
         if by == RulesBy::Operator {
             tell_differences(&spec);
             return Ok(Self { spec, sink: None, installed: None, retry_at: None, duplicated_before: 0 });
         }
-        let sink = Sink::create(&spec.sink.name)?;
-        if let Err(error) = sink.ipv6()
+        let sink = make_sink(&spec)?;
+        if let Some(Err(error)) = sink.as_ref().map(Sink::ipv6)
             && spec.families.v6
         {
             tracing::warn!(%error, "no IPv6 duplicates: the sink has no IPv6 route");
         }
-        spec.sink = device(&sink);
+        spec.sink = device(&spec, sink.as_ref());
         let installed = Installed::install(&online(&spec))?;
         tell_refused_sets(&installed);
-        Ok(Self { spec, sink: Some(sink), installed: Some(installed), retry_at: None, duplicated_before: 0 })
+        Ok(Self { spec, sink, installed: Some(installed), retry_at: None, duplicated_before: 0 })
     }
 
-    /// The sink's name.
-    pub(super) fn sink(&self) -> &str {
-        &self.spec.sink.name
+    /// The sink's name, if there is to be one.
+    pub(super) fn sink(&self) -> Option<&str> {
+        needs_sink(&self.spec).then_some(&self.spec.sink.name)
     }
 
     /// How packets get into the queues.
@@ -75,8 +76,8 @@ impl Rules {
         if self.installed.is_none() {
             tell_differences(&spec);
         }
-        // Without a sink they come with the next one.
-        if self.sink.is_some() {
+        // If the sink is away they come with the next one.
+        if self.sink.is_some() || !needs_sink(&spec) {
             self.put(&spec)?;
         }
         self.spec = spec;
@@ -120,7 +121,7 @@ impl Rules {
         }
         let due = self.retry_at.is_some_and(|at| now >= at);
         if (gone || due) && self.installed.is_some() {
-            tracing::warn!(sink = self.sink(), "the sink device is gone or down: making it again");
+            tracing::warn!(sink = self.spec.sink.name, "the sink device is gone or down: making it again");
             self.put_back(now);
         }
     }
@@ -152,17 +153,18 @@ impl Rules {
         }
         // The old one, if it is there, is removed before a new one takes its name.
         self.sink = None;
-        let sink = Sink::create(&self.spec.sink.name)?;
-        let spec = OnlineSpec { sink: device(&sink), ..self.spec.clone() };
+        let sink = make_sink(&self.spec)?;
+        let spec = OnlineSpec { sink: device(&self.spec, sink.as_ref()), ..self.spec.clone() };
         self.put(&spec)?;
         self.spec = spec;
+        self.sink = sink;
+        let index = self.spec.sink.index;
         tracing::info!(
             MESSAGE_ID = message_id::RULES_BACK,
-            sink = sink.name(),
-            index = sink.index(),
+            sink = self.sink(),
+            index,
             "sink and rules are back"
         );
-        self.sink = Some(sink);
         Ok(())
     }
 
@@ -203,6 +205,16 @@ fn tell_refused_sets(installed: &Installed) {
     }
 }
 
-fn device(sink: &Sink) -> Device {
-    Device { name: sink.name().to_owned(), index: sink.index() }
+/// Rules for responses alone duplicate nothing.
+fn needs_sink(spec: &OnlineSpec) -> bool {
+    !spec.captures.is_empty()
+}
+
+fn make_sink(spec: &OnlineSpec) -> Result<Option<Sink>, Failure> {
+    Ok(if needs_sink(spec) { Some(Sink::create(&spec.sink.name)?) } else { None })
+}
+
+/// As rules name it.
+fn device(spec: &OnlineSpec, sink: Option<&Sink>) -> Device {
+    Device { name: spec.sink.name.clone(), index: sink.map_or(0, Sink::index) }
 }

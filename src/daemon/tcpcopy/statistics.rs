@@ -20,11 +20,11 @@ const UNREACHABLE: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
     pub(super) workers: Snapshot,
-    /// By the kernel, of our queues; `None` as long as it is not known.
+    /// By the kernel, of our queues or packet sockets; `None` as long as it is not known.
     pub(super) kernel_dropped: Option<u64>,
     /// The same of the queues of responses, if they are met on this host.
     pub(super) responses_dropped: Option<u64>,
-    /// By the rules.
+    /// By the rules, or the packet sockets.
     pub(super) duplicated: Option<u64>,
 }
 
@@ -253,6 +253,7 @@ impl Statistics {
         tracing::info!(
             MESSAGE_ID = message_id::STATS,
             captured = intake.packets,
+            left_out = intake.left_out,
             captured_per_s = rate(intake.packets, logged.intake.packets, time),
             rejected = totals.workers.rejects.total(),
             rejects = list(&totals.workers.rejects),

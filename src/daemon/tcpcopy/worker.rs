@@ -1,7 +1,7 @@
-//! One worker: a queue of duplicates, the replayer of their sessions, a raw socket, and the responses.
+//! One worker: a source of duplicates, the replayer of their sessions, a raw socket, and the responses.
 //!
 //! A turn of its loop: receive responses, so that sessions know what the target has said; receive
-//! from the queue, up to a budget; let deadlines pass; tell the intercepts of new claims; send.
+//! from the source, up to a budget; let deadlines pass; tell the intercepts of new claims; send.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
+use super::feed::AnySource;
 use super::responses::{Origin, Responses};
-use crate::capture::{Checksums, NfQueue, Received, Source};
+use crate::capture::{Checksums, Received};
 use crate::daemon::clock::Clock;
 use crate::daemon::intake;
 use crate::daemon::queues::{BATCHES, Intake};
@@ -25,11 +26,11 @@ use crate::tunnel::Secret;
 use crate::wire::{Outgoing, Reject, Tally, Time};
 
 const WAKER: Token = Token(0);
-const QUEUE: Token = Token(1);
+const SOURCE: Token = Token(1);
 const FIRST_RESPONSES: usize = 2;
-/// Packets sent in one turn before the queue is looked at again.
+/// Packets sent in one turn before the source is looked at again.
 const SENDS: usize = 1024;
-/// The same while the queue has more than a turn can receive: what is captured is safe in memory, what
+/// The same while the source has more than a turn can receive: what is captured is safe in memory, what
 /// waits in the kernel is not.
 const SENDS_UNDER_PRESSURE: usize = 128;
 
@@ -43,7 +44,7 @@ pub(super) enum Order {
     Report,
     /// To go by other settings from now on.
     Configure(Box<Configuration>),
-    /// To drain its queue, reset its sessions on the target, and end.
+    /// To drain its source, reset its sessions on the target, and end.
     Stop,
 }
 
@@ -128,7 +129,7 @@ impl Snapshot {
 pub(super) struct Parts {
     pub(super) index: u16,
     pub(super) clock: Clock,
-    pub(super) queue: NfQueue,
+    pub(super) source: AnySource,
     pub(super) sender: RawSender,
     pub(super) configuration: Configuration,
     pub(super) origin: Origin,
@@ -148,7 +149,9 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
     let index = parts.index;
     let poll = Poll::new()?;
     let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
-    watch(poll.registry(), parts.queue.fd(), QUEUE)?;
+    for fd in parts.source.fds() {
+        watch(poll.registry(), fd, SOURCE)?;
+    }
     let now = parts.clock.now();
     let Configuration { replay, intercepts, secret, coalesce } = parts.configuration;
     let mut worker = Worker {
@@ -165,9 +168,9 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         poll,
         inbox,
         clock: parts.clock,
-        queue: parts.queue,
+        source: parts.source,
         checksums: Checksums::default(),
-        queue_ready: true,
+        source_ready: true,
         report_due: false,
         sends_pending: false,
         sender: parts.sender,
@@ -188,10 +191,10 @@ struct Worker {
     poll: Poll,
     inbox: Receiver<Order>,
     clock: Clock,
-    queue: NfQueue,
+    source: AnySource,
     checksums: Checksums,
-    /// The queue has packets, or may have.
-    queue_ready: bool,
+    /// The source has packets, or may have.
+    source_ready: bool,
     /// Counters are to be reported after the next turn.
     report_due: bool,
     /// The turn's budget ended before everything was sent.
@@ -210,13 +213,13 @@ struct Worker {
 }
 
 impl Worker {
-    /// Runs until told to stop. An error is of the queue or the poll itself: nothing works without
+    /// Runs until told to stop. An error is of the source or the poll itself: nothing works without
     /// them.
     fn run(&mut self, reports: &Outbox<Report>) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         loop {
             let now = self.clock.now();
-            let busy = self.queue_ready || self.sends_pending || self.responses.want_turn();
+            let busy = self.source_ready || self.sends_pending || self.responses.want_turn();
             let deadline = if busy {
                 Some(now)
             } else {
@@ -232,7 +235,7 @@ impl Worker {
             for event in &events {
                 match event.token() {
                     WAKER => {}
-                    QUEUE => self.queue_ready = true,
+                    SOURCE => self.source_ready = true,
                     Token(_) => self.responses.ready(now, event),
                 }
             }
@@ -262,7 +265,7 @@ impl Worker {
         let now = self.clock.now();
         self.replayer.handle_timeout(now);
         self.keep_up(now);
-        self.send(now, if self.queue_ready { SENDS_UNDER_PRESSURE } else { SENDS });
+        self.send(now, if self.source_ready { SENDS_UNDER_PRESSURE } else { SENDS });
         Ok(())
     }
 
@@ -293,18 +296,18 @@ impl Worker {
 
     fn receive(&mut self) -> io::Result<()> {
         for _ in 0..BATCHES {
-            if !self.queue_ready {
+            if !self.source_ready {
                 break;
             }
-            self.queue_ready = self.receive_batch()?.full;
+            self.source_ready = self.receive_batch()?.full;
         }
         Ok(())
     }
 
     fn receive_batch(&mut self) -> io::Result<Received> {
         let now = self.clock.now();
-        let Self { queue, checksums, replayer, totals, .. } = self;
-        let received = queue.receive(&mut |captured| match intake::read(&captured, checksums) {
+        let Self { source, checksums, replayer, totals, .. } = self;
+        let received = source.receive(&mut |captured| match intake::read(&captured, checksums) {
             Ok(packet) => {
                 tracing::trace!(client = %packet.src, header = ?packet.header, "captured");
                 replayer.handle_client(now, &packet);
@@ -356,7 +359,7 @@ impl Worker {
             match order {
                 // After the next turn: what was queued when the order was given is received then.
                 Order::Report => {
-                    self.queue_ready = true;
+                    self.source_ready = true;
                     self.report_due = true;
                 }
                 Order::Configure(configuration) => self.configure(*configuration),
@@ -386,7 +389,7 @@ impl Worker {
             sessions: self.replayer.sessions(),
             buffered: self.replayer.buffered(),
             targets: self.replayer.targets().to_vec(),
-            behind: self.queue_ready,
+            behind: self.source_ready,
             ..self.totals.clone()
         }
     }
@@ -394,8 +397,13 @@ impl Worker {
     /// The rules are out: what is queued still counts, then every session ends with a reset to the
     /// target.
     fn stop(&mut self) -> io::Result<()> {
-        while self.receive_batch()?.packets > 0 {}
-        self.queue_ready = false;
+        loop {
+            let received = self.receive_batch()?;
+            if received.packets == 0 && !received.full {
+                break;
+            }
+        }
+        self.source_ready = false;
         let now = self.clock.now();
         self.responses.drain(now, &mut self.replayer)?;
         self.replayer.shut_down(now);

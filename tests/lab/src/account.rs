@@ -3,7 +3,7 @@
 //!
 //! What is exact, and what is not:
 //!
-//! * in packets: duplicated = captured + dropped by the kernel, and captured = taken + unused + rejected;
+//! * in packets: duplicated = captured + left out + dropped by the kernel, and captured = taken + unused + rejected;
 //! * in bytes: captured = those with a fate + discarded + unused + still held;
 //! * the bytes of the online server's requests are those captured, each once, unless the kernel dropped packets. Of those
 //!   nobody knows the content, so they are bounds then: from what is missing in streams to a request for each packet;
@@ -80,7 +80,8 @@ impl Account {
 pub(crate) fn balance(counters: &Counters) -> Result<()> {
     let all = |groups: &[&str]| groups.iter().map(|group| counters.group(group, &[])).sum::<u64>();
     let of = |name: &str| counters.of(name);
-    equal("packets duplicated", of("duplicated"), "counted", of("captured") + of("kernel_dropped"))?;
+    let counted = of("captured") + of("left_out") + of("kernel_dropped");
+    equal("packets duplicated", of("duplicated"), "counted", counted)?;
     let packets = all(&["taken", "unused"]) + of("rejected");
     equal("packets captured", of("captured"), "counted", packets)?;
     let bytes = all(&["fates", "discarded_bytes", "unused_bytes"]) + of("buffered");

@@ -104,8 +104,10 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
             Command::Demo { seconds: seconds(30)? }
         }
         Some("measure") => {
-            let (switches, values) =
-                (["--mirror", "--syscalls"], ["--seconds", "--repeat", "--offloads", "--original", "--json"]);
+            let (switches, values) = (
+                ["--mirror", "--packet", "--syscalls"],
+                ["--seconds", "--repeat", "--offloads", "--original", "--json"],
+            );
             allow(&[&switches[..], &values].concat())?;
             if offloads == Some(Offloads::Both) {
                 bail!("lab measure takes --offloads on or off");
@@ -124,6 +126,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
                     .get(),
                 offloads: offloads == Some(Offloads::On),
                 original: option("--original").map(original).transpose()?,
+                packet: option("--packet").is_some(),
                 mirror: option("--mirror").is_some(),
                 syscalls: option("--syscalls").is_some(),
                 json: option("--json").map(PathBuf::from),
@@ -147,7 +150,7 @@ fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Vec<Given<'_>>)>> 
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--help" | "-h" => return Ok(None),
-            "--long" | "--mirror" | "--syscalls" => options.push((argument.as_str(), "")),
+            "--long" | "--mirror" | "--packet" | "--syscalls" => options.push((argument.as_str(), "")),
             "--offloads" | "--seconds" | "--json" | "--scratch" | "--repeat" | "--original" => {
                 let value = rest.next().with_context(|| format!("{argument} needs a value"))?;
                 options.push((argument.as_str(), value.as_str()));

@@ -38,6 +38,7 @@ const QUIET: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What to measure.
+#[expect(clippy::struct_excessive_bools, reason = "each is an option by itself")]
 #[derive(Debug, Default)]
 pub(crate) struct Options {
     /// Parts of names; empty: all.
@@ -50,6 +51,8 @@ pub(crate) struct Options {
     pub(crate) offloads: bool,
     /// The C programs, to compare with.
     pub(crate) original: Option<Original>,
+    /// Whether to compare with packet sockets as the source.
+    pub(crate) packet: bool,
     /// Whether to compare with nginx's mirror module.
     pub(crate) mirror: bool,
     /// Whether to count system calls.
@@ -75,6 +78,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         }
     }
     let mut ways = vec![Way::Nothing, Way::Ours];
+    ways.extend(options.packet.then_some(Way::Packet));
     ways.extend(options.original.clone().map(Way::Original));
     ways.extend(options.mirror.then_some(Way::Mirror));
 

@@ -19,6 +19,8 @@ pub(super) enum Way {
     Nothing,
     /// The programs under test.
     Ours,
+    /// The same with packet sockets.
+    Packet,
     /// The C programs.
     Original(Original),
     /// The mirror module of the online server.
@@ -48,6 +50,7 @@ impl Way {
         match self {
             Self::Nothing => "nothing",
             Self::Ours => "ours",
+            Self::Packet => "packet",
             Self::Original(_) => "original",
             Self::Mirror => "mirror",
         }
@@ -58,7 +61,10 @@ impl Way {
         let mut setup = Setup::new(Plan { offloads, ..Plan::default() }, Family::V4);
         match self {
             Self::Nothing => Ok(Stage::of(Chain::prepare(setup, scratch)?)),
-            Self::Ours => {
+            Self::Ours | Self::Packet => {
+                if *self == Self::Packet {
+                    setup = setup.tcpcopy("--capture-source packet");
+                }
                 let mut chain = Chain::start(setup, scratch)?;
                 let pids = (chain.tcpcopy(0)?.pid(), chain.intercept(0)?.pid());
                 Ok(Stage { pids: Some(pids), ..Stage::of(chain) })

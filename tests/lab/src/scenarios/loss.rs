@@ -38,16 +38,16 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     }
     for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
         let name = format!("loss/damaged-requests-{kind}");
-        scenarios.push(Scenario::new(name, Offloads::Off, move |context| damaged(context, connections)));
+        scenarios.push(Scenario::new(name, Offloads::Off, move |context| damaged(context, "", connections)));
     }
     scenarios
 }
 
 /// Some packets of production's clients are damaged: its TCP refuses them, and the clients send them again.
-fn damaged(context: &Context, connections: Connections) -> Result<String> {
+pub(super) fn damaged(context: &Context, options: &str, connections: Connections) -> Result<String> {
     const SIZE: usize = 20_000;
     let plan = Plan { offloads: false, ..context.plan() };
-    let setup = Setup { patience: PATIENCE, ..Setup::new(plan, Family::V4) };
+    let setup = Setup { patience: PATIENCE, ..Setup::new(plan, Family::V4).tcpcopy(options) };
     let mut chain = Chain::start(setup, &context.scratch)?;
     let online = chain.network().host(Role::Online, 0)?;
     let middlebox = Middlebox::start(online, Segment::Front, 80, DAMAGED, Fault::Damaged)?;

@@ -16,6 +16,7 @@ mod midstream;
 mod on_target;
 mod ongoing;
 mod outage;
+mod packet;
 mod postgres;
 mod redis;
 mod safety;
@@ -96,6 +97,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         fidelity::scenarios(),
         bodies::scenarios(),
         safety::scenarios(),
+        packet::scenarios(),
         topology::scenarios(),
         by_hand::scenarios(),
         on_target::scenarios(),
