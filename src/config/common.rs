@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use super::key::{Key, Kind};
 use super::keys::TunnelKey;
+use super::units::Size;
 use super::value::{AutoOr, choice};
 
 /// The most worker threads; far beyond any machine, and the queue numbers still fit.
 const MAX_WORKERS: u64 = 256;
+
+/// The least limit of memory, in bytes.
+const LEAST_MEMORY: u64 = 16 << 20;
 
 /// The longest time to coalesce.
 const MAX_COALESCE: Duration = Duration::from_millis(10);
@@ -88,6 +92,19 @@ pub(super) const fn rules(help: &'static str) -> Key {
         kind: Kind::Text,
         value_name: "BY",
         default: "\"auto\"",
+        help,
+    }
+}
+
+/// The key `memory-limit`.
+pub(super) const fn memory_limit(default: &'static str, help: &'static str) -> Key {
+    Key {
+        name: "memory-limit",
+        option: "memory-limit",
+        short: None,
+        kind: Kind::Text,
+        value_name: "SIZE",
+        default,
         help,
     }
 }
@@ -172,6 +189,12 @@ pub(super) fn warn_insecure(insecure: bool, keys: &[TunnelKey]) -> Option<String
             keys.len()
         )
     })
+}
+
+/// What is wrong with a limit of memory, in bytes, to do that.
+pub(super) fn refuse_memory(limit: u64, what: &str) -> Option<String> {
+    (limit < LEAST_MEMORY)
+        .then(|| format!("{} is too little to {what}; give at least {}", Size(limit), Size(LEAST_MEMORY)))
 }
 
 /// What is wrong with a time to coalesce.

@@ -11,7 +11,7 @@ use super::endpoint::{Bind, Service, UserName};
 use super::key::{Key, Kind, Program};
 use super::keys::{KeysAt, TunnelKey};
 use super::layers::Layers;
-use super::units::Span;
+use super::units::{Size, Span};
 use super::value::{List, Number, Text, choice};
 use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
 use crate::wire::Prefix;
@@ -42,6 +42,8 @@ pub struct Settings {
     pub receive_hold: Duration,
     /// The most flows at a time, of all workers together.
     pub max_flows: u32,
+    /// The most memory that the buffers of all tunnels take, in bytes.
+    pub memory_limit: u64,
     /// The time within which responses are handled together when they come thick. Zero: each is handled at once.
     pub coalesce: Duration,
     /// The number of the first worker's queue; that of the last one fits in 16 bits too.
@@ -174,6 +176,10 @@ const KEYS: &[Key] = &[
         default: "262144",
         help: "Most flows at a time; the oldest gives way",
     },
+    common::memory_limit(
+        "\"256MiB\"",
+        "Memory for all tunnels; at the limit, those that are read slowly are ended",
+    ),
     common::coalesce("Handle responses that come thick together, once in this time; 0s: each at once"),
     common::queue("36540"),
     Key {
@@ -221,6 +227,7 @@ pub(super) struct Raw {
     insecure: bool,
     receive_hold: Text<Span>,
     max_flows: Number<1, 10_000_000>,
+    memory_limit: Text<Size>,
     coalesce: Text<Span>,
     queue: Number<0, 65_535>,
     accept_mark: Number<1, 0xffff_ffff>,
@@ -274,6 +281,7 @@ impl Settings {
             keys,
             receive_hold: raw.receive_hold.0.0,
             max_flows: raw.max_flows.to(),
+            memory_limit: raw.memory_limit.0.0,
             coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             accept_mark: raw.accept_mark.to(),
@@ -311,6 +319,9 @@ impl Settings {
                  the network is trusted"
             );
             return Some(("bind", message));
+        }
+        if let Some(message) = common::refuse_memory(self.memory_limit, "serve tcpcopys with") {
+            return Some(("memory-limit", message));
         }
         let coalesce = common::refuse_coalesce(self.coalesce).map(|message| ("coalesce", message));
         coalesce.or_else(|| {

@@ -255,6 +255,9 @@ fn intercept_is_configured() {
     assert_eq!(settings.targets.len(), 3);
     assert_eq!((settings.bind, settings.port, settings.queue), (None, 36524, 36540));
     assert_eq!(settings.unclaimed, intercept::Unclaimed::Accept);
+    assert_eq!(settings.memory_limit, 256 << 20);
+    let message = intercept_error("--target 10.0.0.9:80 --insecure --memory-limit 15MiB");
+    assert!(message.contains("15MiB is too little to serve tcpcopys with; give at least 16MiB"), "{message}");
     assert_eq!(settings.receive_hold, Duration::from_millis(200));
 
     let options = "--target 10.0.0.9:80 -b 127.0.0.1";

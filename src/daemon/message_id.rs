@@ -32,14 +32,22 @@ message_ids! {
     SAMPLING_REDUCED = "0c0b114e848f4339a294ec4a1389dde5";
     /// All of it is replayed again.
     SAMPLING_RESTORED = "ff3d755d766a484e9c3d06ff0bfd37c2";
-    /// Sessions hold as much as they may: new ones are refused, the fullest ended.
+    /// Sessions, or an intercept's tunnels, hold as much as they may: new ones are refused, the fullest ended.
     MEMORY_LIMIT_REACHED = "658ee7d3bfa2451597d3d09e83e213b9";
-    /// There is room for new sessions again.
+    /// There is room for new ones again.
     MEMORY_LIMIT_LEFT = "e25473e5f051409c8e600593c7da4da3";
     /// The kernel drops packets because a queue or its buffer is full.
     QUEUE_DROPS = "f8fc619f05eb439c9173173fb4adee5f";
     /// It no longer does.
     QUEUE_DROPS_OVER = "e59a288c9522499f85354774d0a97514";
+    /// A tcpcopy claims flows that it may not have: their target or client is not for it.
+    CLAIMS_REFUSED = "98e0c96c65954807b7bfb5601ab7890f";
+    /// It no longer does.
+    CLAIMS_REFUSED_OVER = "f11ce4125dbb43598c7589eae5e3f3e0";
+    /// A tcpcopy reads its tunnel too slowly: headers are dropped.
+    TUNNEL_FULL = "e357ac6e12894705be7727f25362f448";
+    /// It keeps up again, or is gone.
+    TUNNEL_FULL_OVER = "55b1fcd21adf4e068df9c0599d12f537";
     /// An intercept cannot be reached; it is tried again.
     INTERCEPT_LOST = "24e692f2ff494507a9a0f34ec9e3c320";
     /// All workers have their tunnels to an intercept.

@@ -13,6 +13,7 @@
 
 pub mod clock;
 mod condition;
+mod descriptors;
 mod exit;
 mod failures;
 mod intake;

@@ -96,6 +96,12 @@ impl Channel {
         self.decoder.open_up();
     }
 
+    /// Memory that the buffers take, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        let own = self.came.buffer.capacity() + self.going.capacity();
+        own + self.decoder.memory() + self.output.memory()
+    }
+
     /// Room to read into; never empty.
     pub(super) fn space(&mut self) -> &mut [u8] {
         match self.layer {

@@ -61,6 +61,11 @@ impl Decoder {
         self.unknown
     }
 
+    /// Memory that it takes, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Bytes that wait to be decoded.
     pub(super) fn buffered(&self) -> usize {
         self.end - self.start
@@ -205,6 +210,11 @@ impl Output {
 
     pub(super) fn pending(&self) -> &[u8] {
         self.buffer.get(self.start..).unwrap_or_default()
+    }
+
+    /// Memory that it takes, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.buffer.capacity()
     }
 
     pub(super) fn sent(&mut self, n: usize) {

@@ -139,6 +139,11 @@ impl Server {
         self.state == State::Connected
     }
 
+    /// Memory that its buffers take, in bytes. What is written late, or read in part, is in it.
+    pub fn memory(&self) -> usize {
+        self.channel.memory()
+    }
+
     /// Headers sent, and those dropped because the outgoing buffer was full.
     pub fn stats(&self) -> Stats {
         self.stats

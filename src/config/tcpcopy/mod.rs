@@ -365,16 +365,8 @@ impl Settings {
         if let Some(message) = common::refuse_coalesce(self.coalesce) {
             return Some(("coalesce", message));
         }
-        let least = 16 << 20;
-        if self.memory_limit < least {
-            return Some((
-                "memory-limit",
-                format!(
-                    "{} is too little to replay with; give at least {}",
-                    Size(self.memory_limit),
-                    Size(least)
-                ),
-            ));
+        if let Some(message) = common::refuse_memory(self.memory_limit, "replay with") {
+            return Some(("memory-limit", message));
         }
         for (key, span) in [("response-timeout", self.response_timeout), ("idle-timeout", self.idle_timeout)]
         {

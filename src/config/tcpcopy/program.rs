@@ -161,15 +161,7 @@ const KEYS: &[Key] = &[
         default: "true",
         help: "Capture the acknowledgement that ends a client's handshake (default): exact round-trip times",
     },
-    Key {
-        name: "memory-limit",
-        option: "memory-limit",
-        short: None,
-        kind: Kind::Text,
-        value_name: "SIZE",
-        default: "\"512MiB\"",
-        help: "Memory for all sessions; at the limit, sessions are shed",
-    },
+    common::memory_limit("\"512MiB\"", "Memory for all sessions; at the limit, sessions are shed"),
     Key {
         name: "max-sessions",
         option: "max-sessions",

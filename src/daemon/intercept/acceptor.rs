@@ -1,7 +1,7 @@
 //! The thread that accepts connections and reads their hello.
 //!
 //! What strangers can cost is bounded: so many connections (`strangers`), a few hundred bytes and five
-//! seconds each, and one line of log in ten seconds. With keys, a connection that does not have one
+//! seconds each, and one line of log in a minute for each reason to turn them away. With keys, a connection that does not have one
 //! is known for what it is after a few hashes, before any computation on curves.
 
 use std::io;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::WAKER;
-use super::door::{Door, Permit, TurnedAway};
+use super::door::{Door, TurnedAway};
 use super::strangers::{Room, Strangers};
 use super::worker::{Newcomer, Order};
 use crate::daemon::clock::Clock;
@@ -25,16 +25,15 @@ use crate::daemon::quiet::Quiet;
 use crate::daemon::threads::Outbox;
 use crate::daemon::wait::wait;
 use crate::sys::random;
-use crate::tunnel::{Closed, Ephemeral, Hello, KeyId, Limits, Refuse, Server, ServerEvent};
-use crate::wire::Time;
+use crate::tunnel::{Closed, Ephemeral, Hello, Limits, Refuse, Server, ServerEvent};
+use crate::wire::{Counted, Time};
 
-const ROOM: Room = Room { all: 1024, one_address: 256 };
 /// How long to accept nothing when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Connections accepted in one turn, so that those that are there are heard.
 const ACCEPTS: usize = 64;
-/// The time between two log lines about strangers, after the first few.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// The time between two log lines with the same reason.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 const LISTENER: Token = Token(1);
 const FIRST_STRANGER: usize = 2;
@@ -59,7 +58,8 @@ pub(super) struct Acceptor {
     strangers: Strangers,
     door: Door,
     workers: Vec<Outbox<Order>>,
-    quiet: Quiet,
+    /// One for each reason to turn somebody away.
+    quiet: Vec<Quiet>,
 }
 
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Acceptor {
         mut listener: TcpListener,
         workers: Vec<Outbox<Order>>,
         clock: Clock,
-        door: Door,
+        (room, door): (Room, Door),
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
@@ -114,10 +114,10 @@ impl Acceptor {
             listener,
             accepting: true,
             resume: None,
-            strangers: Strangers::new(ROOM),
+            strangers: Strangers::new(room),
             door,
             workers,
-            quiet: Quiet::new(5, LOG_INTERVAL),
+            quiet: vec![Quiet::new(1, LOG_INTERVAL); TurnedAway::ALL.len()],
         })
     }
 
@@ -217,9 +217,8 @@ impl Acceptor {
         let event = stranger.server.poll_event();
         // The answer to an opening, or why there is none.
         if let Err(error) = received.and_then(|()| stranger.pipe.flush(&mut stranger.server)) {
-            self.strangers.remove(key);
-            self.door.count(TurnedAway::Gone);
-            tracing::debug!(%error, "a connection ended before its hello");
+            let Some(gone) = self.strangers.remove(key) else { return };
+            self.complain(now, TurnedAway::Gone, &format_args!("{}: {error}", peer(&gone.pipe)));
             return;
         }
         match event {
@@ -242,29 +241,14 @@ impl Acceptor {
             self.complain(now, TurnedAway::NoWorker, &why);
             return;
         };
-        let Some(clients) = self.permit(stranger.server.key()) else {
-            let why = format_args!("{}: its key is no longer one of ours", peer(&stranger.pipe));
-            self.complain(now, TurnedAway::WrongKey, &why);
-            return;
-        };
         match stranger.pipe.deregister(self.poll.registry()) {
             Ok(()) => {
-                let newcomer = Newcomer { pipe: stranger.pipe, server: stranger.server, hello, clients };
+                let newcomer = Newcomer { pipe: stranger.pipe, server: stranger.server, hello };
                 worker.send(Order::Connection(Box::new(newcomer)));
             }
             Err(error) => {
                 self.complain(now, TurnedAway::Failed, &format_args!("{}: {error}", peer(&stranger.pipe)));
             }
-        }
-    }
-
-    /// What the holder of a key may do now; `None` if it may no longer come in.
-    fn permit(&self, key: Option<KeyId>) -> Option<Permit> {
-        match (key, self.door.keys()) {
-            (None, None) => Some(None),
-            (Some(key), Some(keys)) => keys.permit(key),
-            // Keys came, or went, since it connected.
-            (None, Some(_)) | (Some(_), None) => None,
         }
     }
 
@@ -290,8 +274,8 @@ impl Acceptor {
     /// Counts why somebody was turned away, and logs it unless that was done a moment ago.
     fn complain(&mut self, now: Time, reason: TurnedAway, why: &std::fmt::Arguments<'_>) {
         self.door.count(reason);
-        if let Some(kept_back) = self.quiet.allow(now) {
-            tracing::warn!(%why, kept_back, "a connection was turned away");
+        if let Some(kept_back) = self.quiet.get_mut(reason.index()).and_then(|quiet| quiet.allow(now)) {
+            tracing::warn!(reason = reason.name(), %why, kept_back, "a connection was turned away");
         }
     }
 }

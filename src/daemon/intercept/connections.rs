@@ -6,15 +6,15 @@ use mio::event::Event;
 use mio::{Registry, Token};
 use slab::Slab;
 
+use super::budget::{Account, Budget};
+use super::door::{Door, Permit};
 use super::worker::Newcomer;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::quiet::Quiet;
 use crate::router::{ConnId, Held, Identity, Outcome, Refusal, Router};
-use crate::tunnel::{ClaimRefusal, Endpoint, Refuse, Server, ServerEvent, Welcome};
-use crate::wire::{FlowId, FlowKey, TcpHeader, Time, flow::SPLIT_SEED};
+use crate::tunnel::{ClaimRefusal, Endpoint, KeyId, Refuse, Server, ServerEvent, Welcome};
+use crate::wire::{Counted, FlowId, FlowKey, Tally, TcpHeader, Time, flow::SPLIT_SEED};
 
-/// Connections one worker takes.
-const MAX_CONNECTIONS: usize = 1024;
 /// Log lines about connections, and the time between two after the first ones: 32 tcpcopy may come at once.
 const LOG_BURST: u32 = 100;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
@@ -23,15 +23,46 @@ const MAX_HURRY: Duration = Duration::from_secs(10);
 /// Reads from one connection in a turn.
 const READS: usize = 8;
 
+/// Why the tunnel of a tcpcopy was not taken, or was ended here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Denied {
+    /// There are as many as there may be.
+    ConnectionLimit,
+    /// There was no memory for another one.
+    MemoryLimit,
+    /// It took most when memory was short.
+    Shed,
+    /// Its key is no longer one of ours, or is for other clients now.
+    Key,
+}
+
+crate::counted!(Denied {
+    ConnectionLimit => "connection_limit",
+    MemoryLimit => "memory_limit",
+    Shed => "shed",
+    Key => "key",
+});
+
 #[derive(Debug)]
 struct Connection {
     id: ConnId,
     pipe: Pipe,
     server: Server,
+    /// What its key permits.
+    permit: Permit,
+    memory: Account,
     /// It is in `dirty`.
     dirty: bool,
     /// It is in `readable`.
     readable: bool,
+}
+
+/// What the workers share, and how many tunnels each may have.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) most: usize,
+    pub(super) budget: Budget,
+    pub(super) door: Door,
 }
 
 /// The connections of those who claim a worker's flows.
@@ -47,6 +78,11 @@ pub(super) struct Connections {
     first_token: usize,
     worker: u16,
     workers: u16,
+    /// How many there may be.
+    most: usize,
+    budget: Budget,
+    door: Door,
+    denied: Tally<Denied>,
     /// Until when headers are to leave at once.
     hurry: Time,
     quiet: Quiet,
@@ -54,7 +90,7 @@ pub(super) struct Connections {
 
 impl Connections {
     /// None yet; their tokens will be `first_token` and those after it.
-    pub(super) fn new(first_token: usize, worker: u16, workers: u16) -> Self {
+    pub(super) fn new(first_token: usize, worker: u16, workers: u16, shared: Shared) -> Self {
         Self {
             all: Slab::new(),
             count: 0,
@@ -63,6 +99,10 @@ impl Connections {
             first_token,
             worker,
             workers,
+            most: shared.most,
+            budget: shared.budget,
+            door: shared.door,
+            denied: Tally::default(),
             hurry: Time::ZERO,
             quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
         }
@@ -70,6 +110,11 @@ impl Connections {
 
     pub(super) fn len(&self) -> usize {
         self.all.len()
+    }
+
+    /// Tunnels that were not taken, or ended here.
+    pub(super) fn denied(&self) -> &Tally<Denied> {
+        &self.denied
     }
 
     /// Until when headers are to leave at once, because sessions wait for them.
@@ -89,20 +134,21 @@ impl Connections {
 
     /// Takes a connection from the acceptor and welcomes it.
     pub(super) fn add(&mut self, now: Time, mut new: Newcomer, registry: &Registry, router: &mut Router) {
-        if self.all.len() >= MAX_CONNECTIONS {
-            new.server.refuse(Refuse::Full);
-            // It fits into the empty socket buffer, or the peer is past caring.
-            let _ = new.pipe.flush(&mut new.server);
-            if let Some(kept_back) = self.quiet.allow(now) {
-                tracing::warn!(
-                    worker = self.worker,
-                    limit = MAX_CONNECTIONS,
-                    kept_back,
-                    "too many tcpcopy: one was turned away"
-                );
+        let permit = match self.admit(new.server.key()) {
+            Ok(permit) => permit,
+            Err((denied, refuse)) => {
+                new.server.refuse(refuse);
+                // It fits into the empty socket buffer, or the peer is past caring.
+                let _ = new.pipe.flush(&mut new.server);
+                self.denied.count(denied);
+                if let Some(kept_back) = self.quiet.allow(now) {
+                    let (worker, reason) = (self.worker, denied.name());
+                    let peer = new.pipe.peer().ok();
+                    tracing::warn!(worker, ?peer, reason, kept_back, "a tcpcopy was turned away");
+                }
+                return;
             }
-            return;
-        }
+        };
         let entry = self.all.vacant_entry();
         let key = entry.key();
         if let Err(error) = new.pipe.register(registry, Token(key + self.first_token)) {
@@ -114,23 +160,57 @@ impl Connections {
         new.server
             .welcome(now, Welcome { workers: self.workers, worker: self.worker, split_seed: SPLIT_SEED });
         let peer = new.pipe.peer().ok();
-        entry.insert(Connection { id, pipe: new.pipe, server: new.server, dirty: false, readable: false });
-        if let Some(kept_back) = self.quiet.allow(now) {
-            tracing::info!(
-                worker = self.worker,
-                ?peer,
-                claimer = new.hello.claimer,
-                kept_back,
-                "tcpcopy connected"
-            );
-        }
         let identity = Identity { instance: new.hello.instance, worker: new.hello.claimer };
-        if let Some(before) = router.connect(id, identity, new.clients) {
+        let before = router.connect(id, identity, permit.clone());
+        entry.insert(Connection {
+            id,
+            pipe: new.pipe,
+            server: new.server,
+            permit,
+            memory: self.budget.open(),
+            dirty: false,
+            readable: false,
+        });
+        if let Some(kept_back) = self.quiet.allow(now) {
+            let (worker, claimer) = (self.worker, new.hello.claimer);
+            tracing::info!(worker, ?peer, claimer, kept_back, "tcpcopy connected");
+        }
+        if let Some(before) = before {
             self.close(now, before, router, &"replaced by a later connection of the same tcpcopy worker");
         }
         self.mark_dirty(key);
         // Claims may have come with the hello.
         self.obey(now, key, router);
+    }
+
+    /// What somebody with that key may do, or why there is no tunnel for him.
+    fn admit(&self, key: Option<KeyId>) -> Result<Permit, (Denied, Refuse)> {
+        if self.all.len() >= self.most {
+            return Err((Denied::ConnectionLimit, Refuse::Full));
+        }
+        if !self.budget.has_room() {
+            return Err((Denied::MemoryLimit, Refuse::Full));
+        }
+        // The keys may have changed since its hello.
+        self.door.permit(key).ok_or((Denied::Key, Refuse::UnknownKey))
+    }
+
+    /// Ends the tunnels whose keys are no longer ours, or permit something else now.
+    pub(super) fn keys_changed(&mut self, now: Time, router: &mut Router) {
+        let door = self.door.clone();
+        let stale = |connection: &Connection| {
+            door.permit(connection.server.key()).as_ref() != Some(&connection.permit)
+        };
+        let keys: Vec<_> = self.all.iter().filter(|(_, each)| stale(each)).map(|(key, _)| key).collect();
+        for key in keys {
+            self.denied.count(Denied::Key);
+            self.close_key(
+                now,
+                key,
+                router,
+                &"its key is no longer one of ours, or is for other clients now",
+            );
+        }
     }
 
     /// Takes an event of one of the tokens.
@@ -162,6 +242,7 @@ impl Connections {
                 }
             }
             if let Some(connection) = self.all.get_mut(key) {
+                connection.memory.set(connection.server.memory());
                 connection.readable = connection.pipe.is_readable();
                 if connection.readable {
                     self.readable.push(key);
@@ -178,7 +259,7 @@ impl Connections {
         header: &TcpHeader,
         waited: Duration,
     ) -> bool {
-        let Some(key) = self.key(conn) else { return false };
+        let Some(key) = self.key(conn).filter(|_| !self.budget.is_exceeded()) else { return false };
         let sent =
             self.all.get_mut(key).is_some_and(|connection| connection.server.response(flow, header, waited));
         if sent {
@@ -218,14 +299,26 @@ impl Connections {
         }
     }
 
-    /// Writes what is pending.
+    /// Writes what is pending, and ends what takes too much because its peer does not read.
     pub(super) fn flush(&mut self, now: Time, router: &mut Router) {
         for key in std::mem::take(&mut self.dirty) {
             let Some(connection) = self.all.get_mut(key) else { continue };
             connection.dirty = false;
-            if let Err(error) = connection.pipe.flush(&mut connection.server) {
+            let flushed = connection.pipe.flush(&mut connection.server);
+            connection.memory.set(connection.server.memory());
+            if let Err(error) = flushed {
                 self.close_key(now, key, router, &error);
             }
+        }
+        while self.budget.is_exceeded() {
+            let most = self.all.iter().max_by_key(|(_, connection)| connection.memory.taken());
+            let Some((key, connection)) = most else { break };
+            if connection.memory.taken() <= self.budget.equal_part() {
+                // It is another worker's turn.
+                break;
+            }
+            self.denied.count(Denied::Shed);
+            self.close_key(now, key, router, &"the tunnels take more than memory-limit, and this one most");
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
 
+use super::budget::Budget;
 use super::door::Door;
 use super::rules::Rules;
 use super::ruleset;
@@ -41,8 +42,9 @@ pub(super) struct Parts {
     pub(super) queues: Queues,
     pub(super) drops: KernelDrops,
     pub(super) statistics: Statistics,
-    /// What is shared with the acceptor.
+    /// What is shared with the other threads.
     pub(super) door: Door,
+    pub(super) budget: Budget,
     /// In force.
     pub(super) settings: Settings,
     pub(super) level: Level,
@@ -115,10 +117,12 @@ impl Control {
         start::judge(&settings.warnings, doctor::assistant_host(&settings))?;
         // Before any claim on a new target: nothing of it may pass. And only the rules can be refused.
         self.parts.rules.replace(ruleset(&settings, self.parts.queues))?;
+        // Before the workers look at the keys of their tunnels.
+        self.parts.door.set_keys(&settings.keys);
+        self.parts.budget.set_limit(settings.memory_limit);
         for worker in &self.parts.workers {
             worker.orders.send(Order::Configure(Box::new(settings.clone())));
         }
-        self.parts.door.set_keys(&settings.keys);
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
         Ok(fixed)
@@ -153,7 +157,12 @@ impl Control {
     }
 
     fn ask_for_reports(&mut self) {
-        self.totals = Totals { turned_away: self.parts.door.turned_away(), ..Totals::default() };
+        self.totals = Totals {
+            turned_away: self.parts.door.turned_away(),
+            tunnel_bytes: self.parts.budget.used(),
+            memory_limit: self.parts.settings.memory_limit,
+            ..Totals::default()
+        };
         let drops = self.parts.drops.read();
         self.totals.kernel_dropped = drops.as_ref().map(|each| each.iter().sum());
         let each = drops.unwrap_or_default().into_iter().chain(std::iter::repeat(0));

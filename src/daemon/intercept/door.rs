@@ -1,4 +1,4 @@
-//! What the acceptor shares with `control`: who is let in, and what was turned away.
+//! What the threads share: who is let in, and what was turned away.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -72,8 +72,8 @@ pub(super) struct Keys {
 pub(super) type Permit = Option<Arc<[Prefix]>>;
 
 impl Keys {
-    /// What the holder of a key may do; `None` if it is no longer one of them.
-    pub(super) fn permit(&self, key: KeyId) -> Option<Permit> {
+    /// What the holder of a key may do; `None` if it is none of them.
+    fn permit(&self, key: KeyId) -> Option<Permit> {
         self.permits.iter().find(|(known, _)| *known == key).map(|(_, permit)| permit.clone())
     }
 }
@@ -110,6 +110,16 @@ impl Door {
         self.state().keys.clone()
     }
 
+    /// What may do who has proved that key, or came without one; `None` if he may not come in.
+    pub(super) fn permit(&self, key: Option<KeyId>) -> Option<Permit> {
+        match (key, self.keys()) {
+            (None, None) => Some(None),
+            (Some(key), Some(keys)) => keys.permit(key),
+            // Keys came, or went, since he connected.
+            (None, Some(_)) | (Some(_), None) => None,
+        }
+    }
+
     pub(super) fn count(&self, why: TurnedAway) {
         self.state().turned_away.count(why);
     }
@@ -137,12 +147,15 @@ mod tests {
         };
         let door = Door::new(&[]);
         assert!(door.keys().is_none());
+        assert_eq!(door.permit(None), Some(None), "without keys none is wanted");
         let clients = vec!["10.99.0.0/24".parse().expect("prefix")];
         door.set_keys(&[key(1, None), key(2, Some(clients.clone()))]);
-        let keys = door.keys().expect("two");
-        let permit = |n: u8| keys.permit(Secret::new([n; 32]).id());
+        let permit = |n: u8| door.permit(Some(Secret::new([n; 32]).id()));
         assert_eq!(permit(1), Some(None));
         assert_eq!(permit(2), Some(Some(clients.into())));
         assert_eq!(permit(3), None, "not everything: nothing");
+        assert_eq!(door.permit(None), None);
+        door.set_keys(&[]);
+        assert_eq!(permit(1), None, "it has been seen, and is no more");
     }
 }

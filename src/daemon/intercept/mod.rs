@@ -14,6 +14,7 @@
 //! rules stay, closed: a response must not reach a real client because intercept is away.
 
 mod acceptor;
+mod budget;
 mod connections;
 mod control;
 mod door;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
 use mio::{Poll, Token};
 
 use super::clock::Clock;
+use super::descriptors;
 use super::exit::{self, Failure};
 use super::keygen;
 use super::logging::Level;
@@ -45,14 +47,26 @@ use crate::doctor;
 use crate::netfilter::{self, AssistantSpec, Installed, Place, Queues, Ruleset, TableName};
 use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
+use budget::Budget;
+use connections::Shared;
 use control::{Control, Parts};
 use door::Door;
 use rules::Rules;
 use statistics::Statistics;
+use strangers::Room;
 use worker::Worker;
 
 /// The token of each thread's waker.
 const WAKER: Token = Token(0);
+
+/// Connections that have not said hello, and the tunnels of each worker, at most.
+const STRANGERS: usize = 1024;
+const TUNNELS: usize = 1024;
+/// Fewer than so many of either are of no use, whatever the limit of descriptors.
+const FEWEST: usize = 16;
+/// Descriptors that the process itself needs, and each of its workers.
+const OWN: u64 = 32;
+const OWN_OF_WORKER: u64 = 8;
 
 /// The program `intercept`.
 pub fn main() -> ExitCode {
@@ -101,6 +115,7 @@ fn remove_rules() -> Result<(), Failure> {
 
 fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let clock = Clock::start();
+    let descriptors = descriptors::raise();
     let signals = Signals::install().map_err(cannot("take over signals"))?;
     let (listener, address) = listener::bind(&settings)?;
     let numbers = queues::number(settings.queue, settings.workers)?;
@@ -114,13 +129,16 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), WAKER).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
+    let (room, most) = room(descriptors, settings.workers);
+    let (door, budget) = (Door::new(&settings.keys), Budget::new(settings.memory_limit));
     for (index, queue) in (0..).zip(queues) {
-        let worker = Worker::new(index, queue, &settings, clock).map_err(cannot("set a worker up"))?;
+        let shared = Shared { most, budget: budget.clone(), door: door.clone() };
+        let worker =
+            Worker::new(index, queue, &settings, clock, shared).map_err(cannot("set a worker up"))?;
         workers.push(worker::spawn(worker, reports.clone()).map_err(cannot("start a worker"))?);
     }
     let orders: Vec<_> = workers.iter().map(|handle| handle.orders.clone()).collect();
-    let door = Door::new(&settings.keys);
-    let acceptor = Acceptor::new(listener, orders, clock, door.clone())
+    let acceptor = Acceptor::new(listener, orders, clock, (room, door.clone()))
         .and_then(acceptor::spawn)
         .map_err(cannot("start accepting"))?;
 
@@ -138,6 +156,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         drops,
         statistics,
         door,
+        budget,
         settings,
         level,
     };
@@ -145,6 +164,24 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let outcome = control.run();
     acceptor.stop();
     outcome
+}
+
+/// How many connections there may be: those that have not said hello, and the tunnels of each worker.
+fn room(descriptors: Option<u64>, workers: u16) -> (Room, usize) {
+    let own = OWN + OWN_OF_WORKER * u64::from(workers);
+    let free =
+        descriptors.map_or(usize::MAX, |all| usize::try_from(all.saturating_sub(own)).unwrap_or(usize::MAX));
+    // Each worker has its part, and the strangers have one.
+    let part = free / (usize::from(workers) + 1);
+    let (strangers, tunnels) = (STRANGERS.min(part).max(FEWEST), TUNNELS.min(part).max(FEWEST));
+    if part < STRANGERS.max(TUNNELS) {
+        tracing::warn!(
+            descriptors,
+            tunnels_of_each_worker = tunnels,
+            "there are fewer descriptors than tcpcopys may connect with: raise the limit (LimitNOFILE=, ulimit -Hn)"
+        );
+    }
+    (Room { all: strangers, one_address: strangers.div_ceil(4) }, tunnels)
 }
 
 fn ruleset(settings: &Settings, queues: Queues) -> Ruleset {
@@ -160,4 +197,21 @@ fn ruleset(settings: &Settings, queues: Queues) -> Ruleset {
         accept_mark: settings.accept_mark,
         place: if settings.on_target { Place::Target } else { Place::Assistant },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_as_many_as_descriptors_allow() {
+        let counts = |descriptors, workers| {
+            let (Room { all, one_address }, tunnels) = room(descriptors, workers);
+            (all, one_address, tunnels)
+        };
+        assert_eq!(counts(None, 256), (1024, 256, 1024));
+        assert_eq!(counts(Some(65_536), 62), (1024, 256, 1024));
+        assert_eq!(counts(Some(1024), 2), (325, 82, 325));
+        assert_eq!(counts(Some(40), 2), (16, 4, 16), "some, and those that are too many wait");
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::connections::Denied;
 use super::door::TurnedAway;
 use super::worker::Snapshot;
 use crate::daemon::condition::{Condition, Turn};
@@ -19,6 +20,9 @@ pub(super) struct Totals {
     pub(super) kernel_dropped: Option<u64>,
     /// By the acceptor.
     pub(super) turned_away: Tally<TurnedAway>,
+    /// What the tunnels' buffers take, and may take.
+    pub(super) tunnel_bytes: usize,
+    pub(super) memory_limit: u64,
 }
 
 impl Totals {
@@ -38,6 +42,9 @@ pub(super) struct Statistics {
     logged: Totals,
     drops: Condition,
     flows: Condition,
+    claims: Condition,
+    tunnels: Condition,
+    memory: Condition,
 }
 
 impl Statistics {
@@ -49,6 +56,9 @@ impl Statistics {
             logged: Totals::default(),
             drops: Condition::default(),
             flows: Condition::default(),
+            claims: Condition::default(),
+            tunnels: Condition::default(),
+            memory: Condition::default(),
         }
     }
 
@@ -56,6 +66,9 @@ impl Statistics {
     pub(super) fn take(&mut self, now: Time, totals: Totals) {
         self.watch_drops(now, &totals);
         self.watch_flows(now, &totals);
+        self.watch_claims(now, &totals);
+        self.watch_tunnels(now, &totals);
+        self.watch_memory(now, &totals);
         notify::status(&self.status(now, &totals));
         self.before = totals;
         self.before_at = now;
@@ -104,6 +117,70 @@ impl Statistics {
         }
     }
 
+    fn watch_claims(&mut self, now: Time, totals: &Totals) {
+        let (after, before) = (&totals.workers.router, &self.before.workers.router);
+        let target = after.refused_target - before.refused_target;
+        let client = after.refused_client - before.refused_client;
+        match self.claims.look(now, target + client) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::CLAIMS_REFUSED,
+                foreign_target = target,
+                foreign_client = client,
+                "a tcpcopy claims flows that it may not have: name their target (--target), or widen `clients`, here or \
+                 with its key, if it is to have them"
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::CLAIMS_REFUSED_OVER,
+                refused = count,
+                seconds = lasted.as_secs(),
+                "all claims are for what their tcpcopy may have again"
+            ),
+        }
+    }
+
+    fn watch_tunnels(&mut self, now: Time, totals: &Totals) {
+        let dropped = |totals: &Totals| totals.workers.router.outcomes.of(Outcome::TunnelFull);
+        match self.tunnels.look(now, dropped(totals) - dropped(&self.before)) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::TUNNEL_FULL,
+                dropped = dropped(totals) - dropped(&self.before),
+                "a tcpcopy reads its tunnel too slowly: headers are dropped, and the target sends the segments again"
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::TUNNEL_FULL_OVER,
+                dropped = count,
+                seconds = lasted.as_secs(),
+                "every tcpcopy reads its tunnel in time again"
+            ),
+        }
+    }
+
+    fn watch_memory(&mut self, now: Time, totals: &Totals) {
+        let of = |denied| totals.workers.denied.of(denied) - self.before.workers.denied.of(denied);
+        let (refused, ended) = (of(Denied::MemoryLimit), of(Denied::Shed));
+        let (used, limit) = (totals.tunnel_bytes, totals.memory_limit);
+        match self.memory.look(now, refused + ended) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::MEMORY_LIMIT_REACHED,
+                limit,
+                used,
+                refused,
+                ended,
+                "the tunnels hold as much memory as they may (memory-limit): new ones are refused, the fullest ended"
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::MEMORY_LIMIT_LEFT,
+                limit,
+                refused_or_ended = count,
+                seconds = lasted.as_secs(),
+                "there is memory for new tunnels again"
+            ),
+        }
+    }
+
     fn status(&self, now: Time, totals: &Totals) -> String {
         let time = now.since(self.before_at);
         let responses = rate(totals.workers.intake.packets, self.before.workers.intake.packets, time);
@@ -113,7 +190,13 @@ impl Statistics {
             grouped(totals.workers.flows as u64),
             grouped(responses)
         );
-        for (condition, trouble) in [(&self.flows, "flow limit"), (&self.drops, "queue drops")] {
+        for (condition, trouble) in [
+            (&self.flows, "flow limit"),
+            (&self.drops, "queue drops"),
+            (&self.claims, "foreign claims"),
+            (&self.tunnels, "slow tunnels"),
+            (&self.memory, "memory limit"),
+        ] {
             if condition.is_on() {
                 text = format!("{text}; {trouble}");
             }
@@ -124,7 +207,7 @@ impl Statistics {
     /// The line `stats`: what was counted since the start, and the rates over `time`, which has passed since the last
     /// such line.
     pub(super) fn log(&mut self, totals: &Totals, time: Duration) {
-        let Snapshot { intake, rejects, router, connections, flows, held } = &totals.workers;
+        let Snapshot { intake, rejects, router, denied, connections, flows, held } = &totals.workers;
         let logged = &self.logged.workers;
         let outcome = |outcome| router.outcomes.of(outcome);
         let forwarded_before = logged.router.outcomes.of(Outcome::Forwarded);
@@ -158,6 +241,8 @@ impl Statistics {
             expired = router.expired,
             flows,
             connections,
+            tunnel_bytes = totals.tunnel_bytes,
+            denied = list(denied),
             turned_away = list(&totals.turned_away),
             "stats"
         );

@@ -5,14 +5,13 @@
 //! Headers gather during a turn, so that batches grow with the load and nothing waits for a timer.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
 use super::WAKER;
-use super::connections::Connections;
+use super::connections::{Connections, Denied, Shared};
 use crate::capture::{self, Captured, Checksums, NfQueue, Received, Source};
 use crate::config::intercept::{Settings, Unclaimed};
 use crate::daemon::clock::Clock;
@@ -24,7 +23,7 @@ use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::tunnel::{Hello, Server};
-use crate::wire::{Prefix, Reject, Tally, Time};
+use crate::wire::{Reject, Tally, Time};
 
 const QUEUE: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
@@ -48,8 +47,6 @@ pub(super) struct Newcomer {
     pub(super) pipe: Pipe,
     pub(super) server: Server,
     pub(super) hello: Hello,
-    /// The clients that its key may speak for; `None` is all.
-    pub(super) clients: Option<Arc<[Prefix]>>,
 }
 
 /// What workers tell `control`.
@@ -68,6 +65,7 @@ pub(super) struct Snapshot {
     /// What [`Outcome::Unreadable`] stands for, by reason.
     pub(super) rejects: Tally<Reject>,
     pub(super) router: Counters,
+    pub(super) denied: Tally<Denied>,
     pub(super) connections: usize,
     pub(super) flows: usize,
     pub(super) held: usize,
@@ -79,6 +77,7 @@ impl Snapshot {
         self.intake.merge(&other.intake);
         self.rejects.merge(&other.rejects);
         self.router.merge(&other.router);
+        self.denied.merge(&other.denied);
         self.connections += other.connections;
         self.flows += other.flows;
         self.held += other.held;
@@ -114,7 +113,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(index: u16, queue: NfQueue, settings: &Settings, clock: Clock) -> io::Result<Self> {
+    pub(super) fn new(
+        index: u16,
+        queue: NfQueue,
+        settings: &Settings,
+        clock: Clock,
+        shared: Shared,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
         for fd in queue.fds() {
@@ -132,7 +137,7 @@ impl Worker {
             unclaimed: settings.unclaimed,
             accept_mark: settings.accept_mark,
             router: Router::new(clock.now(), router_settings(settings)),
-            connections: Connections::new(FIRST_CONNECTION, index, settings.workers),
+            connections: Connections::new(FIRST_CONNECTION, index, settings.workers, shared),
             verdicts: Vec::new(),
             totals: Snapshot::default(),
             spacing: Spacing::new(settings.coalesce),
@@ -194,6 +199,7 @@ impl Worker {
                         worker: self.index,
                         snapshot: Box::new(Snapshot {
                             router: self.router.counters().clone(),
+                            denied: self.connections.denied().clone(),
                             connections: self.connections.len(),
                             flows: self.router.flows(),
                             held: self.router.held(),
@@ -203,6 +209,7 @@ impl Worker {
                 }
                 Order::Configure(settings) => {
                     self.router.configure(router_settings(&settings));
+                    self.connections.keys_changed(now, &mut self.router);
                     self.spacing = Spacing::new(settings.coalesce);
                 }
                 Order::Stop => return false,
@@ -314,6 +321,8 @@ fn route(
 
 #[cfg(test)]
 mod tests {
+    use super::super::budget::Budget;
+    use super::super::door::Door;
     use super::*;
     use crate::wire::{Flags, Outgoing, Seq, TcpHeader, TcpOptions};
 
@@ -322,7 +331,8 @@ mod tests {
         let target = ([10, 0, 0, 2], 80).into();
         let settings = router::Settings::new(vec![target], router::Unclaimed::Accept);
         let mut router = Router::new(Time::ZERO, settings);
-        let mut connections = Connections::new(FIRST_CONNECTION, 0, 1);
+        let shared = Shared { most: 1, budget: Budget::new(0), door: Door::new(&[]) };
+        let mut connections = Connections::new(FIRST_CONNECTION, 0, 1, shared);
         let mut rejects = Tally::default();
         let header = TcpHeader {
             seq: Seq(1),

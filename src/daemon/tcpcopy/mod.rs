@@ -33,6 +33,7 @@ use self::responses::Origin;
 use self::statistics::Statistics;
 use self::worker::Configuration;
 use super::clock::Clock;
+use super::descriptors;
 use super::exit::{self, Code, Failure};
 use super::keygen;
 use super::logging::Level;
@@ -45,6 +46,7 @@ use crate::config::tcpcopy::{PROGRAM, Settings};
 use crate::replayer;
 use crate::sys::links::LinkWatch;
 use crate::sys::raw::RawSender;
+use crate::tunnel::Limits;
 use crate::{doctor, session};
 
 /// The program `tcpcopy`.
@@ -64,6 +66,8 @@ pub fn main() -> ExitCode {
 
 fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let clock = Clock::start();
+    // Every worker has a tunnel to every worker of every intercept.
+    descriptors::raise();
     let signals = Signals::install().map_err(cannot("take over signals"))?;
     let links = LinkWatch::open().map_err(cannot("watch network links"))?;
     let (sources, origins, prepared) = feed::prepare(&settings)?;
@@ -106,7 +110,15 @@ fn origins(settings: &Settings) -> Result<(Option<Own>, Vec<Origin>), Failure> {
     }
     // Names this process to the intercepts; std's hasher keys are the randomness it takes.
     let instance = RandomState::new().hash_one(std::process::id());
-    Ok((None, (0..settings.workers).map(|_| Origin::Intercepts(instance)).collect()))
+    let limits = tunnel_limits(settings.max_sessions);
+    Ok((None, (0..settings.workers).map(|_| Origin::Intercepts { instance, limits }).collect()))
+}
+
+/// Bounds of one tunnel of one worker. The claims of all its sessions, made again at once, take a third of what may wait
+/// at most, so that `max-sessions` can be raised while the program runs.
+fn tunnel_limits(sessions: u32) -> Limits {
+    let claims = 128 * usize::try_from(sessions).unwrap_or(usize::MAX >> 7);
+    Limits { output: claims.saturating_add(1 << 20), ..Limits::default() }
 }
 
 /// What worker `index` goes by.

@@ -12,13 +12,18 @@ use super::tunnels::{Identity, Tunnels};
 use crate::capture::NfQueue;
 use crate::daemon::queues::Intake;
 use crate::replayer::{Claim, Replayer};
-use crate::tunnel::Secret;
+use crate::tunnel::{Limits, Secret};
 use crate::wire::{Reject, Tally, Time};
 
 /// What [`Responses`] are made from.
 pub(super) enum Origin {
-    /// Intercepts, to which this number names the process.
-    Intercepts(u64),
+    /// Intercepts.
+    Intercepts {
+        /// Names the process to them.
+        instance: u64,
+        /// Of each tunnel.
+        limits: Limits,
+    },
     /// A queue of this host.
     Queue(Box<NfQueue>),
 }
@@ -41,9 +46,9 @@ impl Responses {
         first_token: usize,
     ) -> io::Result<Self> {
         Ok(match origin {
-            Origin::Intercepts(instance) => {
+            Origin::Intercepts { instance, limits } => {
                 let identity = Identity { instance, claimer: index, secret };
-                Self::Tunnels(Tunnels::new(now, intercepts, identity, first_token))
+                Self::Tunnels(Tunnels::new(now, intercepts, identity, limits, first_token))
             }
             Origin::Queue(queue) => {
                 Self::Embedded(Box::new(Embedded::new(*queue, registry, Token(first_token))?))

@@ -48,6 +48,7 @@ pub(super) struct Identity {
 pub(super) struct Tunnels {
     intercepts: Vec<Intercept>,
     identity: Identity,
+    limits: Limits,
     next_token: usize,
     /// A link has more to read.
     busy: bool,
@@ -55,9 +56,16 @@ pub(super) struct Tunnels {
 
 impl Tunnels {
     /// Tunnels to `addresses`, none of them up. Tokens are taken from `first_token` on.
-    pub(super) fn new(now: Time, addresses: &[SocketAddr], identity: Identity, first_token: usize) -> Self {
+    pub(super) fn new(
+        now: Time,
+        addresses: &[SocketAddr],
+        identity: Identity,
+        limits: Limits,
+        first_token: usize,
+    ) -> Self {
         let secret = identity.secret.clone();
-        let mut tunnels = Self { intercepts: Vec::new(), identity, next_token: first_token, busy: false };
+        let mut tunnels =
+            Self { intercepts: Vec::new(), identity, limits, next_token: first_token, busy: false };
         tunnels.replace(now, addresses, secret);
         tunnels
     }
@@ -95,7 +103,7 @@ impl Tunnels {
         let Identity { instance, claimer, ref secret } = self.identity;
         let hello = Hello { instance, claimer, worker };
         let seed = instance ^ u64::try_from(token.0).unwrap_or_default();
-        Link::new(now, address, hello, secret.clone(), token, Limits::default(), seed)
+        Link::new(now, address, hello, secret.clone(), token, self.limits, seed)
     }
 
     fn links(&mut self) -> impl Iterator<Item = &mut Link> {
