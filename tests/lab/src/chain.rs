@@ -84,6 +84,10 @@ pub(crate) struct Setup {
     pub(crate) intercept_under: Vec<String>,
     /// Whether the tunnels have a key.
     pub(crate) keyed: bool,
+    /// On how many of the online hosts there is a tcpcopy, and a load: the first ones.
+    pub(crate) replaying: usize,
+    /// Where tcpcopies find the intercept, if not at its address.
+    pub(crate) tunnel: Option<SocketAddr>,
     /// How long the target's log must be quiet before what is missing counts as lost.
     pub(crate) patience: Duration,
 }
@@ -104,6 +108,8 @@ impl Setup {
             intercept: Vec::new(),
             intercept_under: Vec::new(),
             keyed: true,
+            replaying: usize::MAX,
+            tunnel: None,
         }
     }
 
@@ -234,7 +240,10 @@ impl Chain {
             std::net::IpAddr::V4(address) => address.to_string(),
             std::net::IpAddr::V6(address) => format!("[{address}]:36524"),
         };
-        let intercepts: Vec<String> = self.intercept_hosts().map(|host| tunnel(host.back(family))).collect();
+        let intercepts: Vec<String> = match self.setup.tunnel {
+            Some(address) => vec![address.to_string()],
+            None => self.intercept_hosts().map(|host| tunnel(host.back(family))).collect(),
+        };
         let number = (index + 1).to_string();
         let mut arguments = vec!["-x".to_owned(), mapping];
         arguments.extend(match self.setup.deployment {
@@ -294,10 +303,10 @@ impl Chain {
         Ok(())
     }
 
-    /// Starts tcpcopy on every online host, without waiting.
+    /// Starts every tcpcopy, without waiting.
     pub(crate) fn launch_tcpcopies(&mut self) -> Result<()> {
         let mut tcpcopies = Vec::new();
-        for (index, host) in self.network.all(Role::Online).enumerate() {
+        for (index, host) in self.network.all(Role::Online).enumerate().take(self.setup.replaying) {
             let arguments = self.tcpcopy_arguments(index)?;
             tcpcopies.push(Daemon::start(Program::Tcpcopy, host.namespace(), &arguments, &self.scratch)?);
         }
@@ -305,7 +314,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Starts tcpcopy on every online host and waits until all are ready.
+    /// Starts every tcpcopy and waits until all are ready.
     pub(crate) fn start_tcpcopies(&mut self) -> Result<()> {
         self.launch_tcpcopies()?;
         self.tcpcopies.iter_mut().try_for_each(Daemon::wait_ready)
@@ -352,7 +361,7 @@ impl Chain {
     /// A load from all addresses of the first client on all online servers, with fresh ids: adjust it and run it.
     pub(crate) fn load(&mut self, pace: Pace, connections: Connections, seconds: u64) -> Result<Load> {
         let family = self.setup.family;
-        let onlines = usize::from(self.setup.plan.onlines);
+        let onlines = self.setup.replaying.min(self.setup.plan.onlines.into());
         let servers: Result<Vec<SocketAddr>> =
             (0..onlines).map(|online| self.network.service(online, family)).collect();
         let first_id = self.next_id;
@@ -510,11 +519,20 @@ impl Chain {
 
     /// Stops all daemons and checks what must hold at the end of every scenario: they end with code 0, the fail-closed
     /// rules outlive intercept until they are taken away, nothing is left of rules and links, nothing leaked.
-    pub(crate) fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
+        self.finish_counting().map(drop)
+    }
+
+    /// As [`Chain::finish`]. Returns what the intercepts counted, all together.
+    pub(crate) fn finish_counting(mut self) -> Result<Counters> {
         self.tcpcopies.iter_mut().try_for_each(Daemon::stop)?;
         self.tcpcopies.clear();
         let intercepted = !self.intercepts.is_empty();
-        self.intercepts.iter_mut().try_for_each(Daemon::stop)?;
+        let mut counters = Counters::default();
+        for intercept in &mut self.intercepts {
+            intercept.stop()?;
+            counters.add_last(&intercept.output()?).context("intercept logs no `stats` at its end")?;
+        }
         self.intercepts.clear();
         if intercepted {
             for host in self.intercept_hosts() {
@@ -526,7 +544,8 @@ impl Chain {
         }
         let after = self.network.snapshot()?;
         self.before.iter().zip(&after).try_for_each(|(before, after)| before.same_as(after))?;
-        self.check_leaks()
+        self.check_leaks()?;
+        Ok(counters)
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) enum Signal {
     Stop,
     /// Goes on after [`Signal::Stop`].
     Continue,
+    /// Asks to read the configuration again.
+    Reload,
 }
 
 /// Sends `signal` to the one process `pid`.
@@ -28,6 +30,7 @@ pub(crate) fn signal(pid: u32, signal: Signal) -> io::Result<()> {
         Signal::Kill => libc::SIGKILL,
         Signal::Stop => libc::SIGSTOP,
         Signal::Continue => libc::SIGCONT,
+        Signal::Reload => libc::SIGHUP,
     };
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     if pid <= 1 {

@@ -23,6 +23,7 @@ mod safety;
 mod scale;
 mod slow;
 mod topology;
+mod tunnel;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -106,6 +107,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         midstream::scenarios(),
         outage::scenarios(),
         chaos::scenarios(),
+        tunnel::scenarios(),
         scale::scenarios(),
         slow::scenarios(),
         errors::scenarios(),

@@ -1,14 +1,14 @@
 //! Strangers on the clients' side and on the tunnel's network.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use anyhow::{Result, ensure};
 
 use super::{Fault, Heal, over};
 use crate::chain::Chain;
+use crate::forge::{Forger, SYN};
 use crate::load::content;
 use crate::network::{Family, PORT, Role};
 use crate::scenarios::Context;
@@ -61,43 +61,15 @@ fn flood(chain: &mut Chain, context: &Context) -> Result<Heal> {
     let IpAddr::V4(service) = chain.network().service(0, Family::V4)?.ip() else { anyhow::bail!("no IPv4") };
     let client = chain.network().host(Role::Client, 0)?.namespace();
     let sources = if context.long { 5 * SOURCES } else { SOURCES };
-    let sent = client.enter(|| -> Result<u32> {
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
-        socket.set_header_included_v4(true)?;
-        let to = SockAddr::from(SocketAddr::new(service.into(), 0));
+    client.enter(|| -> Result<()> {
+        let forger = Forger::open()?;
         for n in 0..sources {
             let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(11, 0, 0, 0)) + n * 7);
-            socket.send_to(&syn(source, service), &to).context("cannot send a SYN")?;
+            forger.send(SocketAddrV4::new(source, 40_000), SocketAddrV4::new(service, PORT), SYN)?;
         }
-        Ok(sources)
+        Ok(())
     })??;
-    ensure!(sent == sources, "{sent} SYNs sent");
     Ok(over())
-}
-
-/// A SYN with right checksums.
-fn syn(source: Ipv4Addr, service: Ipv4Addr) -> Vec<u8> {
-    let [p0, p1] = PORT.to_be_bytes();
-    let mut tcp = vec![0x9c, 0x40, p0, p1, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
-    let pseudo = [&source.octets()[..], &service.octets(), &[0, 6, 0, 20], &tcp].concat();
-    let [s0, s1] = checksum(&pseudo);
-    tcp.splice(16..18, [s0, s1]);
-    // The kernel fills the total length and the checksum in.
-    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
-    packet.extend(source.octets());
-    packet.extend(service.octets());
-    packet.extend(tcp);
-    packet
-}
-
-/// The checksum of RFC 1071 over an even number of bytes.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let words = bytes.as_chunks::<2>().0.iter().map(|word| u32::from(u16::from_be_bytes(*word)));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    let [.., high, low] = folded.to_be_bytes();
-    [!high, !low]
 }
 
 /// A client tries many ports of the production server. The assistant's own answers would count as leaks.
@@ -110,17 +82,4 @@ fn scan(chain: &mut Chain, _: &Context) -> Result<Heal> {
     })?;
     ensure!(open <= SERVICES, "{open} ports are open on {host}");
     Ok(over())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_syn_has_a_right_checksum() {
-        let packet = syn(Ipv4Addr::new(11, 2, 3, 4), Ipv4Addr::new(10, 91, 1, 1));
-        let (ip, tcp) = packet.split_at(20);
-        let pseudo = [&ip[12..], &[0, 6, 0, 20], tcp].concat();
-        assert_eq!(checksum(&pseudo), [0, 0]);
-    }
 }

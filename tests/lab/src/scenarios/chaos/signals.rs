@@ -71,7 +71,7 @@ fn strike(chain: &mut Chain, tcpcopy: bool, signal: Signal) -> Result<()> {
     match signal {
         Signal::Kill => daemon.kill(),
         Signal::Term => daemon.stop(),
-        Signal::Stop | Signal::Continue => daemon.signal(signal),
+        Signal::Stop | Signal::Continue | Signal::Reload => daemon.signal(signal),
     }
 }
 
@@ -79,8 +79,8 @@ fn heal(chain: &mut Chain, tcpcopy: bool, signal: Signal) -> Result<()> {
     match (signal, tcpcopy) {
         (Signal::Stop | Signal::Continue, true) => chain.tcpcopy(0)?.signal(Signal::Continue),
         (Signal::Stop | Signal::Continue, false) => chain.intercept(0)?.signal(Signal::Continue),
-        (Signal::Kill | Signal::Term, true) => chain.start_tcpcopies(),
-        (Signal::Kill | Signal::Term, false) => chain.start_intercepts(),
+        (Signal::Kill | Signal::Term | Signal::Reload, true) => chain.start_tcpcopies(),
+        (Signal::Kill | Signal::Term | Signal::Reload, false) => chain.start_intercepts(),
     }
 }
 
