@@ -7,10 +7,12 @@
 //! | rules become one netlink batch, and go into the kernel | [`Installed`] |
 //! | somebody else changes them | [`RulesWatch`] tells, [`present`] compares, [`Installed::restore`] puts them back |
 //! | rules that outlive the process are taken away | [`remove_table`] |
+//! | somebody flushes the ruleset of an assistant that forwards | [`Backstop`]: the routing policy drops the same |
 //!
 //! The only state is in the kernel; [`Installed`] holds the socket that owns the tables. Imports `sys` and `wire`.
 
 mod assistant;
+mod backstop;
 mod batch;
 mod encode;
 mod install;
@@ -23,6 +25,7 @@ mod text;
 mod watch;
 
 pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
+pub use backstop::Backstop;
 pub use batch::QueueKind;
 pub use install::{InstallError, Installed, remove_table};
 pub use message::Counters;

@@ -13,6 +13,7 @@ pub mod nfnl;
 pub mod nfqueue;
 pub mod nfset;
 pub mod packet;
+pub mod policy;
 pub mod random;
 pub mod raw;
 pub mod route;

@@ -11,12 +11,16 @@ pub const HEADER_LEN: usize = 16;
 pub const REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`: answer with an error message also on success.
 pub const ACK: u16 = 0x4;
+/// `NLM_F_DUMP`: all objects of the kind.
+pub const DUMP: u16 = 0x300;
 /// `NLM_F_EXCL`: fail when the object exists.
 pub const EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`: make the object when it does not exist.
 pub const CREATE: u16 = 0x400;
 /// `NLMSG_ERROR`: the answer to a request, with a negative errno or 0.
 pub const ERROR: u16 = 0x2;
+/// `NLMSG_DONE`: the end of a list.
+pub const DONE: u16 = 0x3;
 /// `NLM_F_APPEND`: add beside existing objects.
 pub const APPEND: u16 = 0x800;
 

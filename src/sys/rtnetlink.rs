@@ -1,4 +1,5 @@
-//! The few requests about network links that a sink needs, in place of the `ip` command (rtnetlink(7)).
+//! The few requests about network links, routes and routing policy that are needed, in place of the `ip` command
+//! (rtnetlink(7)).
 
 use std::io::{self, Read, Write};
 use std::net::Ipv6Addr;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::netlink::{self, ACK, APPEND, CREATE, EXCL, Malformed, REQUEST, Writer};
+use super::netlink::{self, ACK, APPEND, CREATE, DONE, DUMP, EXCL, Malformed, REQUEST, Writer};
 use super::socket;
 
 pub(super) const RTM_NEWLINK: u16 = 16;
@@ -39,10 +40,11 @@ pub(super) const IFINFOMSG_LEN: usize = 16;
 
 /// An answer this late will not come: the kernel answers before the request's system call returns.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// More than the kernel's own bound of an answer about one link (`NLMSG_GOODSIZE` and some virtual functions).
+/// More than the kernel's own bound of an answer about one link (`NLMSG_GOODSIZE` and some virtual functions), and as
+/// much as it puts into one part of a list.
 const ANSWER_LEN: usize = 32 << 10;
 
-/// A socket for requests about links, of the network namespace it was opened in.
+/// A socket for requests, of the network namespace it was opened in.
 #[derive(Debug)]
 pub(super) struct Rtnetlink {
     socket: Socket,
@@ -135,6 +137,45 @@ impl Rtnetlink {
         self.exchange(&writer, 1, &mut |_| {})
     }
 
+    /// One request, whose contents `write` puts after the header, and its answer.
+    pub(super) fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        write: impl FnOnce(&mut Writer),
+    ) -> io::Result<()> {
+        let mut writer = Writer::new();
+        self.begin(&mut writer, kind, flags);
+        write(&mut writer);
+        self.exchange(&writer, 1, &mut |_| {})
+    }
+
+    /// Asks for a list, and hands each entry to `each`.
+    pub(super) fn dump(
+        &mut self,
+        kind: u16,
+        header: &[u8],
+        each: &mut dyn FnMut(&netlink::Message<'_>) -> Result<(), Malformed>,
+    ) -> io::Result<()> {
+        let mut writer = Writer::new();
+        self.begin(&mut writer, kind, DUMP);
+        writer.put(header);
+        self.socket.write_all(writer.bytes())?;
+        let mut buffer = vec![0; ANSWER_LEN];
+        loop {
+            let len = self.receive(&mut buffer)?;
+            for message in netlink::messages(buffer.get(..len).unwrap_or_default()) {
+                let message = message.map_err(malformed)?;
+                match message.error().transpose().map_err(malformed)? {
+                    Some(errno) if errno != 0 => return Err(io::Error::from_raw_os_error(errno)),
+                    Some(_) => {}
+                    None if message.kind == DONE => return Ok(()),
+                    None => each(&message).map_err(malformed)?,
+                }
+            }
+        }
+    }
+
     fn begin(&mut self, writer: &mut Writer, kind: u16, flags: u16) {
         self.seq = self.seq.wrapping_add(1);
         writer.begin(kind, REQUEST | ACK | flags, self.seq);
@@ -171,11 +212,7 @@ impl Rtnetlink {
         let mut result = Ok(());
         let mut buffer = vec![0; ANSWER_LEN];
         while answered < requests {
-            let len = match self.socket.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(no_answer()),
-                other => other?,
-            };
+            let len = self.receive(&mut buffer)?;
             for message in netlink::messages(buffer.get(..len).unwrap_or_default()) {
                 let message = message.map_err(malformed)?;
                 match message.error().transpose().map_err(malformed)? {
@@ -191,6 +228,16 @@ impl Rtnetlink {
             }
         }
         result
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.socket.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(no_answer()),
+                other => return other,
+            }
+        }
     }
 
     fn is_recent(&self, seq: u32, requests: usize) -> bool {
@@ -258,7 +305,7 @@ fn malformed(malformed: Malformed) -> io::Error {
 }
 
 fn no_answer() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer a request about a network link")
+    io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer a request about links or routes")
 }
 
 #[cfg(test)]

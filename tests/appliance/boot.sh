@@ -4,6 +4,7 @@
 #   tests/appliance/boot.sh PACKAGES
 #
 # PACKAGES/1 and PACKAGES/2 hold the packages of two revisions. What the machine leaves is in target/appliance/results.
+# From the environment: EVENTS, a regular expression, for those only of what can happen whose names it matches.
 # shellcheck source=tests/appliance/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -14,6 +15,7 @@ work=$(mktemp -d "$store/boot.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/payload"
 cp -r "$1/1" "$1/2" "$appliance"/guest/* README.md "$work/payload/"
+echo "${EVENTS:-.}" >"$work/payload/events"
 tar -C "$work/payload" -cf "$work/payload.tar" .
 truncate -s 64M "$work/results.tar"
 

@@ -9,7 +9,7 @@ use mio::{Events, Poll, Token};
 use super::budget::Budget;
 use super::door::Door;
 use super::rules::Rules;
-use super::ruleset;
+use super::spec;
 use super::statistics::{Statistics, Totals};
 use super::worker::{Order, Report};
 use crate::config::intercept::Settings;
@@ -116,7 +116,7 @@ impl Control {
         let fixed = settings.keep_fixed(&self.parts.settings);
         start::judge(&settings.warnings, doctor::assistant_host(&settings))?;
         // Before any claim on a new target: nothing of it may pass. And only the rules can be refused.
-        self.parts.rules.replace(ruleset(&settings, self.parts.queues))?;
+        self.parts.rules.replace(&spec(&settings, self.parts.queues))?;
         // Before the workers look at the keys of their tunnels.
         self.parts.door.set_keys(&settings.keys);
         self.parts.budget.set_limit(settings.memory_limit);

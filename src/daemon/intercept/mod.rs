@@ -44,7 +44,7 @@ use crate::capture::QueueOptions;
 use crate::config::intercept::{PROGRAM, Settings, Unclaimed};
 use crate::config::{Action, RulesBy};
 use crate::doctor;
-use crate::netfilter::{self, AssistantSpec, Installed, Place, Queues, Ruleset, TableName};
+use crate::netfilter::{self, AssistantSpec, Backstop, Installed, Place, Queues, TableName};
 use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
 use budget::Budget;
@@ -89,12 +89,17 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
     if settings.rules == RulesBy::Operator {
         return exit::print("rules = \"manual\": nothing loaded\n");
     }
-    let ruleset = ruleset(settings, queues::number(settings.queue, settings.workers)?);
+    let spec = spec(settings, queues::number(settings.queue, settings.workers)?);
+    let ruleset = netfilter::assistant(&spec);
     let names: Vec<_> =
         ruleset.tables.iter().map(|table| format!("{} {}", table.family, ruleset.name)).collect();
     Installed::install(&ruleset)?;
+    let gap = match Backstop::new(&spec).put() {
+        Ok(_) => String::new(),
+        Err(error) => format!("; {}: {error}", rules::NO_BACKSTOP),
+    };
     exit::print(&format!(
-        "loaded table {}: the target's responses are dropped until intercept runs\n",
+        "loaded table {}: the target's responses are dropped until intercept runs{gap}\n",
         names.join(" and ")
     ))
 }
@@ -102,6 +107,13 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
 fn remove_rules() -> Result<(), Failure> {
     let table = TableName::intercept();
     let families = netfilter::remove_table(&table)?;
+    Backstop::remove().map_err(|error| {
+        Failure::system(
+            "cannot remove the rules of the routing policy",
+            &error,
+            "look at `ip rule` and `ip -6 rule`",
+        )
+    })?;
     if families.is_empty() {
         return exit::print(&format!("there is no table {table}: nothing to remove\n"));
     }
@@ -120,7 +132,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let (listener, address) = listener::bind(&settings)?;
     let numbers = queues::number(settings.queue, settings.workers)?;
     let queues = queues::open(numbers, QueueOptions::headers())?;
-    let rules = Rules::install(ruleset(&settings, numbers), settings.rules)?;
+    let rules = Rules::install(&spec(&settings, numbers), settings.rules)?;
 
     let drops = KernelDrops::of(numbers);
     // Rules and verdicts go on needing this one.
@@ -184,8 +196,8 @@ fn room(descriptors: Option<u64>, workers: u16) -> (Room, usize) {
     (Room { all: strangers, one_address: strangers.div_ceil(4) }, tunnels)
 }
 
-fn ruleset(settings: &Settings, queues: Queues) -> Ruleset {
-    netfilter::assistant(&AssistantSpec {
+fn spec(settings: &Settings, queues: Queues) -> AssistantSpec {
+    AssistantSpec {
         table: TableName::intercept(),
         targets: settings.targets.clone(),
         clients: settings.clients.clone(),
@@ -196,7 +208,7 @@ fn ruleset(settings: &Settings, queues: Queues) -> Ruleset {
         },
         accept_mark: settings.accept_mark,
         place: if settings.on_target { Place::Target } else { Place::Assistant },
-    })
+    }
 }
 
 #[cfg(test)]

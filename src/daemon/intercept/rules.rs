@@ -14,8 +14,14 @@ use crate::daemon::message_id;
 use crate::daemon::queues::kind_name;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::start::cannot;
-use crate::netfilter::{Change, Installed, Presence, RulesWatch, Ruleset, TableName, present};
+use crate::netfilter::{
+    AssistantSpec, Backstop, Change, Installed, Presence, RulesWatch, Ruleset, TableName, assistant, present,
+};
 use crate::wire::Time;
+
+/// Said where the routing policy takes no rules of ours.
+pub(super) const NO_BACKSTOP: &str = "the routing policy takes no rules (CONFIG_IP_MULTIPLE_TABLES), so that while \
+                                      somebody flushes the ruleset, a host that forwards lets responses through";
 
 /// The rules are put back at once, but only so many times in a row, and then at this pace: two
 /// programs at odds over them must not keep the kernel busy.
@@ -29,6 +35,8 @@ pub(super) struct Rules {
     watch: RulesWatch,
     /// `None` if the rules are the operator's.
     installed: Option<Installed>,
+    /// What stands in while they are not in force; `None` with the operator's.
+    backstop: Option<Backstop>,
     /// When they are to be looked at.
     next_check: Option<Time>,
     reinstalls: Quiet,
@@ -38,16 +46,22 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Puts the rules in force, unless they are the operator's. The queues must be there.
-    pub(super) fn install(ruleset: Ruleset, by: RulesBy) -> Result<Self, Failure> {
+    pub(super) fn install(spec: &AssistantSpec, by: RulesBy) -> Result<Self, Failure> {
+        let ruleset = assistant(spec);
         let watch = RulesWatch::open(ruleset.name.clone()).map_err(cannot("watch the rules"))?;
         let installed = match by {
             RulesBy::Program => Some(Installed::install(&ruleset)?),
             RulesBy::Operator => None,
         };
+        let backstop = installed.is_some().then(|| Backstop::new(spec));
+        if let Some(Err(error)) = backstop.as_ref().map(Backstop::put) {
+            tracing::warn!(%error, "{NO_BACKSTOP}");
+        }
         Ok(Self {
             ruleset,
             watch,
             installed,
+            backstop,
             // What happened before the watch was polled has made no event.
             next_check: Some(Time::ZERO),
             reinstalls: Quiet::new(REINSTALLS, REINSTALL),
@@ -66,12 +80,19 @@ impl Rules {
     }
 
     /// Puts other rules in force. If that fails, those before still are.
-    pub(super) fn replace(&mut self, ruleset: Ruleset) -> Result<(), Failure> {
+    pub(super) fn replace(&mut self, spec: &AssistantSpec) -> Result<(), Failure> {
+        let ruleset = assistant(spec);
         if ruleset == self.ruleset {
             return Ok(());
         }
         match &mut self.installed {
-            Some(installed) => installed.replace(&ruleset)?,
+            Some(installed) => {
+                installed.replace(&ruleset)?;
+                let backstop = self.backstop.insert(Backstop::new(spec));
+                if let Err(error) = backstop.put() {
+                    tracing::debug!(%error, "{NO_BACKSTOP}");
+                }
+            }
             None => self.next_check = Some(Time::ZERO),
         }
         self.ruleset = ruleset;
@@ -102,6 +123,7 @@ impl Rules {
         if self.next_check.is_none_or(|at| now < at) {
             return;
         }
+        self.keep_backstop();
         match self.look() {
             Ok(Presence::Complete) => {
                 self.next_check = None;
@@ -120,6 +142,19 @@ impl Rules {
                 tracing::warn!(%error, "cannot look at the rules, trying again");
                 self.next_check = Some(now + REINSTALL);
             }
+        }
+    }
+
+    /// As long as the rules are in force, nothing is open without it.
+    fn keep_backstop(&self) {
+        match self.backstop.as_ref().map(Backstop::put) {
+            None | Some(Ok(false)) => {}
+            Some(Ok(true)) => tracing::warn!(
+                MESSAGE_ID = message_id::RULES_BACK,
+                what = "routing policy",
+                "somebody deleted the rules of the routing policy that stand in for flushed ones; they are back"
+            ),
+            Some(Err(error)) => tracing::debug!(%error, "{NO_BACKSTOP}"),
         }
     }
 

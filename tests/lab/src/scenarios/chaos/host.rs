@@ -29,15 +29,8 @@ const USED_UP: Duration = Duration::from_secs(20);
 
 pub(super) fn faults() -> Vec<Fault> {
     vec![
-        Fault {
-            // Until they are back, a host that forwards does.
-            setup: |_, mut setup| {
-                setup.plan.forwarding = false;
-                Ok(setup)
-            },
-            lasts: 100,
-            ..Fault::new("rules-deleted", delete_rules)
-        },
+        // On an assistant that forwards; until they are back, the routing policy stands in.
+        Fault { lasts: 100, ..Fault::new("rules-deleted", delete_rules) },
         Fault { lasts: 100, ..Fault::new("queue-taken", take_queue) },
         Fault { setup: log_on_small_disk, ..Fault::new("disk-full", fill_disk) },
         Fault {
