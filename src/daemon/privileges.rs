@@ -1,11 +1,13 @@
 //! What the process gives up once it is set up: the user it was started as, and the capabilities that no thread needs.
 
+use std::io;
+
 use nix::sys::prctl;
 use nix::unistd::{self, Gid, User};
 
 use super::exit::{Code, Failure};
 use crate::config::DEFAULT_USER;
-use crate::sys::capabilities::{Capability, keep_capabilities};
+use crate::sys::capabilities::{Capability, has_more_than, keep_capabilities};
 
 /// Becomes `user`, if the process is root and there is such a user, and keeps no capability but `needed`. To be called
 /// after all that root alone may do, and before there are other threads: they have no more than this one.
@@ -22,9 +24,14 @@ pub(super) fn give_up(user: &str, needed: &[Capability]) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Keeps no capability of this thread but `needed`. A sandbox that forbids giving them up is no reason not to run.
+/// Keeps no capability of this thread but `needed`. A sandbox that forbids giving them up is no reason not to run, nor
+/// one for a warning if it has left no more than the programs can use.
 pub(super) fn keep(needed: &[Capability]) {
-    if let Err(error) = keep_capabilities(needed) {
+    let Err(error) = keep_capabilities(needed) else { return };
+    let usable = [Capability::NetAdmin, Capability::NetRaw];
+    if error.kind() == io::ErrorKind::PermissionDenied && has_more_than(&usable).is_ok_and(|more| !more) {
+        tracing::debug!(%error, "the sandbox forbids giving up capabilities");
+    } else {
         tracing::warn!(%error, "capabilities that are not needed cannot be given up (allow the system call capset)");
     }
 }

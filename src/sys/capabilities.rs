@@ -35,8 +35,29 @@ pub fn has_capability(capability: Capability) -> io::Result<bool> {
 
 /// Gives up all capabilities of the calling thread but `needed`, for good; of those it keeps what it has, and may use it
 /// at once. Threads that it starts from then on have no more either.
+///
+/// Nothing is asked of the kernel when there is nothing to give up. `EPERM` is from a sandbox that forbids it.
 pub fn keep_capabilities(needed: &[Capability]) -> io::Result<()> {
-    let needed = needed.iter().fold(0, |mask, capability| mask | 1 << *capability as u32);
+    let had = of_this_thread()?;
+    let kept = had.permitted & mask(needed);
+    if had.permitted == kept && had.effective == kept {
+        return Ok(());
+    }
+    let header = Header { version: VERSION_3, pid: 0 };
+    let data = [Data { effective: kept, permitted: kept, inheritable: 0 }, Data::default()];
+    // SAFETY: `header` and `data` are live and of the layout that the kernel has for this version, which takes two
+    // elements; the kernel only reads both, during the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether the calling thread has a capability that is not among `those`.
+pub fn has_more_than(those: &[Capability]) -> io::Result<bool> {
+    Ok(of_this_thread()?.permitted & !mask(those) != 0)
+}
+
+/// The calling thread's, those numbered below 32.
+fn of_this_thread() -> io::Result<Data> {
     let mut header = Header { version: VERSION_3, pid: 0 };
     let mut data = [Data::default(); 2];
     // SAFETY: `header` and `data` are live, writable, and of the layout that the kernel has for this version, which
@@ -45,12 +66,18 @@ pub fn keep_capabilities(needed: &[Capability]) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    let [low, _] = data;
-    let permitted = low.permitted & needed;
-    let data = [Data { effective: permitted, permitted, inheritable: 0 }, Data::default()];
-    // SAFETY: as above; the kernel only reads both.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let [low, high] = data;
+    // Those from 32 on are never needed: one of them counts as the highest of the others.
+    let merge = |low: u32, high: u32| low | u32::from(high != 0) << 31;
+    Ok(Data {
+        effective: merge(low.effective, high.effective),
+        permitted: merge(low.permitted, high.permitted),
+        inheritable: low.inheritable,
+    })
+}
+
+fn mask(capabilities: &[Capability]) -> u32 {
+    capabilities.iter().fold(0, |mask, capability| mask | 1 << *capability as u32)
 }
 
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: 64 capabilities, in two [`Data`].
@@ -103,6 +130,8 @@ mod tests {
             keep_capabilities(&[Capability::NetAdmin]).unwrap();
             assert_eq!(has_capability(Capability::NetAdmin).unwrap(), had);
             assert!(!has_capability(Capability::NetRaw).unwrap());
+            assert!(!has_more_than(&[Capability::NetAdmin]).unwrap());
+            assert_eq!(has_more_than(&[]).unwrap(), had);
             keep_capabilities(&[]).unwrap();
             assert!(!has_capability(Capability::NetAdmin).unwrap());
         })
