@@ -76,3 +76,9 @@ install_test_software() {
   install_missing redis-server redis-tools memcached postgresql-15 nghttp2-client nghttp2-server \
     python3-websockets python3-aiosmtpd iptables procps mandoc shellcheck valgrind
 }
+
+# What the appliance test builds, checks and boots packages with.
+install_appliance_software() {
+  install_missing dpkg-dev lintian rpm rpmlint mandoc mmdebstrap systemd-container e2fsprogs cpio busybox-static kmod \
+    qemu-system-x86
+}

@@ -13,6 +13,12 @@ say() {
   echo "[$(date +%T)] $*"
 }
 
+# Ends the test where it cannot be made, which is no fault of what it tests.
+skip() {
+  echo "skipped: $*" >&2
+  exit 75
+}
+
 # A hash of the contents of files, which names what was made of them.
 digest() {
   cat -- "$@" | sha256sum | cut -c 1-16

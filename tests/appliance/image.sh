@@ -3,6 +3,7 @@
 #
 #   tests/appliance/image.sh root|disk
 #
+# Ends with 75 if what it takes cannot be fetched.
 # Both are made anew when this script or the kernel has changed. Debian's servers are the ones that this machine uses.
 # shellcheck source=tests/appliance/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -33,19 +34,30 @@ make_root() {
     --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/etc/apt/sources.list* "$1"/etc/resolv.conf' \
     --customize-hook='echo pristine >"$1/etc/hostname"; : >"$1/etc/machine-id"; : >"$1/etc/fstab"' \
     --customize-hook='rm -f "$1/etc/systemd/system/multi-user.target.wants/nginx.service"' \
-    "$suite" "$store/part.tar" "${sources[@]}"
+    "$suite" "$store/part.tar" "${sources[@]}" || skip "Debian's packages cannot be fetched"
   mv "$store/part.tar" "$tar"
+}
+
+newest_kernel() {
+  apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/ { print $2; exit }'
 }
 
 # Debian's kernel, unpacked; its version is the answer.
 unpack_kernel() {
   local package
-  package=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
+  package=$(newest_kernel)
+  if [[ -z $package ]]; then
+    apt-get update -qq || skip "Debian's lists of packages cannot be fetched"
+    package=$(newest_kernel)
+  fi
+  if [[ -z $package ]]; then
+    skip "there is no package linux-image-amd64"
+  fi
   if [[ ! -d $store/kernel/$package ]]; then
     say "kernel: $package" >&2
     rm -rf "$store/kernel"
     mkdir -p "$store/kernel"
-    (cd "$store/kernel" && apt-get download -qq "$package" >/dev/null 2>&1)
+    (cd "$store/kernel" && apt-get download -qq "$package" >/dev/null) || skip "the kernel cannot be fetched"
     dpkg-deb -x "$store/kernel/$package"_*.deb "$store/kernel/$package.part"
     rm "$store/kernel/$package"_*.deb
     depmod -b "$store/kernel/$package.part" "${package#linux-image-}"
@@ -112,7 +124,10 @@ machine() {
 
 case ${1:-} in
   root) make_root ;;
-  disk) make_root && make_disk ;;
+  disk)
+    make_root
+    make_disk
+    ;;
   *)
     echo "usage: tests/appliance/image.sh root|disk" >&2
     exit 64

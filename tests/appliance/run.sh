@@ -8,8 +8,10 @@
 #   vm         four Debian hosts in a virtual machine with Debian's own kernel, set up as the README's quick start
 #              says; then whatever can happen to them happens, under load
 #
+# Ends with 75 if it cannot be made here, for want of Debian's packages for example.
+#
 # Images are kept in target/appliance as long as what they are made of is the same; so is the fact that the test in the
-# machine has passed (--again runs it all the same).
+# machine has passed (--again runs it all the same). EVENTS='reboot|upgrade' runs some events only.
 # shellcheck source=tests/appliance/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -28,6 +30,12 @@ if [[ ${#parts[@]} -eq 0 ]]; then
   parts=(packages vm)
 fi
 
+codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+if [[ $codename != bookworm ]]; then
+  # They fit the distribution they are built on.
+  skip "packages for Debian 12 have to be built on Debian 12, not on ${codename:-another system}"
+fi
+
 say "packages of two revisions"
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 export SOURCE_DATE_EPOCH
@@ -44,7 +52,9 @@ for part in "${parts[@]}"; do
       "$appliance/image.sh" disk
       # What runs in the machine: the programs, the units, the quick start and the test itself.
       passed=$store/passed-$(digest "$packages"/*/*.deb "$appliance"/*.sh "$appliance"/guest/* README.md "$store/image")
-      if [[ -e $passed && -z $again ]]; then
+      if [[ -n ${EVENTS:-} ]]; then
+        "$appliance/boot.sh" "$packages"
+      elif [[ -e $passed && -z $again ]]; then
         say "vm: passed before with the same contents"
       else
         rm -f "$store"/passed-*
