@@ -173,6 +173,24 @@ impl FromText for InterfaceName {
     }
 }
 
+/// The name of a netfilter table, as nft can read it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table(pub String);
+
+impl FromText for Table {
+    const EXPECTED: &'static str =
+        "the name of a table: a letter or '_', then letters, digits, '_', '-' and '.', at most 63 in all";
+
+    fn from_text(text: &str) -> Result<Self, Invalid> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        if !begins || text.len() > 63 || !text.chars().all(allowed) {
+            return Err(Self::unlike(text));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// The name of a user of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UserName(pub String);

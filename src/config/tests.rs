@@ -103,7 +103,7 @@ fn defaults_are_the_documented_ones() {
         (settings.gate, settings.latency, settings.mid_stream),
         (GateMode::Response, Latency::Client, MidStream::Join)
     );
-    assert_eq!(settings.sink, "tcpcopy0");
+    assert_eq!((settings.sink.as_str(), settings.table.as_str()), ("tcpcopy0", "tcpcopy"));
     assert_eq!(settings.response_timeout, Duration::from_secs(30));
     assert_eq!(settings.memory_limit, 512 << 20);
     assert!(settings.workers >= 1 && u64::from(settings.workers) <= processors());
@@ -176,6 +176,8 @@ fn what_cannot_be_is_refused_in_one_line() {
         ("--queue 65535 --workers 2", "beyond 65535"),
         ("--sink lo", "cannot be the sink"),
         ("--sink a/b", "name of an interface"),
+        ("--table 2nd", "name of a table"),
+        ("--table a/b", "name of a table"),
         ("--response-timeout 10", "a duration with a unit"),
         ("--response-timeout 0s", "no time at all"),
         ("--memory-limit 512", "a size with a unit"),

@@ -44,8 +44,8 @@ pub enum InstallError {
     NoNftables,
     /// The table is another process's.
     #[error(
-        "table {family} {table} belongs to another process that is running: stop the other tcpcopy, or give this \
-         one a table name of its own"
+        "table {family} {table} belongs to another process that is running: stop the other tcpcopy, or set \
+         another table (and queue, and sink) for this one"
     )]
     Owned {
         /// The table's family.

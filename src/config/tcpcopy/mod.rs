@@ -12,7 +12,7 @@ use serde::Deserialize;
 pub use self::program::PROGRAM;
 
 use super::common::{self, RulesBy, Workers};
-use super::endpoint::{InterfaceName, Peer, PortRange, UserName};
+use super::endpoint::{InterfaceName, Peer, PortRange, Table, UserName};
 use super::keys::{KeysAt, TunnelKey};
 use super::layers::Layers;
 use super::units::{Size, Span};
@@ -56,6 +56,8 @@ pub struct Settings {
     pub mtu: u16,
     /// The name of the sink device.
     pub sink: String,
+    /// The name of the tables that the rules are in: a letter or `_`, then letters, digits, `_`, `-`, `.`; 63 at most.
+    pub table: String,
     /// Who makes the sink and puts the rules in force.
     pub rules: RulesBy,
     /// Where packets are captured.
@@ -154,6 +156,7 @@ pub(super) struct Raw {
     queue: Number<0, 65_535>,
     mark: Number<1, 0xffff_ffff>,
     sink: Text<InterfaceName>,
+    table: Text<Table>,
     rules: Text<RulesBy>,
     user: Text<UserName>,
     log: Text<LogLevel>,
@@ -190,6 +193,7 @@ impl Settings {
         let key = if same_kind { "ports" } else { "embedded" };
         common::keep(key, &mut self.embedded, &running.embedded, &mut keys);
         common::keep("sink", &mut self.sink, &running.sink, &mut keys);
+        common::keep("table", &mut self.table, &running.table, &mut keys);
         common::keep("rules", &mut self.rules, &running.rules, &mut keys);
         common::keep("user", &mut self.user, &running.user, &mut keys);
         common::keep("capture.source", &mut self.source, &running.source, &mut keys);
@@ -229,6 +233,7 @@ impl Settings {
             mark: raw.mark.to(),
             mtu: raw.mtu.to(),
             sink: raw.sink.0.0,
+            table: raw.table.0.0,
             rules: raw.rules.0,
             source: raw.capture.source.0,
             pure_acks: raw.capture.pure_acks,

@@ -205,7 +205,7 @@ fn online_spec(settings: &Settings, own: Option<&Own>, queues: Queues, capture: 
     let targets = || settings.mappings.iter().map(|mapping| mapping.target);
     let captured = settings.mappings.iter().filter(|_| capture);
     OnlineSpec {
-        table: TableName::tcpcopy(),
+        table: TableName::new(&settings.table).expect("the settings have checked the name alike"),
         captures: captured.map(|mapping| Capture { online: mapping.online, port: mapping.port }).collect(),
         clients: Vec::new(),
         families: Families {
