@@ -111,7 +111,8 @@ stage() {
   templates "$program" "$doc/nftables"
 }
 
-# A unit: what is common to all put in, and what this systemd does not know replaced or left out.
+# A unit: what is common to all put in, and what this systemd does not know replaced or left out. It would not start a
+# unit of a type that it does not know.
 unit() {
   local older=()
   if ((systemd < 253)); then
