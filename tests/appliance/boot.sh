@@ -14,7 +14,7 @@ mkdir -p "$results"
 work=$(mktemp -d "$store/boot.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/payload"
-cp -r "$1/1" "$1/2" "$appliance"/guest/* README.md "$work/payload/"
+cp -r "$1/1" "$1/2" "$appliance"/guest/* README.md src/daemon/message_id.rs "$work/payload/"
 echo "${EVENTS:-.}" >"$work/payload/events"
 tar -C "$work/payload" -cf "$work/payload.tar" .
 truncate -s 64M "$work/results.tar"
@@ -23,7 +23,7 @@ say "vm: boots"
 : >"$results/output"
 tail --follow "$results/output" --pid=$$ 2>/dev/null &
 # KVM if it is there and works; the limit is for a machine without it.
-timeout --kill-after 5 "${LIMIT:-560}" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
+timeout --kill-after 5 "${LIMIT:-900}" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
   -machine q35 -accel tcg,thread=multi -cpu max -smp "$(nproc)" -m 3072 -kernel "$store/vmlinuz" -initrd "$store/initrd" \
   -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 mitigations=off nokaslr tsc=reliable random.trust_cpu=on" \
   -drive "if=none,id=root,file=$store/disk.ext4,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \

@@ -3,8 +3,9 @@
     account.py CLIENTS TARGET EVENTS
 
 CLIENTS is load.py's log, TARGET the target's access log, EVENTS has lines of a name, the seconds of the monotonic clock at
-its beginning and when the replay had caught up again, and how many requests may be missing (all that were sent in between, or
-none). Ends with 1 if production failed, or if something is missing that may not be."""
+its beginning and when the replay had caught up again, and how many requests may be missing: all that were sent in between,
+none, or, as production itself was "down", all, and some without an answer. Ends with 1 if production failed otherwise, or if
+something is missing that may not be."""
 
 import collections
 import sys
@@ -29,7 +30,7 @@ def main():
             missing = [sent for sent, number, status in during if status == 200 and not arrived[number]]
             failed = sum(status != 200 for _, _, status in during)
             gap = max(missing) - min(missing) if missing else 0.0
-            fits = not failed and (allowed == "all" or not missing)
+            fits = allowed == "down" or not failed and (allowed == "all" or not missing)
             good = good and fits
             rows.append((name, len(during), failed, len(missing), f"{gap:.2f}", f"{float(end) - float(begin):.1f}", "" if fits else "NOT AS IT SHOULD BE"))
     quiet = [r for r in requests if r[1] not in inside]

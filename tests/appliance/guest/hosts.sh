@@ -7,6 +7,7 @@ set -euo pipefail
 payload=$1 results=$2
 hosts=(client online target assistant)
 # As in the quick start; the clients have a network of their own.
+declare -A cards=([client]=02:00:00:00:00:01 [online]=02:00:00:00:00:02 [target]=02:00:00:00:00:03 [assistant]=02:00:00:00:00:04)
 declare -A addresses=([client]=10.90.0.10/16 [online]=10.91.2.1/24 [target]=10.91.2.2/24 [assistant]=10.91.2.3/24)
 failures=0
 
@@ -70,14 +71,15 @@ make_root() {
 # A network as it is on a machine that was just switched on: interfaces without addresses.
 make_network() {
   ip netns add "$1"
-  ip link add "port-$1" netns switch type veth peer name eth0 netns "$1"
+  # A machine has the same card after a reboot: its neighbours need not look for it anew.
+  ip link add "port-$1" netns switch type veth peer name eth0 address "${cards[$1]}" netns "$1"
   ip -n switch link set "port-$1" master "$2" up
   if [[ $1 == online || $1 == assistant ]]; then
     # They would pass a response on, if it got that far.
     ip netns exec "$1" sysctl --quiet --write net.ipv4.ip_forward=1
   fi
   if [[ $1 == online ]]; then
-    ip link add port-clients netns switch type veth peer name eth1 netns online
+    ip link add port-clients netns switch type veth peer name eth1 address 02:00:00:00:01:02 netns online
     ip -n switch link set port-clients master clients up
   fi
 }
@@ -125,6 +127,11 @@ http {
   keepalive_requests 1000000;
   server {
     listen 80;
+    location / { return 200 "done\n"; }
+  }
+  server {
+    listen 8080;
+    access_log /var/log/nginx/second.log numbers;
     location / { return 200 "done\n"; }
   }
 }

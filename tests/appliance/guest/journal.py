@@ -1,28 +1,26 @@
-"""Reads two journals, of tcpcopy and of intercept, in journalctl's JSON: what an operator looks for is in fields."""
+"""Reads entries of a journal from standard input, in journalctl's JSON, and says what they have in common.
+
+    journal.py WHAT FIELD[=VALUE]…
+
+Ends with 1 if there is none, or if one has not got a field, or not with this value."""
 
 import json
 import sys
 
 
-def entries(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def one(journal, **fields):
-    """The first entry with these fields."""
-    for entry in journal:
-        if all(entry.get(field) == value for field, value in fields.items()):
-            return entry
-    sys.exit(f"no entry with {fields}")
-
-
 def main():
-    for path in sys.argv[1:]:
-        journal = entries(path)
-        ready = one(journal, MESSAGE="ready", RULES="native", PRIORITY="6")
-        names = sorted(name for name in ready if not name.startswith("_") and name not in ("MESSAGE", "PRIORITY"))
-        print(f"{ready['SYSLOG_IDENTIFIER']}: {len(journal)} entries; of the one that says ready: {', '.join(names)}")
+    what, *wanted = sys.argv[1:]
+    entries = [json.loads(line) for line in sys.stdin]
+    if not entries:
+        sys.exit(f"{what}: no entry")
+    for entry in entries:
+        for field in wanted:
+            name, _, value = field.partition("=")
+            if name not in entry or value and entry[name] != value:
+                sys.exit(f"{what}: no {field} in {entry}")
+    common = set.intersection(*(set(entry) for entry in entries))
+    names = sorted(name for name in common if not name.startswith(("_", "CODE_", "SYSLOG_")))
+    print(f"{what}: {len(entries)} entries with {', '.join(names)}")
 
 
 main()

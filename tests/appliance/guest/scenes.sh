@@ -32,6 +32,9 @@ scenes() {
   event "SIGSTOP, intercept" all freeze assistant intercept
   event "upgrade, intercept" all upgrade assistant tcpcopy-intercept
   event "upgrade, tcpcopy" all upgrade online tcpcopy
+  event "reload, both" none reload
+  event "a wrong file, both" none reload_wrong
+  event "a second instance" none second_instance
   event "reboot, assistant" all reboot_assistant
   on client pkill --signal TERM --full load.py
   wait
@@ -131,12 +134,17 @@ test_lines() {
   (($(wc -l <"$clients") >= $1))
 }
 
-# Something that happens under load: `event NAME MISSING COMMAND…`. MISSING says what may be missing: all, or none. What
-# the expression in the file "events" does not match is left out.
+# Whether something happens in this run: the file "events" holds an expression for the names of what does.
+happens() {
+  [[ $1 =~ $(<"$payload/events") ]]
+}
+
+# Something that happens under load: `event NAME MISSING COMMAND…`. MISSING says what may be missing: all, none, or, where
+# production itself is away for a while, down.
 event() {
   local name=$1 allowed=$2 begin before
   shift 2
-  [[ $name =~ $(<"$payload/events") ]] || return 0
+  happens "$name" || return 0
   before=$(leaks)
   begin=$(now)
   "$@" >>"$results/events-output" 2>&1 || fail "$name: $*"
@@ -187,17 +195,10 @@ upgrade() {
   [[ $(on "$1" dpkg-query --show --showformat='${Version}' "$2") == *-2 ]] || fail "$2 is not the new one"
 }
 
-# Off and on, with nothing left in the kernel: a network namespace is one machine's network.
 reboot_assistant() {
   # It flushes the ruleset when it stops, while packets still come.
   on assistant systemctl enable --now nftables
-  kill -s RTMIN+4 "$(<"/run/hosts/assistant/leader")"
-  within 30 is_gone assistant
-  ip netns delete assistant
-  within 5 port_is_gone
-  make_network assistant servers
-  boot assistant
-  within 60 is_up assistant || fail "the assistant does not come up"
+  reboot assistant
   ! on target ip route get 10.90.0.10 | grep redirected || fail "the target was told a way past the assistant"
   local rules network
   rules=$(on assistant systemctl show --property ActiveEnterTimestampMonotonic --value intercept-rules)
@@ -205,12 +206,23 @@ reboot_assistant() {
   ((rules > 0 && rules < network)) || fail "the rules came after the network: $rules, $network"
 }
 
+# Off and on, with nothing left in the kernel: a network namespace is one machine's network.
+reboot() {
+  kill -s RTMIN+4 "$(<"/run/hosts/$1/leader")"
+  within 30 is_gone "$1"
+  ip netns delete "$1"
+  within 5 port_is_gone "$1"
+  make_network "$1" servers
+  boot "$1"
+  within 60 is_up "$1" || fail "$1 does not come up"
+}
+
 is_gone() {
   ! systemctl is-active --quiet "host-$1"
 }
 
 port_is_gone() {
-  ! ip -n switch link show port-assistant
+  ! ip -n switch link show "port-$1"
 }
 
 look_at_units() {
@@ -227,11 +239,67 @@ look_at_units() {
   grep -q ' queue ' "$results/rules-assistant" || fail "intercept does not use the native queue"
 }
 
-# What an operator reads by fields.
+reload() {
+  on online systemctl reload tcpcopy
+  on assistant systemctl reload intercept
+  within 10 entries online tcpcopy CONFIG_RELOADED || fail "tcpcopy has not read its configuration again"
+  within 10 entries assistant intercept CONFIG_RELOADED || fail "intercept has not read its configuration again"
+}
+
+reload_wrong() {
+  local host unit
+  for unit in online/tcpcopy assistant/intercept; do
+    host=${unit%/*} unit=${unit#*/}
+    echo 'workerz = 1' >"/run/hosts/$host/root/etc/tcpcopy/$unit.toml.d/wrong.toml"
+    on "$host" systemctl reload "$unit"
+    within 10 entries "$host" "$unit" CONFIG_REJECTED REASON || fail "$unit does not say that its configuration is wrong"
+    rm "/run/hosts/$host/root/etc/tcpcopy/$unit.toml.d/wrong.toml"
+    on "$host" systemctl reload "$unit"
+  done
+}
+
+# Another tcpcopy on the same host, to another port of the target, alone.
+second_instance() {
+  local second=/run/hosts/target/root/var/log/nginx/second.log
+  cat >/run/hosts/online/root/etc/tcpcopy/second.toml <<'END'
+map = ["80-10.91.2.2:8080"]
+embedded = true
+queue = 36620
+sink = "tcpcopy1"
+table = "tcpcopy1"
+END
+  on online systemctl start tcpcopy@second || fail "a second instance does not start"
+  within 30 test -s "$second" || fail "a second instance replays nothing"
+  on online systemctl stop tcpcopy@second
+  ! on online nft list table ip tcpcopy1 || fail "the rules of a second instance stay"
+  on online systemctl is-active --quiet tcpcopy || fail "a second instance takes the first one with it"
+  rm /run/hosts/online/root/etc/tcpcopy/second.toml
+}
+
+# Whether a unit's journal has entries about an event, with these fields: `entries HOST UNIT EVENT FIELD…`.
+entries() {
+  local host=$1 unit=$2 event=$3 id
+  shift 3
+  id=$(sed -n "s/^ *$event = \"\([0-9a-f]*\)\";$/\1/p" "$payload/message_id.rs")
+  on "$host" journalctl --unit "$unit" --output json "MESSAGE_ID=${id:?}" | python3 "$payload/journal.py" "$unit $event" "$@"
+}
+
+# What an operator reads, by the event's identifier and by fields.
 read_journals() {
-  on online journalctl --unit tcpcopy --output json >"$results/tcpcopy.json"
-  on assistant journalctl --unit intercept --output json >"$results/intercept.json"
-  python3 "$payload/journal.py" "$results/tcpcopy.json" "$results/intercept.json" || fail "the journal"
+  expect_entries "" online tcpcopy READY RULES=native TARGET QUEUE SINK WORKERS
+  expect_entries "" online tcpcopy STATS CAPTURED SESSIONS
+  expect_entries "" assistant intercept READY RULES=native LISTEN QUEUE WORKERS
+  expect_entries "kill -9, intercept" online tcpcopy INTERCEPT_LOST INTERCEPT REASON
+  expect_entries "kill -9, intercept" online tcpcopy INTERCEPT_BACK INTERCEPT
+  expect_entries "ruleset flushed, assistant" assistant intercept RULES_BACK WHAT
+  expect_entries "upgrade, tcpcopy" online tcpcopy STOPPED
+  expect_entries "a wrong file, both" online tcpcopy CONFIG_REJECTED REASON
+}
+
+expect_entries() {
+  local name=$1
+  shift
+  [[ -n $name ]] && ! happens "$name" || entries "$@" || fail "the journal: $*"
 }
 
 # Taken away: nothing of it is left, and the detector of leaks is seen to work.
