@@ -62,7 +62,10 @@ pub enum CaptureError {
         source: io::Error,
     },
     /// A packet socket could not be opened or set up.
-    #[error("opening a packet socket failed: run as root or with CAP_NET_RAW and CAP_NET_ADMIN")]
+    #[error(
+        "opening a packet socket failed: run as root or with CAP_NET_RAW and CAP_NET_ADMIN, as a service also with \
+         RestrictAddressFamilies=AF_PACKET"
+    )]
     Packet {
         /// What the kernel said.
         source: io::Error,
