@@ -42,8 +42,10 @@ const MIN_QUIET: Duration = Duration::from_millis(20);
 const MAX_QUIET: Duration = Duration::from_millis(500);
 /// Quiet time as a multiple of the target's round-trip time.
 const QUIET_RTTS: u32 = 8;
-/// Quiet time for a shortfall that is expected.
+/// Shortest quiet time for a shortfall that is expected, and as a multiple of the round-trip time: what the
+/// target holds back until our ACK comes takes one.
 const EXPECTED_QUIET: Duration = Duration::from_millis(1);
+const EXPECTED_RTTS: u32 = 2;
 
 /// How a gate opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,7 +168,8 @@ impl Gate {
             (quiet_since.max(asked) + self.long_silence() + view.lag, Opened::Short)
         } else if answered > 0 && !view.hole {
             let expected = self.shortfall == Some(wanted - in_all);
-            let quiet = if expected { EXPECTED_QUIET } else { quiet_time(view.target_rtt) };
+            let quiet = quiet_time(view.target_rtt);
+            let quiet = if expected { quiet.min(expected_quiet(view.target_rtt)) } else { quiet };
             (quiet_since + quiet + view.lag, Opened::Short)
         } else if view.received >= mark.gate.saturating_sub(self.origin) {
             (quiet_since + self.long_silence() + view.lag, Opened::Answered)
@@ -286,6 +289,10 @@ fn quiet_time(target_rtt: Option<Duration>) -> Duration {
     target_rtt.map_or(MAX_QUIET, |rtt| (rtt * QUIET_RTTS).clamp(MIN_QUIET, MAX_QUIET))
 }
 
+fn expected_quiet(target_rtt: Option<Duration>) -> Duration {
+    target_rtt.map_or(EXPECTED_QUIET, |rtt| (rtt * EXPECTED_RTTS).max(EXPECTED_QUIET))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,7 +343,10 @@ mod tests {
         assert_eq!(decide(&gate, 100, &at(1, 90)), Decision::Wait(Time::from_micros(21_000)));
         assert_eq!(decide(&gate, 100, &at(21, 90)), Decision::Open(Opened::Short));
         gate.pass(&mark(100), 90, Opened::Short);
-        assert_eq!(decide(&gate, 200, &at(2, 180)), Decision::Open(Opened::Short));
+        assert_eq!(decide(&gate, 200, &at(2, 180)), Decision::Wait(Time::from_micros(3_000)));
+        assert_eq!(decide(&gate, 200, &at(3, 180)), Decision::Open(Opened::Short), "two round trips");
+        let near = View { target_rtt: Some(Duration::ZERO), ..at(2, 180) };
+        assert_eq!(decide(&gate, 200, &near), Decision::Open(Opened::Short), "but one millisecond");
     }
 
     #[test]
