@@ -39,6 +39,12 @@ pub(crate) fn step(world: &World) -> Result<(), String> {
             replayer.sessions()
         ));
     }
+    let fates = &counters.ledger.fates;
+    let skipped = fates.of(Fate::Skipped);
+    let lost = skipped + fates.of(Fate::Torn) + counters.ledger.missing;
+    if !(skipped..=lost).contains(&counters.skipped_bytes) {
+        return Err(format!("{} bytes skipped, {skipped} to {lost} were lost", counters.skipped_bytes));
+    }
     let held = replayer.buffered() as u64;
     let accounted = counters.settled_bytes() + held;
     if accounted != world.captured_bytes {

@@ -26,14 +26,19 @@ pub(crate) fn dialogues(setup: &Setup, servers: [SocketAddr; 2], rng: &mut Rng) 
             SocketAddr::from(([10, 9, 0, host.to_le_bytes()[0]], port))
         };
         let mut now = rng.within(1_000..=500_000);
-        let mut last = None;
+        // Where the last connection from this port began, and its FIN's number.
+        let mut last: Option<(u32, u32)> = None;
         for _ in 0..setup.reuse {
             let id = all.len();
             let mut script = Script::new(setup, id, address, servers[usize::from(v6)], now, rng);
-            // Two connections from one port, one soon after the other, do not begin alike (RFC 9293, 3.4.1).
-            script.isn = script.isn.wrapping_add(u32::from(last == Some(script.isn)));
-            last = Some(script.isn);
+            if let Some((isn, fin)) = last
+                && script.isn.wrapping_sub(isn) <= fin.wrapping_sub(isn)
+            {
+                // The next one soon after takes none of its numbers again (RFC 9293, 3.4.1).
+                script.isn = fin.wrapping_add(1);
+            }
             let dialogue = script.play(rng);
+            last = Some((script.isn, script.seq_at(dialogue.stream.len() as u64)));
             now = script.now + rng.size(20..=3_000_000);
             all.push(dialogue);
         }
@@ -281,6 +286,10 @@ impl<'a> Script<'a> {
             }
             Close::Reset => self.bare(if rng.chance(500) { RST } else { RST | ACK }, rng),
             Close::Half | Close::Abort | Close::Vanish => {}
+        }
+        while rng.chance(self.setup.reset_again) {
+            self.now += rng.size(20..=3_000_000);
+            self.bare(RST, rng);
         }
     }
 

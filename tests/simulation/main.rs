@@ -128,6 +128,7 @@ families! {
     fast_open,
     odd_segments,
     trailing,
+    interim,
     long_polls,
     chat,
     ungated,

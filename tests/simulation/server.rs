@@ -58,6 +58,8 @@ pub(crate) struct Server {
     /// Bytes that may be written.
     pub(crate) to_write: u64,
     answered: u32,
+    /// The request under way has had its interim response.
+    forewarned: bool,
 }
 
 impl Server {
@@ -99,6 +101,9 @@ impl Server {
                 break;
             };
             if self.buffer.len() < len {
+                if setup.interim > 0 && !std::mem::replace(&mut self.forewarned, true) {
+                    self.to_write += setup.interim;
+                }
                 break;
             }
             let request: Vec<u8> = self.buffer.drain(..len).collect();
@@ -136,7 +141,8 @@ impl Server {
         }
         let request = &ledger.dialogues[id].requests[index];
         let start = self.responses.back().map_or(now, |(at, _)| (*at).max(now)) + request.delay;
-        self.responses.push_back((start, request.target));
+        let said = if std::mem::take(&mut self.forewarned) { setup.interim } else { 0 };
+        self.responses.push_back((start, request.target - said));
         if request.unasked > 0 {
             self.responses.push_back((start + request.unasked_after, request.unasked));
         }

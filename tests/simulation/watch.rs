@@ -48,6 +48,12 @@ struct Flow {
     ahead: Vec<(u64, u64)>,
     received_at: Time,
     fin: Option<u64>,
+    /// The target's clock: as it is to be echoed, and the latest that came.
+    echo: Option<(u32, u32)>,
+    /// FIN has left.
+    closed: bool,
+    /// The target has said something since it had all that left.
+    replied: bool,
     /// The last burst that left: its gate, where it begins, and what had been received then.
     gate: u64,
     burst: u64,
@@ -81,6 +87,9 @@ impl Flow {
             ahead: Vec::new(),
             received_at: Time::ZERO,
             fin: None,
+            echo: None,
+            closed: false,
+            replied: false,
             gate: 0,
             burst: 0,
             received_then: 0,
@@ -113,6 +122,20 @@ impl Flow {
                 (self.received, self.received_at) = (end, now);
             }
         }
+    }
+
+    /// Takes in the target's clock (RFC 7323, 4.3). Returns whether the segment is too old to count (5.3).
+    fn is_outdated(&mut self, header: &TcpHeader) -> bool {
+        let Some(((due, latest), stamp)) = self.echo.zip(header.options.timestamps) else { return false };
+        let newest = |known: u32| if ahead_of(stamp.value, known) > 0 { stamp.value } else { known };
+        let counts = self.ahead(header.seq.0).is_some_and(|ahead| (-FAR..=0).contains(&ahead));
+        self.echo = Some((if counts { newest(due) } else { due }, newest(latest)));
+        ahead_of(stamp.value, due) < 0
+    }
+
+    /// Whether the target's clock may be echoed so.
+    fn may_echo(&self, echo: u32) -> bool {
+        self.echo.is_none_or(|(due, latest)| ahead_of(echo, due) >= 0 && ahead_of(echo, latest) <= 0)
     }
 
     /// Bytes of the response received, without FIN.
@@ -190,7 +213,7 @@ impl Flow {
         }
         // Measured from any burst: what a shorter answer lacked, or an earlier one had too much, is forgotten.
         let enough = self.credit >= ahead(gate, self.answer());
-        let some = self.received > self.received_then && now >= self.received_at + SHORTEST_QUIET;
+        let some = self.replied && now >= self.received_at + SHORTEST_QUIET;
         enough || some || now >= self.sent_at + SHORTEST_SILENCE
     }
 }
@@ -231,6 +254,11 @@ impl Watch {
         let Ok(from) = u64::try_from(ahead_of(segment.seq, iss.wrapping_add(1))) else {
             return fault("before the first byte");
         };
+        if let Some((_, echo)) = segment.stamps
+            && !flow.may_echo(echo)
+        {
+            return fault(&format!("an echo of {echo} where {:?} is due", flow.echo));
+        }
         let to = from + segment.payload.len() as u64;
         if from > flow.sent + u64::from(segment.payload.is_empty()) {
             return fault("not in order");
@@ -240,6 +268,7 @@ impl Watch {
             && !news.is_empty()
         {
             flow.take(now, news, setup, ledger)?;
+            flow.replied = false;
         }
         let (stream, base) = match flow.base {
             Some((id, _, base)) => (&ledger.dialogues[id].stream, base),
@@ -251,6 +280,13 @@ impl Watch {
         }
         if segment.has(FIN) && flow.base.is_some() && range.end != stream.len() {
             return fault("FIN before the client's end");
+        }
+        if segment.has(FIN)
+            && !std::mem::replace(&mut flow.closed, true)
+            && let Some((id, ..)) = flow.base
+            && ledger.dialogues[id].close.is_burst()
+        {
+            (flow.burst, flow.received_then) = (flow.sent, flow.received);
         }
         Ok(())
     }
@@ -270,7 +306,10 @@ impl Watch {
         let acked = ahead_of(header.ack.0, iss.wrapping_add(1));
         if header.flags.syn() {
             if header.flags.ack() && acked == 0 {
-                flow.irs.get_or_insert(header.seq.0);
+                if flow.irs.is_none() {
+                    flow.irs = Some(header.seq.0);
+                    flow.echo = header.options.timestamps.map(|stamp| (stamp.value, stamp.value));
+                }
                 flow.received_at = now;
             }
             return;
@@ -283,15 +322,21 @@ impl Watch {
             }
             return;
         }
-        if !header.flags.ack() {
+        if !header.flags.ack() || acked > i64::try_from(flow.sent).expect("small") + 1 {
             return;
         }
+        if flow.is_outdated(header) {
+            return;
+        }
+        let before = flow.received;
         flow.receive(now, header);
+        let spoke = flow.received > before;
         let Ok(acked) = u64::try_from(acked) else { return };
-        if acked > flow.sent + 1 || flow.irs.is_none() {
+        if flow.irs.is_none() {
             return;
         }
         flow.acked = flow.acked.max(acked);
+        flow.replied |= spoke && flow.acked >= flow.sent;
         if let Some((id, _, base)) = flow.base {
             let end = ledger.dialogues[id].stream.len() as u64;
             ledger.heard[id] = ledger.heard[id].max((base + acked).min(end));

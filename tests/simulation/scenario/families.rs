@@ -148,6 +148,10 @@ const SCENARIOS: &[Scenario] = &[
             setup.trouble = Trouble::Closes(u32::try_from(rng.within(1..=4)).expect("small"));
             setup.send.loss = rng.pick(&[0, 0, 20]);
             setup.response.loss = rng.pick(&[0, 0, 20]);
+            if setup.response.loss > 0 {
+                // A gate that opens early sends into the close, which cuts the request off.
+                setup.expect = Expect::Accounted;
+            }
             setup.strict_gate = false;
         },
     },
@@ -193,7 +197,7 @@ const SCENARIOS: &[Scenario] = &[
             setup.styles = vec![Style::Window(2), Style::Window(4), Style::Batches(3), Style::Batches(8)];
             setup.think = 0..=20_000;
             setup.closes.push(Close::Half);
-            setup.target_delay = 0..=rng.pick(&[0, 1_000, 30_000]);
+            setup.target_delay = 0..=rng.pick(&[0, 1_000, 15_000]);
         },
     },
     Scenario {
@@ -210,6 +214,7 @@ const SCENARIOS: &[Scenario] = &[
         seeds: 150,
         alter: |setup, rng| {
             setup.closes = vec![Close::Reset, Close::Abort];
+            setup.reset_again = 300;
             setup.send.loss = rng.pick(&[0, 20]);
             setup.response.loss = rng.pick(&[0, 20]);
             setup.strict_gate = false;
@@ -334,8 +339,18 @@ const SCENARIOS: &[Scenario] = &[
             setup.styles = vec![Style::Trailing];
             setup.requests = 2..=12;
             setup.think = 0..=20_000;
-            setup.target_delay = 0..=rng.pick(&[0, 1_000, 30_000]);
-            setup.strict_gate = false;
+            setup.target_delay = 0..=rng.pick(&[0, 1_000, 15_000]);
+        },
+    },
+    Scenario {
+        name: "interim",
+        seeds: 100,
+        alter: |setup, rng| {
+            setup.request_size = 16..=60_000;
+            setup.interim = rng.within(1..=500);
+            setup.response_size = 500..=rng.pick(&[500, 20_000]);
+            setup.target_delay = 0..=rng.pick(&[1_000, 400_000]);
+            setup.closes.push(Close::Half);
         },
     },
     Scenario {
@@ -412,6 +427,7 @@ const SCENARIOS: &[Scenario] = &[
             setup.scripted(rng, |quirks, rng| {
                 quirks.mss = vec![Some(48), Some(64), Some(200), None, Some(1460), Some(65_535)];
                 quirks.closed_at_first = rng.size(0..=5_000_000);
+                quirks.taciturn = rng.chance(300);
             });
             setup.request_size = 16..=3_000;
             setup.reuse = 2;

@@ -51,6 +51,13 @@ pub(crate) enum Close {
     Vanish,
 }
 
+impl Close {
+    /// Whether it comes after the client has seen more of the response than its last request did.
+    pub(crate) fn is_burst(self) -> bool {
+        !matches!(self, Self::Half | Self::Abort | Self::Vanish)
+    }
+}
+
 /// How long the target's responses are, measured against the online server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answers {
@@ -105,10 +112,14 @@ pub(crate) struct Setup {
     pub(crate) missed: RangeInclusive<u64>,
     /// Client retransmissions, keep-alive probes.
     pub(crate) retransmit: u64,
+    /// A client that has reset answers what comes late with another reset.
+    pub(crate) reset_again: u64,
     pub(crate) pure_acks: u64,
     /// The handshake's ACK is captured.
     pub(crate) handshake_ack: u64,
     pub(crate) greeting: u64,
+    /// Bytes of a response that the target says as soon as it sees a request coming.
+    pub(crate) interim: u64,
     /// Bytes that the servers say unasked some time after each response.
     pub(crate) unasked: RangeInclusive<u64>,
     /// How long the online server takes.
@@ -162,9 +173,11 @@ impl Setup {
             reuse: 1,
             missed: 0..=0,
             retransmit: 0,
+            reset_again: 0,
             pure_acks: 200,
             handshake_ack: 500,
             greeting: 0,
+            interim: 0,
             unasked: 0..=0,
             online_delay: 10..=5_000,
             fast_open: 0,

@@ -25,6 +25,8 @@ pub(crate) struct Quirks {
     pub(crate) fin_with_data: bool,
     /// The window opens only after so long.
     pub(crate) closed_at_first: u64,
+    /// Nobody is told when it has, unless it is probed (RFC 9293, 3.8.6.1), as if the update were lost.
+    pub(crate) taciturn: bool,
     /// An idle connection is probed so often; with a byte of garbage, as old stacks do.
     pub(crate) keep_alive: Option<u64>,
     pub(crate) probe_with_byte: bool,
@@ -56,6 +58,7 @@ impl Quirks {
             nagle: !piecemeal && rng.chance(300),
             fin_with_data: rng.chance(500),
             closed_at_first: 0,
+            taciturn: false,
             keep_alive: None,
             probe_with_byte: rng.chance(500),
             time_wait: 60_000_000,

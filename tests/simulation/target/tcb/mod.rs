@@ -488,7 +488,9 @@ impl Tcb {
         let unit = 1 << self.scale.unwrap_or(0);
         let open = self.window(now) / unit * unit;
         let offered = self.edge - self.received.min(self.edge);
-        open > offered && (offered == 0 || open - offered >= (self.capacity as u64 / 2).min(1_000))
+        !self.quirks.taciturn
+            && open > offered
+            && (offered == 0 || open - offered >= (self.capacity as u64 / 2).min(1_000))
     }
 
     /// When [`Tcb::run`] is due. What was due on a connection that is closed is not any more.
@@ -498,7 +500,8 @@ impl Tcb {
             State::TimeWait(until) => Some(until),
             State::SynReceived | State::Synchronized => None,
         };
-        let closed = self.state == State::Synchronized && self.edge == self.received;
+        let tells = self.state == State::Synchronized && !self.quirks.taciturn;
+        let closed = tells && self.edge == self.received;
         let opens = Some(self.opens_at).filter(|at| closed && *at > self.heard_at);
         [over, self.timer, self.ack_due, self.next_probe(), opens].into_iter().flatten().min()
     }
