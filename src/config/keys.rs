@@ -50,7 +50,7 @@ pub fn key_file(bytes: [u8; SECRET_BYTES]) -> String {
 /// Where the keys are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum KeysAt {
-    /// Among the service's credentials, else in the usual directory, if there are any.
+    /// Among the service's credentials if it has any, and else in the usual directory: nowhere if there is none.
     Auto,
     /// In this file or directory.
     Path(PathBuf),
@@ -75,14 +75,13 @@ pub(super) fn load(
     usual: Option<&Path>,
 ) -> Result<Vec<TunnelKey>, ConfigError> {
     let keys = match at {
-        KeysAt::Auto => {
-            let given = credentials.map_or_else(|| Ok(Vec::new()), |path| read_directory(path, true))?;
-            // A path that is no directory holds none either: it was not asked for.
-            match usual {
-                Some(usual) if given.is_empty() && usual.is_dir() => read_directory(usual, false)?,
-                Some(_) | None => given,
-            }
-        }
+        // A path that is no directory holds none: it was not asked for. The usual one is the credentials' source, and
+        // closed to the service.
+        KeysAt::Auto => match (credentials, usual) {
+            (Some(given), _) if given.is_dir() => read_directory(given, true)?,
+            (None, Some(usual)) if usual.is_dir() => read_directory(usual, false)?,
+            (Some(_) | None, _) => Vec::new(),
+        },
         KeysAt::Path(path) if path.is_dir() => read_directory(path, false)?,
         KeysAt::Path(path) => vec![read(path, String::new(), false)?],
     };
@@ -275,7 +274,9 @@ mod tests {
         let (usual, given) = (Directory::new("usual"), Directory::new("given"));
         usual.write("own", 0o600, &key_file([1; 32]));
         given.write("other", 0o444, "no key");
-        assert_eq!(names(&usual.auto(Some(&given)).expect("valid")), ["own"]);
+        assert_eq!(names(&usual.auto(Some(&given)).expect("valid")), [""; 0]);
+        let gone = load(&KeysAt::Auto, Some(Path::new("/nonexistent")), Some(&usual.0)).expect("valid");
+        assert_eq!(gone, []);
         given.write("keys_new", 0o440, &key_file([2; 32]));
         assert_eq!(names(&usual.auto(Some(&given)).expect("valid")), ["new"]);
         let none = load(&KeysAt::Auto, None, Some(Path::new("/nonexistent/keys"))).expect("valid");
