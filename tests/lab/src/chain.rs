@@ -56,6 +56,9 @@ impl Deployment {
     }
 }
 
+/// Ids of each load, the first of which is [`Load::first_id`].
+pub(crate) const IDS: u64 = 1_000_000_000;
+
 /// The ports that an embedded tcpcopy replays from by default: here the kernel would give out all ports.
 const REPLAY_PORTS: &str = "10000-29999";
 
@@ -365,7 +368,7 @@ impl Chain {
         let servers: Result<Vec<SocketAddr>> =
             (0..onlines).map(|online| self.network.service(online, family)).collect();
         let first_id = self.next_id;
-        self.next_id += 1_000_000_000;
+        self.next_id += IDS;
         Ok(Load {
             servers: servers?,
             sources: self.network.host(Role::Client, 0)?.sources(family),

@@ -82,6 +82,12 @@ impl Namespace {
         })?
     }
 
+    /// A kernel parameter of this namespace that is a number: a path below `/proc/sys/net`.
+    pub(crate) fn number(&self, path: &str) -> Result<u32> {
+        let text = self.enter(|| fs::read_to_string(format!("/proc/sys/net/{path}")))??;
+        Ok(text.trim().parse()?)
+    }
+
     /// What the host has of rules, links, addresses and routes: to compare before and after.
     pub(crate) fn snapshot(&self) -> Result<Snapshot> {
         let links = self.output("ip", &["-o", "link", "show"])?;
@@ -131,6 +137,11 @@ impl Snapshot {
             }
         }
         Ok(())
+    }
+
+    /// The names of its links.
+    pub(crate) fn links(&self) -> &[String] {
+        &self.links
     }
 
     /// Whether a link of this name is there.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::network::rule;
 use super::{Fault, Heal, over};
 use crate::chain::Chain;
 use crate::forge::{Forger, SYN};
@@ -19,6 +20,8 @@ const SOURCES: u32 = 20_000;
 const BABBLERS: usize = 50;
 /// Ports of a scan.
 const PORTS: u16 = 2_000;
+/// A port that nobody listens on.
+const CLOSED: u16 = 9;
 /// Ports that the production server listens on.
 const SERVICES: usize = 2;
 /// How long a scan waits for an answer of a port that gives none.
@@ -34,6 +37,7 @@ pub(super) fn faults() -> Vec<Fault> {
             ..Fault::new("syn-flood", flood)
         },
         Fault { lasts: 100, ..Fault::new("port-scan", scan) },
+        Fault { lasts: 1_000, ..Fault::new("conntrack-full", fill_conntrack) },
     ]
 }
 
@@ -82,4 +86,29 @@ fn scan(chain: &mut Chain, _: &Context) -> Result<Heal> {
     })?;
     ensure!(open <= SERVICES, "{open} ports are open on {host}");
     Ok(over())
+}
+
+/// The online host tracks connections, and a flood takes all the room there is for them. What is replayed takes none.
+fn fill_conntrack(chain: &mut Chain, _: &Context) -> Result<Heal> {
+    let heal = rule(chain, Role::Online, "input", "ct state new counter")?;
+    let SocketAddr::V4(closed) =
+        SocketAddr::new(chain.network().host(Role::Online, 0)?.front(Family::V4), CLOSED)
+    else {
+        anyhow::bail!("no IPv4")
+    };
+    let online = chain.network().host(Role::Online, 0)?.namespace();
+    let read = |name: &str| online.number(&format!("netfilter/nf_conntrack_{name}"));
+    let most = read("max")?;
+    let client = chain.network().host(Role::Client, 0)?.namespace();
+    client.enter(|| -> Result<()> {
+        let forger = Forger::open()?;
+        for n in 0..most + most / 10 {
+            let source = Ipv4Addr::from(u32::from(Ipv4Addr::new(11, 0, 0, 0)) + n);
+            forger.send(SocketAddrV4::new(source, 40_000), closed, SYN)?;
+        }
+        Ok(())
+    })??;
+    let count = read("count")?;
+    ensure!(count >= most / 100 * 99, "{count} connections are tracked, {most} may be");
+    Ok(heal)
 }

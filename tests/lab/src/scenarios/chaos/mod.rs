@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::ongoing::{after, end};
 use super::{Context, Offloads, Scenario};
 use crate::account;
-use crate::chain::{Chain, Setup, keep_alive};
+use crate::chain::{Chain, IDS, Setup, keep_alive};
 use crate::load::{Load, Pace, Request, Running};
 use crate::network::{Family, Plan};
 use crate::recovery;
@@ -132,14 +132,17 @@ impl Ongoing {
 
     /// The time until a request that is made from now on is answered by the target.
     fn recovery(&self, chain: &mut Chain) -> Result<Duration> {
-        let (start, fresh) = (Instant::now(), self.first_id + self.running.progress().made());
-        let mut read = chain.target_observers().first().map_or(0, |target| target.seen().len());
+        let start = Instant::now();
+        let fresh = self.first_id + self.running.progress().made()..self.first_id + IDS;
+        let target = chain.target_observers().first_mut().context("no target")?;
+        target.update()?;
+        let mut read = target.seen().len();
         wait::until(RECOVERY, "requests arrive again", || {
             let target = chain.target_observers().first_mut().context("no target")?;
             target.update()?;
             let new = target.seen().get(read..).unwrap_or_default();
             read += new.len();
-            Ok(new.iter().any(|seen| seen.id >= fresh))
+            Ok(new.iter().any(|seen| fresh.contains(&seen.id)))
         })?;
         Ok(start.elapsed())
     }

@@ -68,7 +68,7 @@ fn remove_address(chain: &mut Chain, _: &Context) -> Result<Heal> {
 }
 
 /// Has a host apply a rule until the fault is over.
-fn rule(chain: &mut Chain, role: Role, hook: &str, does: &str) -> Result<Heal> {
+pub(super) fn rule(chain: &mut Chain, role: Role, hook: &str, does: &str) -> Result<Heal> {
     let text =
         format!("table inet {TABLE} {{ chain fault {{ type filter hook {hook} priority 10; {does}; }}; }}");
     let host = chain.network().host(role, 0)?.namespace();

@@ -1,13 +1,16 @@
 //! Daemons are killed, frozen and stopped at random times.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use super::{Ongoing, Resources, plain};
 use crate::account;
 use crate::chain::{Chain, keep_alive, short};
+use crate::counters::Counters;
 use crate::load::Pace;
+use crate::network::Role;
 use crate::recovery;
 use crate::scenarios::ongoing::{after, end};
 use crate::scenarios::{Context, Offloads, Scenario};
@@ -32,7 +35,9 @@ pub(super) fn scenario() -> Scenario {
     Scenario::new("chaos/signals", Offloads::On, rounds)
 }
 
-/// Each round sends a signal to a daemon at a random time, and heals it after another.
+/// Each round sends a signal to a daemon at a random time, and heals it after another. After each, no production request
+/// has failed, nothing has leaked, what a tcpcopy that ended had counted balances, and the hosts' links and the daemons'
+/// descriptors and memory are as before.
 fn rounds(context: &Context) -> Result<String> {
     let rounds = if context.long { ROUNDS.1 } else { ROUNDS.0 };
     let mut random = SEED;
@@ -43,26 +48,43 @@ fn rounds(context: &Context) -> Result<String> {
     let brief = chain.begin(brief)?;
     after(&load.running, 500)?;
     let before = Resources::of(&mut chain)?;
+    let hosts = [Role::Online, Role::Assistant];
+    let links = |chain: &Chain| {
+        let of = |role| Ok(chain.state(role, 0)?.links().to_owned());
+        hosts.into_iter().map(of).collect::<Result<Vec<_>>>()
+    };
+    let links_before = links(&chain)?;
+    let mut balanced = 0;
     let mut recoveries: BTreeMap<&str, Vec<u128>> = BTreeMap::new();
     // Every kind comes equally often, and each at its own times.
-    for (name, tcpcopy, signal) in KINDS.into_iter().cycle().take(rounds) {
+    for (round, (name, tcpcopy, signal)) in KINDS.into_iter().cycle().take(rounds).enumerate() {
         after(&load.running, next(&mut random) % 500)?;
         strike(&mut chain, tcpcopy, signal)?;
+        if tcpcopy && signal == Signal::Term {
+            let mut counters = Counters::default();
+            counters.add_last(&chain.tcpcopy(0)?.output()?).context("no `stats` at the end")?;
+            account::balance(&counters)?;
+            balanced += 1;
+        }
         after(&load.running, 20 + next(&mut random) % 700)?;
+        let start = Instant::now();
         heal(&mut chain, tcpcopy, signal)?;
-        let took = load.recovery(&mut chain)?;
-        recoveries.entry(name).or_default().push(took.as_millis());
+        load.recovery(&mut chain)?;
+        recoveries.entry(name).or_default().push(start.elapsed().as_millis());
         chain.check_leaks()?;
+        before.check(&mut chain).with_context(|| format!("{name}, round {round}"))?;
+        let links_now = links(&chain)?;
+        ensure!(links_now == links_before, "{name}, round {round}: {links_now:?}, before {links_before:?}");
     }
-    before.check(&mut chain)?;
     let answered = end(load.running)?.answered + end(brief)?.answered;
     account::balance(&chain.stop_tcpcopies()?)?;
     chain.finish()?;
     let each: Vec<_> =
         recoveries.iter().map(|(name, times)| recovery::text(&format!("{name} "), times)).collect();
     Ok(format!(
-        "{rounds} rounds; {}; production {answered} answered, 0 failed, 0 packets leaked",
-        each.join("; ")
+        "{rounds} rounds; {}; production {answered} answered, 0 failed, 0 packets leaked, {} accounts balanced",
+        each.join("; "),
+        balanced + 1
     ))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Ongoing, plain};
+use super::{Ongoing, plain, resident};
 use crate::account;
 use crate::chain::{Chain, Setup, short};
 use crate::load::Pace;
@@ -37,6 +37,7 @@ fn silent(context: &Context) -> Result<String> {
     let load = chain.load(Pace::Rate(RATE), short(), 3600)?;
     let load = Ongoing::begin(&chain, load)?;
     after(&load.running, u64::from(RATE))?;
+    let before = [resident(chain.tcpcopy(0)?.pid())? >> 10, resident(chain.intercept(0)?.pid())? >> 10];
     let (_, target) = chain.server_pids()?;
     freeze(target, Signal::Stop)?;
     after(&load.running, if context.long { SILENT_LONG } else { SILENT })?;
@@ -51,9 +52,12 @@ fn silent(context: &Context) -> Result<String> {
     ensure!(peak <= limit + BESIDES_MIB, "{peak} MiB with a limit of {limit} MiB; {counters}");
     chain.finish()?;
     Ok(format!(
-        "{}; production {answered} answered, 0 failed, 0 packets leaked; peak {peak} MiB of {limit}, intercept {} MiB; {counters}",
+        "{}; production {answered} answered, 0 failed, 0 packets leaked; peak {peak} MiB of {limit} (before: {}), \
+         intercept {} MiB (before: {}); {counters}",
         recovery::text("", &[took.as_millis()]),
-        intercept.peak_kib >> 10
+        before[0],
+        intercept.peak_kib >> 10,
+        before[1]
     ))
 }
 
