@@ -1,7 +1,7 @@
 //! Daemons are killed, frozen and stopped at random times.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -18,6 +18,8 @@ use crate::sys::Signal;
 
 /// Rounds in an ordinary and in a long run.
 const ROUNDS: (usize, usize) = (6, 100);
+/// How long they may take in an ordinary run.
+const LIMIT: Duration = Duration::from_secs(120);
 /// Any number will do: it makes the rounds of all runs the same.
 const SEED: u64 = 0x6368_616f_7321;
 
@@ -32,7 +34,7 @@ const KINDS: [(&str, bool, Signal); 6] = [
 ];
 
 pub(super) fn scenario() -> Scenario {
-    Scenario::new("chaos/signals", Offloads::On, rounds)
+    Scenario { limit: LIMIT, ..Scenario::new("chaos/signals", Offloads::On, rounds) }
 }
 
 /// Each round sends a signal to a daemon at a random time, and heals it after another. After each, no production request
@@ -63,7 +65,7 @@ fn rounds(context: &Context) -> Result<String> {
         if tcpcopy && signal == Signal::Term {
             let mut counters = Counters::default();
             counters.add_last(&chain.tcpcopy(0)?.output()?).context("no `stats` at the end")?;
-            account::balance(&counters)?;
+            account::balance_under_load(&counters).with_context(|| format!("{name}, round {round}"))?;
             balanced += 1;
         }
         after(&load.running, 20 + next(&mut random) % 700)?;
