@@ -49,14 +49,14 @@ one_version_each() {
   fi
 }
 
-# A part of the appliance test. What it takes beside the source comes from Debian's servers.
+# Parts of the appliance test. What it takes beside the source comes from Debian's servers.
 appliance() {
   local result=0
   if ! install_appliance_software; then
     echo "skipped: what it needs cannot be installed"
     return
   fi
-  tests/appliance/run.sh "$1" || result=$?
+  tests/appliance/run.sh "$@" || result=$?
   # EX_TEMPFAIL: it has said why.
   [[ $result == 0 || $result == 75 ]]
 }
@@ -73,7 +73,7 @@ section "dependencies in several versions (for information)" one_version_each
 section "unit, simulation, rules and command-line tests" cargo test --workspace --locked --quiet
 section "release build" cargo build --release --workspace --locked
 section "instruction counts" cargo test --release --locked --test instructions
-section "appliance, packages" appliance packages
+section "appliance, packages and container" appliance packages container
 if [[ -n $lab ]]; then
   section "laboratory" target/release/lab run
   section "appliance, machine" appliance vm

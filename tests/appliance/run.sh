@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The appliance test: what is packaged, installed and booted works. As root.
 #
-#   tests/appliance/run.sh [packages] [vm]      default: both
+#   tests/appliance/run.sh [packages] [container] [vm]      default: all
 #
 #   packages   both formats are sound and reproducible, install, upgrade and go away without a trace, in a pristine
 #              Debian root; the units are closed enough
+#   container  one host with a systemd of its own on this kernel: tcpcopy alone, and intercept on the target
 #   vm         four Debian hosts in a virtual machine with Debian's own kernel, set up as the README's quick start
 #              says; then whatever can happen to them happens, under load
 #
@@ -18,16 +19,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parts=() again=
 for argument in "$@"; do
   case $argument in
-    packages | vm) parts+=("$argument") ;;
+    packages | container | vm) parts+=("$argument") ;;
     --again) again=yes ;;
     *)
-      echo "usage: tests/appliance/run.sh [--again] [packages] [vm]" >&2
+      echo "usage: tests/appliance/run.sh [--again] [packages] [container] [vm]" >&2
       exit 64
       ;;
   esac
 done
 if [[ ${#parts[@]} -eq 0 ]]; then
-  parts=(packages vm)
+  parts=(packages container vm)
 fi
 
 codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
@@ -48,6 +49,7 @@ done
 for part in "${parts[@]}"; do
   case $part in
     packages) "$appliance/packages.sh" "$packages" ;;
+    container) "$appliance/container.sh" "$packages" ;;
     vm)
       "$appliance/image.sh" disk
       # What runs in the machine: the programs, the units, the quick start and the test itself.
