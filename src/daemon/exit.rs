@@ -84,9 +84,12 @@ impl From<Finding> for Failure {
         let code = match finding.check {
             Check::Capabilities => Code::Permission,
             Check::Nfnetlink | Check::NfnetlinkQueue | Check::NfTables => Code::System,
-            Check::Ports | Check::OnlineAddress | Check::Target | Check::Pool | Check::ListenAddress => {
-                Code::Config
-            }
+            Check::Ports
+            | Check::OnlineAddress
+            | Check::Target
+            | Check::Pool
+            | Check::ListenAddress
+            | Check::Redirects => Code::Config,
         };
         Self::new(code, finding)
     }

@@ -1,8 +1,9 @@
 //! Whether this host has the addresses and routes that the settings suppose.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use super::{Check, Finding};
 use crate::config::tcpcopy::CaptureSource;
@@ -16,6 +17,8 @@ pub(super) struct Host {
     source_toward: fn(IpAddr) -> io::Result<IpAddr>,
     /// Whether this host forwards packets, of IPv4 if true and else of IPv6.
     forwards: fn(bool) -> bool,
+    /// Whether it tells neighbours of shorter ways for IPv4 packets that it forwards.
+    redirects: fn() -> bool,
     /// Ports that it may give to whoever connects somewhere, if any are among these.
     gives_out: fn(&RangeInclusive<u16>) -> Option<RangeInclusive<u16>>,
 }
@@ -23,7 +26,7 @@ pub(super) struct Host {
 impl Host {
     /// The host this process runs on.
     pub(super) fn this() -> Self {
-        Self { source_toward, forwards, gives_out }
+        Self { source_toward, forwards, redirects, gives_out }
     }
 
     /// Whether packets to `address` are delivered on this host, by an address or a local route.
@@ -35,6 +38,15 @@ impl Host {
 fn forwards(ipv4: bool) -> bool {
     let path = if ipv4 { "/proc/sys/net/ipv4/ip_forward" } else { "/proc/sys/net/ipv6/conf/all/forwarding" };
     std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+}
+
+/// An interface does if it says so, or if `all` does (`IN_DEV_TX_REDIRECTS`).
+fn redirects() -> bool {
+    let says = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+    let interfaces = std::fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten();
+    interfaces
+        .filter(|interface| interface.file_name() != "lo" && interface.file_name() != "default")
+        .any(|interface| says(&interface.path().join("send_redirects")))
 }
 
 fn gives_out(ports: &RangeInclusive<u16>) -> Option<RangeInclusive<u16>> {
@@ -204,8 +216,24 @@ pub(super) fn assistant(host: &Host, settings: &intercept::Settings) -> Vec<Find
             )),
         });
     }
+    findings.extend(redirected(host, settings));
     findings.dedup();
     findings
+}
+
+/// Whether the target may be told of a way past this host. IPv6 has no setting for it.
+fn redirected(host: &Host, settings: &intercept::Settings) -> Option<Finding> {
+    let concerns = !settings.on_target && settings.targets.iter().any(SocketAddr::is_ipv4);
+    if !concerns || !(host.forwards)(true) || !(host.redirects)() {
+        return None;
+    }
+    Some(Finding::warning(
+        Check::Redirects,
+        "this host forwards and sends ICMP redirects: those about other packets of the target would lead its responses \
+         past intercept",
+        "set net.ipv4.conf.all.send_redirects=0 and the same for each interface and `default` with sysctl, or \
+         net.ipv4.ip_forward=0",
+    ))
 }
 
 #[cfg(test)]
@@ -223,8 +251,10 @@ mod tests {
         }
     }
 
-    const STATIC: Host = Host { source_toward: fake, forwards: |_| false, gives_out: |_| None };
+    const STATIC: Host =
+        Host { source_toward: fake, forwards: |_| false, redirects: || true, gives_out: |_| None };
     const ROUTER: Host = Host { forwards: |_| true, ..STATIC };
+    const QUIET_ROUTER: Host = Host { redirects: || false, ..ROUTER };
     const GENEROUS: Host = Host { gives_out: |ports| Some(ports.clone()), ..STATIC };
 
     fn online_findings(host: &Host, options: &str) -> Vec<(Check, Severity)> {
@@ -235,10 +265,14 @@ mod tests {
     }
 
     fn assistant_findings(options: &str) -> Vec<(Check, Severity)> {
+        assistant_findings_on(&STATIC, options)
+    }
+
+    fn assistant_findings_on(host: &Host, options: &str) -> Vec<(Check, Severity)> {
         let arguments = format!("intercept --config /dev/null --insecure {options}");
         let action = intercept::Settings::load(arguments.split(' ').map(Into::into));
         let Ok(Action::Run(settings)) = action else { panic!("{options}: {action:?}") };
-        assistant(&STATIC, &settings).into_iter().map(|finding| (finding.check, finding.severity)).collect()
+        assistant(host, &settings).into_iter().map(|finding| (finding.check, finding.severity)).collect()
     }
 
     #[test]
@@ -310,6 +344,16 @@ mod tests {
             [(Check::ListenAddress, Severity::Error)]
         );
         assert_eq!(assistant_findings("--target 10.0.0.1:80"), [(Check::Target, Severity::Error)]);
+    }
+
+    #[test]
+    fn a_router_that_redirects_is_warned_of() {
+        let found = |host, options| assistant_findings_on(host, options);
+        let redirects = [(Check::Redirects, Severity::Warning)];
+        assert_eq!(found(&ROUTER, "--target 10.0.0.9:80"), redirects);
+        assert_eq!(found(&QUIET_ROUTER, "--target 10.0.0.9:80"), []);
+        assert_eq!(found(&ROUTER, "--target [fd00::9]:80"), []);
+        assert_eq!(found(&ROUTER, "--target 10.0.0.1:80 --on-target"), []);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Check {
     Ports,
     /// The address that `intercept` listens on.
     ListenAddress,
+    /// What a host that forwards tells its neighbours.
+    Redirects,
 }
 
 /// How bad a finding is.

@@ -4,7 +4,8 @@
 #   tests/appliance/image.sh root|disk
 #
 # Ends with 75 if what it takes cannot be fetched.
-# Both are made anew when this script or the kernel has changed. Debian's servers are the ones that this machine uses.
+# Both are made anew when this script or the kernel has changed. Debian's servers are the ones that this machine uses. From
+# the environment: KERNEL, the release that the kernel is of; default bookworm, as the root.
 # shellcheck source=tests/appliance/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -13,8 +14,8 @@ included=(
   systemd systemd-sysv systemd-container dbus udev kmod libnss-myhostname nftables iproute2 procps iputils-ping
   util-linux python3 nginx-light
 )
-made=$(digest "$appliance/image.sh")
-tar=$store/root-$made.tar
+
+kernel_of=${KERNEL:-$suite}
 
 make_root() {
   if [[ -e $tar ]]; then
@@ -38,8 +39,23 @@ make_root() {
   mv "$store/part.tar" "$tar"
 }
 
+# apt-get or apt-cache, with the lists of the kernel's release.
+apt() {
+  local program=$1 state=$store/apt-$kernel_of
+  shift
+  if [[ $kernel_of == "$suite" ]]; then
+    "$program" "$@"
+    return
+  fi
+  mkdir -p "$state"/{lists,archives}/partial
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $kernel_of main" \
+    >"$state/sources.list"
+  "$program" -o "Dir::Etc::SourceList=$state/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$state/lists" \
+    -o "Dir::Cache=$state" "$@"
+}
+
 newest_kernel() {
-  apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/ { print $2; exit }'
+  apt apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/ { print $2; exit }'
 }
 
 # Debian's kernel, unpacked; its version is the answer.
@@ -47,7 +63,7 @@ unpack_kernel() {
   local package
   package=$(newest_kernel)
   if [[ -z $package ]]; then
-    apt-get update -qq || skip "Debian's lists of packages cannot be fetched"
+    apt apt-get update -qq || skip "Debian's lists of packages cannot be fetched"
     package=$(newest_kernel)
   fi
   if [[ -z $package ]]; then
@@ -57,7 +73,7 @@ unpack_kernel() {
     say "kernel: $package" >&2
     rm -rf "$store/kernel"
     mkdir -p "$store/kernel"
-    (cd "$store/kernel" && apt-get download -qq "$package" >/dev/null) || skip "the kernel cannot be fetched"
+    (cd "$store/kernel" && apt apt-get download -qq "$package" >/dev/null) || skip "the kernel cannot be fetched"
     dpkg-deb -x "$store/kernel/$package"_*.deb "$store/kernel/$package.part"
     rm "$store/kernel/$package"_*.deb
     depmod -b "$store/kernel/$package.part" "${package#linux-image-}"
@@ -122,6 +138,10 @@ machine() {
   done
 }
 
+# What they are made of names them.
+made=$({ declare -f make_root && echo "$suite ${included[*]}"; } | sha256sum | cut -c 1-16)
+tar=$store/root-$made.tar
+made=$made-$({ declare -f && cat "$appliance"/guest/{init,payload,payload.service}; } | sha256sum | cut -c 1-16)
 case ${1:-} in
   root) make_root ;;
   disk)

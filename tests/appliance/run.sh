@@ -12,7 +12,8 @@
 # Ends with 75 if it cannot be made here, for want of Debian's packages for example.
 #
 # Images are kept in target/appliance as long as what they are made of is the same; so is the fact that the test in the
-# machine has passed (--again runs it all the same). EVENTS='reboot|upgrade' runs some events only.
+# machine has passed (--again runs it all the same). EVENTS='reboot|upgrade' runs some events only, and
+# KERNEL=trixie all of it with the kernel of another release of Debian.
 # shellcheck source=tests/appliance/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -36,6 +36,8 @@ scenes() {
   event "a wrong file, both" none reload_wrong
   event "a second instance" none second_instance
   event "reboot, assistant" all reboot_assistant
+  event "reboot, target" all reboot_target
+  event "reboot, online" down reboot online
   on client pkill --signal TERM --full load.py
   wait
   within 30 caught_up || true
@@ -206,6 +208,12 @@ reboot_assistant() {
   ((rules > 0 && rules < network)) || fail "the rules came after the network: $rules, $network"
 }
 
+# "Make it permanent where the host's network is configured."
+reboot_target() {
+  printf '[Route]\nDestination=10.90.0.0/16\nGateway=10.91.2.3\n' >>/run/hosts/target/root/etc/systemd/network/eth0.network
+  reboot target
+}
+
 # Off and on, with nothing left in the kernel: a network namespace is one machine's network.
 reboot() {
   kill -s RTMIN+4 "$(<"/run/hosts/$1/leader")"
@@ -268,6 +276,11 @@ queue = 36620
 sink = "tcpcopy1"
 table = "tcpcopy1"
 END
+  # The kernel gives these ports to others.
+  echo 'ports = "40000-41000"' >>/run/hosts/online/root/etc/tcpcopy/second.toml
+  ! on online systemctl start tcpcopy@second || fail "it starts with ports that are not free"
+  entries online tcpcopy@second FAILED EXIT_CODE=78 || fail "the journal does not say why it does not start"
+  sed -i '/^ports/d' /run/hosts/online/root/etc/tcpcopy/second.toml
   on online systemctl start tcpcopy@second || fail "a second instance does not start"
   within 30 test -s "$second" || fail "a second instance replays nothing"
   on online systemctl stop tcpcopy@second
