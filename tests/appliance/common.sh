@@ -19,11 +19,6 @@ skip() {
   exit 75
 }
 
-# A hash of the contents of files, which names what was made of them.
-digest() {
-  cat -- "$@" | sha256sum | cut -c 1-16
-}
-
 # Nothing here may mount, install or boot anything where the machine's own processes could see it.
 must_be_private() {
   if [[ $(readlink /proc/self/ns/mnt) == "$(readlink /proc/1/ns/mnt)" ]]; then
