@@ -91,19 +91,35 @@ debs() {
   umount "$tree"
 }
 
-# The dependencies are names of RPM systems, which this root cannot satisfy.
+# A package that has what this root's libraries have, by the names that RPM systems give it, and nothing in it.
+stand_in() {
+  local spec=$store/stand-in.spec library
+  printf '%s\n' 'Name: stand-in' 'Version: 1' 'Release: 1' 'Summary: Stand-in' 'License: none' 'Provides: systemd' \
+    'Provides: /bin/sh' 'Provides: rtld(GNU_HASH)' >"$spec"
+  for library in "$tree"/lib/*/{libc.so.6,libgcc_s.so.1,libmnl.so.0,libnftnl.so.11,ld-linux-*.so.2}; do
+    realpath "$library"
+  done | /usr/lib/rpm/elfdeps --provides | sort --unique | sed 's/^/Provides: /' >>"$spec"
+  printf '%s\n' '%description' 'Stand-in.' '%files' >>"$spec"
+  rpmbuild --quiet -bb "$spec" --define "_topdir $store/stand-in" --define "_rpmdir $store" --define '_rpmfilename stand-in.rpm'
+  rpm --root "$tree" --install "$store/stand-in.rpm"
+}
+
 rpms() {
   fresh
   # Directories that RPM systems have.
   mkdir -p "$tree"/usr/share/{licenses,fish/vendor_completions.d,zsh/site-functions}
   listing >"$store/before"
-  rpm --root "$tree" --install --nodeps "$packages"/1/*.rpm
-  rpm --root "$tree" --verify --nodeps "${names[@]}"
-  rpm --root "$tree" --query --requires tcpcopy | grep -q '^libnftnl\.so'
+  if rpm --root "$tree" --install --test "$packages"/1/*.rpm 2>/dev/null; then
+    echo "the .rpm packages depend on nothing" >&2
+    exit 1
+  fi
+  stand_in
+  rpm --root "$tree" --install "$packages"/1/*.rpm
+  rpm --root "$tree" --verify "${names[@]}"
   echo "percent = 7" >>"$tree/etc/tcpcopy/tcpcopy.toml"
-  rpm --root "$tree" --upgrade --nodeps "$packages"/2/*.rpm
+  rpm --root "$tree" --upgrade "$packages"/2/*.rpm
   [[ $(tail -n 1 "$tree/etc/tcpcopy/tcpcopy.toml") == "percent = 7" ]]
-  rpm --root "$tree" --erase "${names[@]}"
+  rpm --root "$tree" --erase "${names[@]}" stand-in
   rm -f "$tree/etc/tcpcopy/tcpcopy.toml.rpmsave"
   rmdir --ignore-fail-on-non-empty "$tree/etc/tcpcopy" 2>/dev/null || true
   expect_same "erasing the .rpm packages"
