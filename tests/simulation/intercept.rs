@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use tcpcopy::replayer::Claim;
 use tcpcopy::wire::{FlowId, FlowKey};
 
 /// Who claimed what. A small model of `tcpcopy::router`.
@@ -20,18 +19,14 @@ impl Intercept {
         Self { up: true, ..Self::default() }
     }
 
-    /// A claim or release has come through the tunnel.
-    pub(crate) fn take(&mut self, claim: Claim) {
-        match claim {
-            Claim::Claim(id, key) => {
-                self.owners.insert(key.client, (id, key));
-            }
-            Claim::Release(id, key) => {
-                if self.owners.get(&key.client).is_some_and(|(own, _)| *own == id) {
-                    self.owners.remove(&key.client);
-                }
-            }
-        }
+    /// A claim has come through the tunnel.
+    pub(crate) fn claim(&mut self, id: FlowId, key: FlowKey) {
+        self.owners.insert(key.client, (id, key));
+    }
+
+    /// A release has.
+    pub(crate) fn release(&mut self, id: FlowId) {
+        self.owners.retain(|_, (own, _)| *own != id);
     }
 
     /// The name of the flow of a packet from `server` to `client`, if it was claimed.

@@ -22,7 +22,7 @@
 //! | `dialogue`, `client` | what the capture sees of clients |
 //! | `target`, `server` | the target's stacks and its application |
 //! | `packet` | packets, by a codec that is not the one tested |
-//! | `link`, `intercept` | what lies between |
+//! | `link`, `intercept`, `tunnel` | what lies between |
 //! | `world` | the loop |
 //! | `watch`, `check` | the invariants |
 //! | `rng` | chance |
@@ -39,6 +39,7 @@ mod rng;
 mod scenario;
 mod server;
 mod target;
+mod tunnel;
 mod watch;
 mod world;
 

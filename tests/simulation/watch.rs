@@ -296,12 +296,15 @@ impl Watch {
         &mut self,
         now: Time,
         id: FlowId,
-        client: SocketAddr,
+        client: Option<SocketAddr>,
         header: &TcpHeader,
         ledger: &mut Ledger,
     ) {
         self.answers += 1;
-        let Some(flow) = self.flows.get_mut(&client).filter(|flow| flow.id == id) else { return };
+        let Some(flow) = client.and_then(|client| self.flows.get_mut(&client)) else { return };
+        if flow.id != id {
+            return;
+        }
         let Some(iss) = flow.iss else { return };
         let acked = ahead_of(header.ack.0, iss.wrapping_add(1));
         if header.flags.syn() {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpcopy::replayer::{Claim, Config, Replayer};
-use tcpcopy::wire::{FlowId, FlowKey, Mapping, Outgoing, Packet, TcpHeader, Time, is_damaged, parse};
+use tcpcopy::tunnel::{ClientEvent, ServerEvent};
+use tcpcopy::wire::{FlowId, FlowKey, Mapping, Outgoing, Packet, Time, is_damaged, parse};
 
 use crate::check;
 use crate::client;
@@ -18,6 +19,7 @@ use crate::rng::Rng;
 use crate::scenario::{Setup, Trouble};
 use crate::server::Ledger;
 use crate::target::{self, Target};
+use crate::tunnel::Tunnel;
 use crate::watch::Watch;
 
 /// No run takes longer, in virtual time: every session has ended by then.
@@ -36,12 +38,14 @@ enum Event {
     Damaged(Vec<u8>),
     ToTarget { bytes: Vec<u8>, sound: bool },
     ToIntercept { bytes: Vec<u8>, sound: bool },
-    Header(FlowId, SocketAddr, TcpHeader),
-    Claim(Claim),
-    Refusal(FlowId),
+    ToClaimer(Frame),
+    ToClaims(Frame),
     Tunnel { up: bool },
     Target { up: bool },
 }
+
+/// A frame in the tunnel, with the number of that tunnel.
+type Frame = (u64, Vec<u8>);
 
 /// One run.
 pub(crate) struct World {
@@ -54,6 +58,9 @@ pub(crate) struct World {
     pub(crate) watch: Watch,
     target_up: bool,
     intercept: Intercept,
+    tunnel: Tunnel,
+    /// Its number.
+    tunnels: u64,
     /// What the replayer has told to be in force, and whether that is news.
     told: BTreeMap<FlowId, FlowKey>,
     told_news: bool,
@@ -107,6 +114,8 @@ impl World {
             replayer: Replayer::new(Arc::new(config)),
             target_up: true,
             intercept: Intercept::new(),
+            tunnel: Tunnel::new(Time::from_micros(1)),
+            tunnels: 0,
             told: BTreeMap::new(),
             told_news: false,
             turns: 0,
@@ -253,15 +262,8 @@ impl World {
                 }
             }
             Event::ToIntercept { bytes, sound } => self.intercept(bytes, sound),
-            Event::Header(id, client, header) => {
-                if self.intercept.up {
-                    self.trace("< header", &(client, header));
-                    self.watch.hears(self.now, id, client, &header, &mut self.ledger);
-                    self.replayer.handle_target(self.now, id, &header);
-                }
-            }
-            Event::Claim(claim) => self.claim(claim),
-            Event::Refusal(id) => self.replayer.handle_refusal(self.now, id),
+            Event::ToClaimer(frame) => self.headers_arrive(&frame),
+            Event::ToClaims(frame) => self.claims_arrive(&frame),
             Event::Tunnel { up } => self.tunnel(up),
             Event::Target { up } => {
                 (self.target_up, self.target_due) = (up, None);
@@ -295,7 +297,8 @@ impl World {
         let Some(id) = self.intercept.owner(dst, src).filter(|_| self.intercept.up) else { return };
         for passage in self.setup.tunnel.pass(self.now, &mut self.rng) {
             if passage.is_sound() {
-                self.at(passage.at, Event::Header(id, dst, header));
+                let frame = (self.tunnels, self.tunnel.header(id, &header));
+                self.at(passage.at, Event::ToClaimer(frame));
             } else {
                 // A frame that cannot be read ends the connection, and with it all that is under way.
                 self.at(passage.at, Event::Tunnel { up: false });
@@ -304,16 +307,43 @@ impl World {
         }
     }
 
-    fn claim(&mut self, claim: Claim) {
-        if !self.intercept.up {
+    /// What is in the tunnel when it ends is lost.
+    fn is_open(&self, tunnel: u64) -> bool {
+        self.intercept.up && tunnel == self.tunnels
+    }
+
+    /// A frame reaches the intercept.
+    fn claims_arrive(&mut self, (tunnel, frame): &Frame) {
+        if !self.is_open(*tunnel) {
             return;
         }
-        match claim {
-            Claim::Claim(id, _) if self.rng.chance(self.setup.refuse) => {
+        match self.tunnel.at_server(self.now, frame) {
+            Some(ServerEvent::Claim { flow, .. }) if self.rng.chance(self.setup.refuse) => {
                 let delay = Duration::from_micros(*self.setup.tunnel.delay.end());
-                self.at(self.now + delay, Event::Refusal(id));
+                let frame = (self.tunnels, self.tunnel.refusal(flow));
+                self.at(self.now + delay, Event::ToClaimer(frame));
             }
-            Claim::Claim(..) | Claim::Release(..) => self.intercept.take(claim),
+            Some(ServerEvent::Claim { flow, key }) => self.intercept.claim(flow, key),
+            Some(ServerEvent::Release(flow)) => self.intercept.release(flow),
+            other => self.ledger.fault(self.now, &format!("the intercept was told {other:?}")),
+        }
+    }
+
+    /// A frame reaches tcpcopy.
+    fn headers_arrive(&mut self, (tunnel, frame): &Frame) {
+        if !self.is_open(*tunnel) {
+            return;
+        }
+        match self.tunnel.at_client(self.now, frame) {
+            Some(ClientEvent::Response(response)) => {
+                let (id, header) = (response.flow, response.header);
+                let client = self.told.get(&id).map(|key| key.client);
+                self.trace("< header", &(client, header));
+                self.watch.hears(self.now, id, client, &header, &mut self.ledger);
+                self.replayer.handle_target(self.now, id, &header);
+            }
+            Some(ClientEvent::Refused { flow, .. }) => self.replayer.handle_refusal(self.now, flow),
+            other => self.ledger.fault(self.now, &format!("tcpcopy was told {other:?}")),
         }
     }
 
@@ -324,8 +354,14 @@ impl World {
             if self.setup.forget {
                 self.intercept.forget();
             }
+            self.tunnels += 1;
+            self.tunnel = Tunnel::new(self.now);
             for (id, key) in self.replayer.claims() {
-                self.intercept.take(Claim::Claim(id, key));
+                let frame = self.tunnel.claim(Claim::Claim(id, key));
+                match self.tunnel.at_server(self.now, &frame) {
+                    Some(ServerEvent::Claim { flow, key }) => self.intercept.claim(flow, key),
+                    other => self.ledger.fault(self.now, &format!("the intercept was told {other:?}")),
+                }
             }
         }
     }
@@ -382,7 +418,8 @@ impl World {
             }
             let delay = self.rng.within(&self.setup.tunnel.delay);
             self.last_claim = self.last_claim.max(self.now + Duration::from_micros(delay));
-            self.at(self.last_claim, Event::Claim(claim));
+            let frame = (self.tunnels, self.tunnel.claim(claim));
+            self.at(self.last_claim, Event::ToClaims(frame));
         }
         Ok(())
     }
