@@ -103,8 +103,8 @@ pub(super) struct Gate {
     passed: u64,
     /// The gate value at which the connection began: what it has received counts from here.
     origin: u64,
-    /// A burst has passed.
-    begun: bool,
+    /// How the last burst passed, if one has.
+    last: Option<Opened>,
     /// `received` when the last burst passed.
     base: u64,
     /// What the target had sent beyond the gate when the last burst passed.
@@ -127,7 +127,7 @@ pub(super) struct Gate {
 impl Gate {
     /// The online server's response begins at the downstream offset `first`, as far as is known.
     pub(super) fn begin(&mut self, first: u64) {
-        if !self.begun {
+        if self.last.is_none() {
             self.passed = first;
             self.origin = first;
         }
@@ -234,7 +234,7 @@ impl Gate {
         let in_all = self.target_response(received) + self.surplus;
         let silent = how == Opened::TimedOut && self.target_response(received) == 0;
         self.silences = if silent { self.silences.saturating_add(1) } else { 0 };
-        self.begun = true;
+        self.last = Some(how);
         self.passed = self.passed.max(mark.gate);
         self.base = received;
         match how {
@@ -249,6 +249,22 @@ impl Gate {
             Opened::TimedOut => self.distrust(),
             // Nothing was waited for, so nothing was learned.
             Opened::Ungated => {}
+        }
+    }
+
+    /// The burst that passed last has not left yet, because the target's window is closed: what has been received
+    /// by now, `received`, answers earlier ones.
+    pub(super) fn hold_back(&mut self, received: u64) {
+        let Some(how) = self.last else { return };
+        let early = self.target_response(received);
+        self.base = received;
+        // Behind a whole response it is more than was waited for, else it is what was waited for in vain.
+        if how == Opened::Answered {
+            let foreseen = self.passed + self.surplus;
+            self.surplus += early;
+            if self.foreseen.is_none_or(|gate| gate == foreseen) {
+                self.foreseen = Some(foreseen + early);
+            }
         }
     }
 
@@ -275,7 +291,7 @@ impl Gate {
 
     /// A new connection: nothing has been received on it, and the burst at `mark` begins it.
     pub(super) fn restart(&mut self, mark: &Mark) {
-        self.begun = true;
+        self.last = Some(Opened::Ungated);
         // Bursts behind it that had passed before wait again: what let them pass is gone with the old connection.
         self.passed = mark.gate;
         self.origin = self.passed;
@@ -355,6 +371,19 @@ mod tests {
         assert_eq!(decide(&Gate::default(), 100, &view), Decision::Wait(Time::from_micros(501_000)));
         let later = View { now: Time::from_micros(501_000), ..view };
         assert_eq!(decide(&Gate::default(), 100, &later), Decision::Open(Opened::Short));
+    }
+
+    #[test]
+    fn what_comes_before_a_burst_can_leave_answers_earlier_ones() {
+        let mut gate = Gate::default();
+        gate.pass(&mark(100), 90, Opened::Short);
+        gate.hold_back(100);
+        assert_eq!(gate.target_response(100), 0);
+        assert_eq!(decide(&gate, 110, &at(1, 100)), Decision::Wait(Time::from_micros(10_000_000)));
+        gate.pass(&mark(110), 110, Opened::Answered);
+        gate.hold_back(130);
+        assert_eq!(gate.target_response(130), 0);
+        assert_eq!(decide(&gate, 130, &at(1, 130)), Decision::Open(Opened::Answered), "sent ahead");
     }
 
     #[test]

@@ -96,9 +96,13 @@ impl Session {
         }
         connection.replied |=
             arrived == Arrived::InOrder && connection.sender.una() == connection.sender.max();
-        // Nothing answers a burst that a closed window still holds back.
-        if arrived == Arrived::InOrder && connection.sender.max() > self.burst_start {
-            self.first_answer.get_or_insert(now);
+        if arrived == Arrived::InOrder {
+            // Nothing answers a burst that a closed window still holds back.
+            if connection.sender.max() > self.burst_start {
+                self.first_answer.get_or_insert(now);
+            } else if let Some(receiver) = &connection.receiver {
+                self.gate.hold_back(receiver.received());
+            }
         }
         self.close_if_done(now);
         match (arrived, acked) {
