@@ -41,7 +41,11 @@ pub(crate) fn step(world: &World) -> Result<(), String> {
     }
     let fates = &counters.ledger.fates;
     let skipped = fates.of(Fate::Skipped);
-    let lost = skipped + fates.of(Fate::Torn) + counters.ledger.missing;
+    // What is skipped at a session's end is discarded with it.
+    let lost = skipped
+        + fates.of(Fate::Torn)
+        + counters.ledger.missing
+        + counters.ledger.discarded.of(End::Completed);
     if !(skipped..=lost).contains(&counters.skipped_bytes) {
         return Err(format!("{} bytes skipped, {skipped} to {lost} were lost", counters.skipped_bytes));
     }
