@@ -70,6 +70,11 @@ impl Client {
         self.first_acked
     }
 
+    /// Whether it has ended its handshake, as far as was captured.
+    pub(super) fn is_connected(&self) -> bool {
+        self.acked.is_some()
+    }
+
     /// The downstream offset acknowledged so far.
     pub(super) fn acked(&self) -> u64 {
         self.acked.map_or(FIRST_ACKED, |(_, offset)| offset)

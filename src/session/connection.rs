@@ -126,7 +126,7 @@ impl Connection {
         let mss = options.mss.unwrap_or(536).min(self.max_segment).saturating_sub(overhead);
         let rtt = self.echoed_rtt(now, header);
         self.sender.established(now, u32::from(mss), u32::from(header.window), rtt);
-        self.receiver = Some(Receiver::new(now, header.seq));
+        self.receiver = Some(Receiver::new(now, header.seq, client.is_connected()));
         self.last_sent = now;
     }
 

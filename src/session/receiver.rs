@@ -10,9 +10,12 @@ use crate::wire::{Seq, Time};
 
 /// Delay of an ACK that nothing else carries (RFC 9293, 3.8.6.3: below 500 ms; Linux: 40 ms).
 const DELAYED_ACK: Duration = Duration::from_millis(40);
-/// Delay of the handshake's last ACK, which the first data usually carries. The server's
-/// `accept()` waits for it.
+/// Delay of the handshake's last ACK behind the client's, which the first data usually carries. The
+/// server's `accept()` waits for it.
 const HANDSHAKE_ACK: Duration = Duration::from_millis(10);
+/// The same if the client's is not captured: its first data may come a round-trip time later than the
+/// target's answer, and the target repeats its SYN-ACK after 1 s only.
+const UNSEEN_HANDSHAKE_ACK: Duration = Duration::from_millis(200);
 /// Ranges kept beyond a hole. More than that are forgotten, and the target sends them again.
 const MAX_RANGES: usize = 32;
 
@@ -44,8 +47,10 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    /// A receiver that has taken a SYN numbered `irs`.
-    pub(super) fn new(now: Time, irs: Seq) -> Self {
+    /// A receiver that has taken a SYN numbered `irs`. `client_is_connected`: the client has ended its
+    /// own handshake.
+    pub(super) fn new(now: Time, irs: Seq, client_is_connected: bool) -> Self {
+        let patience = if client_is_connected { HANDSHAKE_ACK } else { UNSEEN_HANDSHAKE_ACK };
         Self {
             irs,
             received: 0,
@@ -54,7 +59,7 @@ impl Receiver {
             fin: None,
             last_at: now,
             acked_at: now,
-            ack_due: Some(now + HANDSHAKE_ACK),
+            ack_due: Some(now + patience),
         }
     }
 
@@ -89,6 +94,13 @@ impl Receiver {
         self.ack_due
     }
 
+    /// The client has ended its handshake: if ours is not over, it waits for the first data only.
+    pub(super) fn client_connected(&mut self, now: Time) {
+        if self.ack_due.is_some() {
+            self.ack_after(now, HANDSHAKE_ACK);
+        }
+    }
+
     /// Something that carries RCV.NXT left.
     pub(super) fn ack_sent(&mut self, now: Time) {
         self.acked = self.received;
@@ -98,8 +110,11 @@ impl Receiver {
 
     /// Since when the target could have said more, if it had more to say. A target that obeys Nagle
     /// (RFC 1122, 4.2.3.4) keeps the end of a response until all before it is acknowledged, so it
-    /// may be waiting for an ACK that is still delayed.
+    /// may be waiting for an ACK that is still delayed. One that has closed has no more to say.
     pub(super) fn quiet_since(&self) -> Time {
+        if self.finished() {
+            return self.last_at;
+        }
         self.last_at.max(self.acked_at).max(self.ack_due.unwrap_or(Time::ZERO))
     }
 
@@ -141,8 +156,9 @@ impl Receiver {
         self.received = end;
         self.join();
         self.last_at = now;
-        let enough = self.received - self.acked >= 2 * u64::from(segment.mss) || self.finished();
-        self.ack_after(now, if enough || self.has_hole() { lag } else { lag.max(DELAYED_ACK) });
+        let much = self.received - self.acked >= 2 * u64::from(segment.mss);
+        let enough = much || (self.finished() && segment.prompt) || self.has_hole();
+        self.ack_after(now, if enough { lag } else { lag.max(DELAYED_ACK) });
         Arrived::InOrder
     }
 
@@ -170,13 +186,14 @@ impl Receiver {
 }
 
 /// The part of a header the receiver looks at: `len` bytes from `seq` on, and FIN after them; `mss`
-/// is what the target sends at most.
+/// is what the target sends at most. `prompt`: a FIN is acknowledged at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment {
     pub(super) seq: Seq,
     pub(super) len: u32,
     pub(super) fin: bool,
     pub(super) mss: u16,
+    pub(super) prompt: bool,
 }
 
 #[cfg(test)]
@@ -186,7 +203,7 @@ mod tests {
     const IRS: Seq = Seq(u32::MAX - 2);
 
     fn seg(offset: u32, len: u32, fin: bool) -> Segment {
-        Segment { seq: IRS.add(1).add(offset), len, fin, mss: 100 }
+        Segment { seq: IRS.add(1).add(offset), len, fin, mss: 100, prompt: false }
     }
 
     fn handle(rx: &mut Receiver, segment: &Segment) -> Arrived {
@@ -194,7 +211,7 @@ mod tests {
     }
 
     fn receiver() -> Receiver {
-        let mut rx = Receiver::new(Time::ZERO, IRS);
+        let mut rx = Receiver::new(Time::ZERO, IRS, true);
         rx.ack_sent(Time::ZERO);
         rx
     }
@@ -207,6 +224,26 @@ mod tests {
         handle(&mut rx, &seg(100, 100, false));
         assert_eq!(rx.ack_due(), Some(Time::ZERO));
         assert_eq!(rx.rcv_nxt(), IRS.add(201));
+    }
+
+    #[test]
+    fn the_ack_of_a_fin_may_wait_for_our_own() {
+        for (prompt, due) in [(false, DELAYED_ACK), (true, Duration::ZERO)] {
+            let mut rx = receiver();
+            handle(&mut rx, &Segment { prompt, ..seg(0, 10, true) });
+            assert_eq!((rx.ack_due(), rx.quiet_since()), (Some(Time::ZERO + due), Time::ZERO));
+        }
+    }
+
+    #[test]
+    fn the_handshakes_ack_waits_for_the_clients() {
+        let mut rx = Receiver::new(Time::ZERO, IRS, false);
+        assert_eq!(rx.ack_due(), Some(Time::ZERO + UNSEEN_HANDSHAKE_ACK));
+        rx.client_connected(Time::from_micros(50));
+        assert_eq!(rx.ack_due(), Some(Time::from_micros(50) + HANDSHAKE_ACK));
+        rx.ack_sent(Time::from_micros(60));
+        rx.client_connected(Time::from_micros(70));
+        assert_eq!(rx.ack_due(), None);
     }
 
     #[test]
@@ -227,7 +264,7 @@ mod tests {
         let mut rx = receiver();
         assert_eq!(handle(&mut rx, &seg(0, 0, false)), Arrived::Nothing);
         assert_eq!(rx.ack_due(), None);
-        let probe = Segment { seq: IRS, len: 0, fin: false, mss: 100 };
+        let probe = Segment { seq: IRS, ..seg(0, 0, false) };
         assert_eq!(handle(&mut rx, &probe), Arrived::Duplicate);
         assert_eq!(rx.ack_due(), Some(Time::ZERO));
     }

@@ -187,7 +187,14 @@ impl Session {
             Phase::Live => {}
         }
         self.last_activity = now;
+        let was_connected = self.client.is_connected();
         let gate = self.client.observe(now, header);
+        if !was_connected
+            && self.client.is_connected()
+            && let Some(receiver) = self.connection.as_mut().and_then(|open| open.receiver.as_mut())
+        {
+            receiver.client_connected(now);
+        }
         self.gate.begin(self.client.first_acked());
         let again = header.flags.syn() && std::mem::replace(&mut self.syn_seen, true);
         let taken = if !header.flags.syn() {

@@ -7,6 +7,7 @@ use super::connection::{Connection, State, TIME_WAIT};
 use super::event::{Answer, End, Event, Outcome};
 use super::receiver::{Arrived, Segment};
 use super::sender::Acked;
+use super::upstream::Close;
 use crate::wire::{Flags, Seq, TcpHeader, TcpOptions, Time};
 
 /// Resets without progress after which the target is taken at its word.
@@ -88,7 +89,11 @@ impl Session {
             return Answer::Unacceptable;
         }
         connection.note_timestamp(header);
-        let arrived = arrive(connection, now, header, lag);
+        // Our own FIN can carry the ACK of the target's, unless it has left. What is under way may have come too late
+        // for the target, which then answers the ACK with a reset.
+        let fin_left = matches!(self.upstream.close(), Some(Close::Fin(at)) if connection.sender.max() > at);
+        let prompt = fin_left || connection.sender.una() < connection.sender.max();
+        let arrived = arrive(connection, now, header, prompt, lag);
         if acked == Acked::Advanced {
             connection.last_acked = now;
             self.resets = 0;
@@ -167,12 +172,19 @@ impl Session {
     }
 }
 
-fn arrive(connection: &mut Connection, now: Time, header: &TcpHeader, lag: Duration) -> Arrived {
+fn arrive(
+    connection: &mut Connection,
+    now: Time,
+    header: &TcpHeader,
+    prompt: bool,
+    lag: Duration,
+) -> Arrived {
     let segment = Segment {
         seq: header.seq,
         len: header.payload_len,
         fin: header.flags.fin(),
         mss: connection.receive_mss,
+        prompt,
     };
     match &mut connection.receiver {
         Some(receiver) => receiver.handle(now, &segment, lag),

@@ -244,7 +244,25 @@ fn what_is_captured_before_the_handshake_ends_waits_for_it() {
 #[test]
 fn a_handshake_without_data_is_acknowledged_soon() {
     let mut b = Bench::established();
+    assert_eq!(b.wait(100 * MS), [], "nor has the client ended its own");
+    b.client(1, 1, A, b"");
     assert_eq!(b.wait(20 * MS), [sent(A, 1, 1, b"")]);
+
+    let mut b = Bench::established();
+    assert_eq!(b.wait(300 * MS), [sent(A, 1, 1, b"")], "its ACK may not be captured");
+}
+
+#[test]
+fn our_fin_carries_the_ack_of_the_targets() {
+    let mut b = Bench::established();
+    b.client(1, 1, pa(), b"get");
+    assert_eq!(b.run(), [sent(pa(), 1, 1, b"get")]);
+    b.target(1, 4, Flags::FIN | pa(), 100);
+    assert_eq!(b.wait(5 * MS), []);
+    b.client(4, 102, Flags::FIN | A, b"");
+    assert_eq!(b.run(), [sent(Flags::FIN | A, 4, 102, b"")]);
+    b.target(102, 5, A, 0);
+    assert_eq!((b.run(), b.ended()), (vec![], Some(End::Completed)));
 }
 
 #[test]
