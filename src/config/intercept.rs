@@ -146,7 +146,7 @@ const KEYS: &[Key] = &[
         default: "36524",
         help: "Port to listen on",
     },
-    common::workers("Worker threads; auto is one a processor"),
+    common::workers("Worker threads; auto is half the processors"),
     Key {
         name: "unclaimed",
         option: "unclaimed",
@@ -269,7 +269,7 @@ impl Settings {
             // 0.0.0.0 stays: all addresses, but of IPv4 only.
             bind: (address != IpAddr::from([0_u8; 16])).then_some(address),
             port: raw.port.to(),
-            workers: raw.workers.or(common::processors()),
+            workers: raw.workers.or(common::processors() / 2),
             unclaimed: raw.unclaimed.0,
             insecure: raw.insecure,
             warnings: layers

@@ -20,7 +20,7 @@ use crate::daemon::queues::{BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
-use crate::replayer::{self, Histogram, Replayer, Target, Transmit};
+use crate::replayer::{self, Claim, Histogram, Replayer, Target, Transmit};
 use crate::sys::raw::RawSender;
 use crate::tunnel::Secret;
 use crate::wire::{Outgoing, Reject, Tally, Time};
@@ -325,7 +325,8 @@ impl Worker {
     fn send(&mut self, now: Time, budget: usize) {
         // A session that begins has made its claim already; one that reconnects makes it while
         // segments are sent, and its responses wait for a moment at the intercept.
-        self.tell_claims(now);
+        self.tell_claims();
+        self.responses.flush(now);
         self.sends_pending = true;
         for _ in 0..budget {
             let Some(Transmit { src, dst, header }) = self.replayer.poll_transmit(now, &mut self.outgoing)
@@ -343,14 +344,20 @@ impl Worker {
                 self.totals.send_errors.count(SendError::of(&error));
             }
         }
-        self.tell_claims(now);
+        // Releases can wait for the next turn: a write of their own costs as much as sending a segment.
+        if self.tell_claims() {
+            self.responses.flush(now);
+        }
     }
 
-    fn tell_claims(&mut self, now: Time) {
+    /// Hands over claims and releases, and returns whether there were claims. They leave with the next flush.
+    fn tell_claims(&mut self) -> bool {
+        let mut claimed = false;
         while let Some(claim) = self.replayer.poll_claim() {
+            claimed |= matches!(claim, Claim::Claim(..));
             self.responses.tell(claim);
         }
-        self.responses.flush(now);
+        claimed
     }
 
     /// `false` when told to stop.
