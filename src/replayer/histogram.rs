@@ -47,6 +47,12 @@ impl Histogram {
         self.total
     }
 
+    /// How many measurements lie below each power of two, in microseconds, and not below the one before it.
+    pub fn by_power(&self) -> impl Iterator<Item = (u64, u64)> {
+        let sums = self.counts.chunks(STEPS).map(|counts| counts.iter().sum());
+        (0..).map(|power| (STEPS as u64) << power).zip(sums)
+    }
+
     /// The value that `permille` of a thousand measurements do not exceed; `None` without any.
     pub fn quantile(&self, permille: u64) -> Option<Duration> {
         let rank = (self.total * permille).div_ceil(1000).max(1);
@@ -98,5 +104,8 @@ mod tests {
         let p99 = histogram.quantile(990).expect("some").as_millis();
         assert!((50..57).contains(&p50) && (99..112).contains(&p99), "{p50} {p99}");
         assert_eq!(histogram.total(), 100);
+        let powers: Vec<_> = histogram.by_power().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(powers.iter().map(|(_, count)| count).sum::<u64>(), 100);
+        assert_eq!(powers[..3], [(1 << 10, 1), (1 << 11, 1), (1 << 12, 2)]);
     }
 }

@@ -266,6 +266,7 @@ impl Statistics {
             exchanges = replay.exchanges.total(),
             exchanges_per_s = rate(replay.exchanges.total(), logged.replay.exchanges.total(), time),
             outcomes = list(&replay.exchanges),
+            delays = powers(delay),
             delay_p50_us = micros(delay, 500),
             delay_p99_us = micros(delay, 990),
             response_p50_us = micros(response, 500),
@@ -298,6 +299,12 @@ impl Statistics {
         );
         self.logged = totals.clone();
     }
+}
+
+/// A histogram for one field of a log line, coarser than it is.
+fn powers(times: &Histogram) -> String {
+    let counted = times.by_power().filter(|(_, count)| *count > 0);
+    counted.map(|(below, count)| format!("{below}={count}")).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub(super) struct Run {
     /// Production latency, µs.
     pub(super) p50: u32,
     pub(super) p99: u32,
+    /// From capture to raw send, µs, if our tcpcopy replays.
+    pub(super) delay_p99: Option<u32>,
     /// Processor time of the servers.
     pub(super) online_server: Duration,
     pub(super) target_server: Duration,
@@ -88,7 +90,7 @@ const fn price(
 }
 
 /// All figures, in the order of the columns.
-pub(super) static METRICS: [Metric; 20] = [
+pub(super) static METRICS: [Metric; 21] = [
     figure(
         "requests_per_second",
         "online/s",
@@ -179,6 +181,13 @@ pub(super) static METRICS: [Metric; 20] = [
     figure("p99_off_us", "p99 off", 0, |s| Some(s.off.p99.into()), "99th percentile, without replay, µs"),
     figure("p50_on_us", "p50 on", 0, |s| Some(s.on.p50.into()), "median with replay, µs"),
     figure("p99_on_us", "p99 on", 0, |s| Some(s.on.p99.into()), "99th percentile with replay, µs"),
+    figure(
+        "delay_p99_us",
+        "delay",
+        0,
+        |s| Some(s.on.delay_p99?.into()),
+        "99th percentile of the time from capture to raw send, by tcpcopy's own count, µs",
+    ),
     figure(
         "others_off",
         "",

@@ -146,13 +146,16 @@ struct Once {
 
 fn once(case: &Case, way: &Way, options: &Options, scratch: &Path) -> Result<Once> {
     let mut stage = way.start(options.offloads, scratch)?;
-    let on = put_on(&mut stage, case, options.seconds)?;
+    let mut on = put_on(&mut stage, case, options.seconds)?;
     let mut comparison = if *way == Way::Nothing { nothing() } else { stage.chain.compare(1)? };
     if *way == Way::Mirror {
         // It writes headers of its own.
         comparison.altered = 0;
     }
     let leaked = stage.chain.leaks()?;
+    if matches!(way, Way::Ours | Way::Packet) {
+        on.delay_p99 = u32::try_from(stage.chain.stop_tcpcopies()?.of("delay_p99_us")).ok();
+    }
     let mut fault = (leaked > 0).then(|| format!("LEAK: {leaked} packets"));
     if let Request::Post(size) = case.request
         && let Err(error) = stage.chain.check_bodies(size)
@@ -189,6 +192,7 @@ fn put_on(stage: &mut Stage, case: &Case, seconds: u64) -> Result<Run> {
         rate: report.rate(),
         p50: report.latency.at(500),
         p99: report.latency.at(990),
+        delay_p99: None,
         online_server: tree(online),
         target_server: tree(target),
         processes: after.processes.all().saturating_sub(before.processes.all()),
