@@ -55,7 +55,7 @@ apt() {
 }
 
 newest_kernel() {
-  apt apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/ { print $2; exit }'
+  apt apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }' || true
 }
 
 # Debian's kernel, unpacked; its version is the answer.
@@ -76,6 +76,8 @@ unpack_kernel() {
     (cd "$store/kernel" && apt apt-get download -qq "$package" >/dev/null) || skip "the kernel cannot be fetched"
     dpkg-deb -x "$store/kernel/$package"_*.deb "$store/kernel/$package.part"
     rm "$store/kernel/$package"_*.deb
+    # Later releases have their modules below usr.
+    [[ -e $store/kernel/$package.part/lib ]] || ln -s usr/lib "$store/kernel/$package.part/lib"
     depmod -b "$store/kernel/$package.part" "${package#linux-image-}"
     mv "$store/kernel/$package.part" "$store/kernel/$package"
   fi
