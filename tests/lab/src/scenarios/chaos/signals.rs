@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Ongoing, Resources, plain};
+use super::{GROWTH, Ongoing, Resources, plain};
 use crate::account;
 use crate::chain::{Chain, keep_alive, short};
 use crate::counters::Counters;
@@ -74,7 +74,7 @@ fn rounds(context: &Context) -> Result<String> {
         load.recovery(&mut chain)?;
         recoveries.entry(name).or_default().push(start.elapsed().as_millis());
         chain.check_leaks()?;
-        before.check(&mut chain).with_context(|| format!("{name}, round {round}"))?;
+        before.check(&mut chain, GROWTH).with_context(|| format!("{name}, round {round}"))?;
         let links_now = links(&chain)?;
         ensure!(links_now == links_before, "{name}, round {round}: {links_now:?}, before {links_before:?}");
     }
