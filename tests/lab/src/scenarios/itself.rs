@@ -129,7 +129,10 @@ fn leak_is_seen(context: &Context, family: Family) -> Result<String> {
     Ok(format!("{} leaked packets seen", chain.leaks()?))
 }
 
-/// Begins a connection to `target` in the name of `victim`.
+/// A port that loads do not have: they are given those from 1024 on.
+const PORT: u16 = 1000;
+
+/// Begins a connection to `target` in the name of `victim`, and of no connection there was.
 pub(super) fn forge(victim: IpAddr, target: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -137,7 +140,7 @@ pub(super) fn forge(victim: IpAddr, target: SocketAddr) -> std::io::Result<Socke
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => socket.set_freebind_v6(true)?,
     }
-    socket.bind(&SockAddr::from(SocketAddr::new(victim, 4000)))?;
+    socket.bind(&SockAddr::from(SocketAddr::new(victim, PORT)))?;
     match socket.connect(&SockAddr::from(target)) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         Err(_) | Ok(()) => Ok(socket),
