@@ -24,12 +24,14 @@ pub(super) struct Pipe {
     stream: TcpStream,
     readable: bool,
     writable: bool,
+    /// The peer has closed its side, or the connection has failed: no other edge will say so.
+    ending: bool,
 }
 
 impl Pipe {
     /// Takes a non-blocking stream, connected or connecting.
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, readable: false, writable: false }
+        Self { stream, readable: false, writable: false, ending: false }
     }
 
     /// Registers the socket and sets its options. Small frames leave at once, and a peer that is
@@ -59,7 +61,8 @@ impl Pipe {
     /// Remembers what an event of this socket's token says.
     pub(super) fn ready(&mut self, event: &Event) {
         // A closed or failed socket is read, and written, to learn of it.
-        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.ending |= event.is_read_closed() || event.is_error();
+        self.readable |= event.is_readable() || self.ending;
         self.writable |= event.is_writable() || event.is_write_closed();
     }
 
@@ -96,8 +99,8 @@ impl Pipe {
         match self.stream.read(space) {
             Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the peer")),
             Ok(n) => {
-                // A stream that gives less than was asked for is empty (epoll(7), Q9).
-                self.readable = n == room;
+                // A stream that gives less than was asked for is empty (epoll(7), Q9), but for its end.
+                self.readable = n == room || self.ending;
                 endpoint.filled(now, n);
                 Ok(())
             }
@@ -125,5 +128,41 @@ impl Pipe {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    use mio::{Events, Poll};
+
+    use super::*;
+    use crate::tunnel::{Client, Hello, Limits};
+
+    #[test]
+    fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let mut pipe = Pipe::new(TcpStream::connect(address).expect("connect"));
+        let mut poll = Poll::new().expect("poll");
+        pipe.register(poll.registry(), Token(0)).expect("registered");
+        let (mut peer, _) = listener.accept().expect("accept");
+        peer.write_all(b"some")
+            .and_then(|()| peer.shutdown(std::net::Shutdown::Both))
+            .expect("bytes and FIN");
+
+        let mut client =
+            Client::new(Time::ZERO, Hello { instance: 1, claimer: 0, worker: 0 }, Limits::default());
+        let mut events = Events::with_capacity(4);
+        // Both are there before the socket is looked at.
+        let mut all = [0; 5];
+        while pipe.stream.peek(&mut all).map_or(true, |count| count < 4) {}
+        poll.poll(&mut events, Some(Duration::from_secs(10))).expect("poll");
+        events.iter().for_each(|event| pipe.ready(event));
+        pipe.receive(Time::ZERO, &mut client).expect("the bytes");
+        let end = pipe.receive(Time::ZERO, &mut client).expect_err("the end");
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
     }
 }
