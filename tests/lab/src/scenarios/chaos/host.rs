@@ -170,7 +170,8 @@ fn no_threads(context: &Context) -> Result<String> {
         let status = daemon.wait_for(REFUSAL)?;
         let said = daemon.output()?;
         ensure!(status.code() == Some(71), "{} ended with {status}: {}", program.name(), said.trim());
-        messages.push(said.trim().to_owned());
+        // Warnings come before.
+        messages.push(said.trim().lines().next_back().unwrap_or_default().to_owned());
     }
     chain.remove_rules()?;
     chain.finish()?;
