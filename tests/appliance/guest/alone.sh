@@ -6,37 +6,12 @@
 set -euo pipefail
 payload=$1 results=$2
 clients=/run/clients access=/var/log/nginx/target.log events=$results/events
-failures=0
-
-now() {
-  cut -d ' ' -f 1 /proc/uptime
-}
-
-say() {
-  printf '[%7.2f] %s\n' "$(now)" "$*"
-}
-
-fail() {
-  say "FAILED: $*"
-  failures=$((failures + 1))
-}
+source "$payload/common.sh"
 
 # Where nothing that follows could be right.
 give_up() {
   say "FAILED: $*"
   exit 1
-}
-
-# Waits for a command to succeed: `within SECONDS COMMAND…`.
-within() {
-  local end=$((SECONDS + $1))
-  shift
-  until "$@" >/dev/null 2>&1; do
-    if ((SECONDS >= end)); then
-      return 1
-    fi
-    sleep 0.1
-  done
 }
 
 # The clients' network, production on port 80 and the target on a port of the same host.
@@ -84,28 +59,13 @@ entries() {
   journalctl --unit "$unit" --output json "MESSAGE_ID=${id:?}" | python3 "$payload/journal.py" "$unit $event" "$@"
 }
 
-# Whether the last ten requests, which all clients had a part in, have reached the target.
-caught_up() {
-  local last number
-  last=$(tail -n 1 "$clients" | cut -d ' ' -f 1)
-  ((last > 10)) || return 1
-  for number in $(seq $((last - 9)) "$last"); do
-    within 3 grep -q " /$number " "$access" || return 1
-  done
-}
-
-test_lines() {
-  (($(wc -l <"$clients") >= $1))
-}
-
 # Something that happens under load: `event NAME MISSING COMMAND…`; see account.py.
 event() {
   local name=$1 allowed=$2 begin
   shift 2
   begin=$(now)
   "$@" >>"$results/events-output" 2>&1 || fail "$name: $*"
-  within 20 test_lines $(($(wc -l <"$clients") + 20)) || fail "$name: the clients do not go on"
-  within 60 caught_up || fail "$name: the replay does not catch up"
+  steady
   echo "${name// /_} $begin $(now) $allowed" >>"$events"
   say "$name: back"
 }

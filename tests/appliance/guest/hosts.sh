@@ -9,32 +9,7 @@ hosts=(client online target assistant)
 # As in the quick start; the clients have a network of their own.
 declare -A cards=([client]=02:00:00:00:00:01 [online]=02:00:00:00:00:02 [target]=02:00:00:00:00:03 [assistant]=02:00:00:00:00:04)
 declare -A addresses=([client]=10.90.0.10/16 [online]=10.91.2.1/24 [target]=10.91.2.2/24 [assistant]=10.91.2.3/24)
-failures=0
-
-now() {
-  cut -d ' ' -f 1 /proc/uptime
-}
-
-say() {
-  printf '[%7.2f] %s\n' "$(now)" "$*"
-}
-
-fail() {
-  say "FAILED: $*"
-  failures=$((failures + 1))
-}
-
-# Waits for a command to succeed: `within SECONDS COMMAND…`.
-within() {
-  local end=$((SECONDS + $1))
-  shift
-  until "$@" >/dev/null 2>&1; do
-    if ((SECONDS >= end)); then
-      return 1
-    fi
-    sleep 0.1
-  done
-}
+source "$payload/common.sh"
 
 # Runs a command on a host: `on HOST COMMAND…`.
 on() {

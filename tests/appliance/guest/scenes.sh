@@ -114,28 +114,6 @@ expect_leaks() {
   fi
 }
 
-# Whether the last ten requests, which all clients had a part in, have reached the target.
-caught_up() {
-  local last number
-  last=$(tail -n 1 "$clients" | cut -d ' ' -f 1)
-  ((last > 10)) || return 1
-  for number in $(seq $((last - 9)) "$last"); do
-    within 3 grep -q " /$number " "$access" || return 1
-  done
-}
-
-# Waits until 20 more requests were sent, and all of them have arrived.
-steady() {
-  local until
-  until=$(($(wc -l <"$clients") + 20))
-  within 20 test_lines "$until" || fail "the clients do not go on"
-  within 60 caught_up || fail "the replay does not catch up"
-}
-
-test_lines() {
-  (($(wc -l <"$clients") >= $1))
-}
-
 # Whether something happens in this run: the file "events" holds an expression for the names of what does.
 happens() {
   [[ $1 =~ $(<"$payload/events") ]]
