@@ -133,6 +133,14 @@ impl Link {
         self.why.as_deref()
     }
 
+    /// Memory that its buffers take, in bytes.
+    pub fn memory(&self) -> usize {
+        match &self.state {
+            State::Open { client, .. } => client.memory(),
+            State::Waiting { .. } | State::Connecting { .. } => 0,
+        }
+    }
+
     /// Claims a flow; nothing happens unless the link is up.
     pub fn claim(&mut self, flow: FlowId, key: FlowKey) {
         if let State::Open { client, .. } = &mut self.state {

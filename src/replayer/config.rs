@@ -31,7 +31,8 @@ pub struct Config {
     pub mtu: u16,
     /// Most sessions at a time.
     pub max_sessions: usize,
-    /// Most memory that all sessions together may take, in bytes: what they hold, and what they are.
+    /// Most memory that all sessions together may take, in bytes: what they hold, what they are, and what is taken
+    /// besides ([`super::Replayer::set_memory_besides`]).
     pub memory_limit: usize,
 }
 

@@ -49,6 +49,8 @@ pub struct Replayer {
     stopping: bool,
     /// A session has fallen behind its client since [`Replayer::take_behind`].
     behind: bool,
+    /// See [`Replayer::set_memory_besides`].
+    besides: usize,
     counters: Counters,
 }
 
@@ -63,6 +65,7 @@ impl Replayer {
             resumption: Resumption::default(),
             stopping: false,
             behind: false,
+            besides: 0,
             counters: Counters::default(),
         }
     }
@@ -82,9 +85,14 @@ impl Replayer {
         self.table.buffered()
     }
 
-    /// Memory that the sessions take, about: what [`Config::memory_limit`] is for.
+    /// Memory that the sessions take, about, with what is taken besides: what [`Config::memory_limit`] is for.
     pub fn memory(&self) -> usize {
-        self.table.memory()
+        self.table.memory().saturating_add(self.besides)
+    }
+
+    /// From now on so many bytes of the limit are taken by what is not a session's: the buffers of the tunnels.
+    pub fn set_memory_besides(&mut self, bytes: usize) {
+        self.besides = bytes;
     }
 
     /// Whether, since this was asked last, a session has fallen behind its client for no other reason than
@@ -188,7 +196,7 @@ impl Replayer {
         if self.stopping || self.table.len() + usize::from(self.config.copies) > self.config.max_sessions {
             return Err(Unused::SessionLimit);
         }
-        if self.table.memory() > self.config.memory_limit / 16 * 15 {
+        if self.memory() > self.config.memory_limit / 16 * 15 {
             return Err(Unused::MemoryLimit);
         }
         Ok(())
@@ -324,7 +332,7 @@ impl Replayer {
                 }
             }
             self.table.settle(&mut self.counters.ledger);
-            if self.table.memory() > self.config.memory_limit {
+            if self.memory() > self.config.memory_limit {
                 self.shed(now);
             }
         }
@@ -395,7 +403,7 @@ impl Replayer {
         }
     }
 
-    /// The sessions take more than they may: the one that takes most is furthest behind, and ends.
+    /// More is taken than may be: the session that takes most is furthest behind, and ends.
     fn shed(&mut self, now: Time) {
         let Some(slot) = self.table.furthest_behind() else { return };
         let Some(entry) = self.table.entry(slot) else { return };

@@ -378,6 +378,26 @@ fn close_to_the_memory_limit_no_session_begins() {
 }
 
 #[test]
+fn what_is_taken_besides_the_sessions_leaves_them_less() {
+    let fits = |b: &mut Bench| {
+        b.syn(CLIENT);
+        b.client(CLIENT, header(101, 1, A, 1400), &[0; 1400]);
+        b.syn("10.9.0.2:2");
+    };
+    let (mut b, Config { memory_limit, .. }) = (Bench::new(config()), config());
+    fits(&mut b);
+    let own = b.replayer.memory();
+    b.replayer.set_memory_besides(memory_limit / 16 * 15 - own + 1);
+    assert!(b.syn("10.9.0.3:3").is_empty());
+    assert_eq!(b.counters().unused.of(Unused::MemoryLimit), 1);
+    b.replayer.set_memory_besides(memory_limit - own + 1);
+    b.client("10.9.0.2:2", header(101, 1, A, 0), b"");
+    assert_eq!((b.counters().ended.of(End::Shed), b.replayer.sessions(), b.replayer.buffered()), (1, 1, 0));
+    b.replayer.set_memory_besides(0);
+    assert_eq!(b.syn("10.9.0.3:3").len(), 1, "there is room again");
+}
+
+#[test]
 fn bytes_that_come_one_by_one_count_with_what_each_of_them_takes() {
     let mut b = Bench::new(Config { memory_limit: 100_000, ..config() });
     b.syn(CLIENT);

@@ -118,6 +118,11 @@ impl Client {
         }
     }
 
+    /// Memory that its buffers take, in bytes.
+    pub fn memory(&self) -> usize {
+        self.channel.memory()
+    }
+
     /// Frames of unknown kinds that were passed over.
     pub fn unknown_frames(&self) -> u64 {
         self.channel.decoder.unknown()

@@ -149,7 +149,8 @@ impl Tunnels {
         self.busy
     }
 
-    /// Reads all links, up to a budget, and hands the responses to the replayer.
+    /// Reads all links, up to a budget, and hands the responses to the replayer; its budget of memory is also that of
+    /// the links' buffers.
     pub(super) fn receive(&mut self, now: Time, replayer: &mut Replayer) {
         self.busy = false;
         for at in 0..self.intercepts.len() {
@@ -159,6 +160,7 @@ impl Tunnels {
                 index += 1;
             }
         }
+        replayer.set_memory_besides(self.links().map(|link| link.memory()).sum());
     }
 
     /// Whether there is more to read; `None` if there is no such link.
@@ -305,5 +307,91 @@ impl Intercept {
     fn link_for(&mut self, key: &FlowKey) -> Option<&mut Link> {
         let worker = split(key.client, self.workers?);
         self.links.get_mut(usize::from(worker))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::{Arc, mpsc};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::replayer::Config;
+    use crate::tunnel::{Endpoint, Server, Welcome};
+    use crate::wire::flow::SPLIT_SEED;
+
+    fn replayer() -> Replayer {
+        Replayer::new(Arc::new(Config {
+            session: Arc::default(),
+            mappings: Vec::new(),
+            pools: Vec::new(),
+            local: None,
+            copies: 1,
+            percent: 100,
+            workers: 1,
+            worker: 0,
+            mtu: 1500,
+            max_sessions: 1,
+            memory_limit: 1 << 20,
+        }))
+    }
+
+    /// An intercept of one worker that reads a hello, and then nothing until it is told to go.
+    fn welcome(listener: &TcpListener, end: &mpsc::Receiver<()>) {
+        let (mut stream, _) = listener.accept().expect("a tcpcopy");
+        let mut server = Server::new(Time::ZERO, Limits::default());
+        let mut buffer = [0; 100];
+        while server.poll_event().is_none() {
+            let n = stream.read(&mut buffer).expect("a hello");
+            server.handle_bytes(Time::ZERO, &buffer[..n]);
+        }
+        server.welcome(Time::ZERO, Welcome { workers: 1, worker: 0, split_seed: SPLIT_SEED });
+        stream.write_all(server.pending()).expect("room for a welcome");
+        end.recv().expect("the test's end");
+    }
+
+    #[test]
+    fn what_waits_for_an_intercept_counts_in_the_budget_of_the_sessions() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let (end, ended) = mpsc::channel();
+        let intercept = std::thread::spawn(move || welcome(&listener, &ended));
+        let identity = Identity { instance: 1, claimer: 0, secret: None };
+        let limits = Limits { output: 1 << 20, ..Limits::default() };
+        let mut tunnels = Tunnels::new(Time::ZERO, &[address], identity, limits, 0);
+        let (mut replayer, start) = (replayer(), Instant::now());
+        let mut poll = mio::Poll::new().expect("poll");
+        let mut drive_until = |tunnels: &mut Tunnels, replayer: &mut Replayer, up: bool| {
+            let mut events = mio::Events::with_capacity(4);
+            while tunnels.are_reachable() != up {
+                let now = Time::ZERO + start.elapsed();
+                assert!(start.elapsed() < Duration::from_secs(20), "{tunnels:?}");
+                tunnels.handle_timeout(now, poll.registry());
+                poll.poll(&mut events, Some(Duration::from_millis(20))).expect("poll");
+                events.iter().for_each(|event| tunnels.ready(now, event));
+                tunnels.receive(now, replayer);
+                tunnels.flush(now);
+            }
+        };
+
+        drive_until(&mut tunnels, &mut replayer, true);
+        let idle = replayer.memory();
+        assert!((1..100_000).contains(&idle), "{idle}");
+        let flows = 10_000;
+        for port in 0..flows {
+            let key = FlowKey { client: ([10, 0, 0, 1], port).into(), server: ([10, 0, 0, 2], 80).into() };
+            tunnels.tell(Claim::Claim(FlowId(port.into()), key));
+        }
+        tunnels.receive(Time::ZERO, &mut replayer);
+        let waiting = replayer.memory() - idle;
+        assert!(waiting >= size_of::<FlowId>() * usize::from(flows), "{waiting}");
+
+        end.send(()).expect("it waits");
+        drive_until(&mut tunnels, &mut replayer, false);
+        tunnels.receive(Time::ZERO, &mut replayer);
+        assert_eq!(replayer.memory(), 0, "a tunnel that is down takes nothing");
+        intercept.join().expect("intercept");
     }
 }
