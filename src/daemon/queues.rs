@@ -1,11 +1,16 @@
 //! The workers' queues: opened, and what comes out of them counted.
 
+use std::io;
+
 use super::exit::{Code, Failure};
 use crate::capture::{KernelCounters, NfQueue, QueueOptions, Received};
 use crate::netfilter::{QueueKind, Queues};
 
 /// Batches received from a queue in one turn of a worker's loop.
 pub(super) const BATCHES: usize = 16;
+
+/// Packets that are received at most once the rules are out: as many as a queue holds.
+const LAST: u64 = 65_536;
 
 /// One queue for each of `workers`, from number `first` on.
 pub(super) fn number(first: u16, workers: u16) -> Result<Queues, Failure> {
@@ -32,6 +37,20 @@ pub(super) fn open(queues: Queues, options: QueueOptions) -> Result<Vec<NfQueue>
         opened.push(queue);
     }
     Ok(opened)
+}
+
+/// Receives what is left once the rules are out. Rules that are the operator's, or could not be taken out, go on leading
+/// packets to the queue: then there would be no end of it.
+pub(super) fn drain(mut receive: impl FnMut() -> io::Result<Received>) -> io::Result<()> {
+    let mut left = LAST;
+    while left > 0 {
+        let received = receive()?;
+        if received.packets == 0 && !received.full {
+            break;
+        }
+        left = left.saturating_sub(u64::from(received.packets.max(1)));
+    }
+    Ok(())
 }
 
 /// What the kernel dropped of the workers' queues, because they were full or because we did not read.
@@ -103,5 +122,28 @@ impl Intake {
         self.overruns += other.overruns;
         self.malformed += other.malformed;
         self.refused += other.refused;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_received_to_its_end_if_it_has_one() {
+        let batches = |batch: &dyn Fn(u32) -> Received| {
+            let mut count = 0;
+            drain(|| {
+                count += 1;
+                Ok(batch(count))
+            })
+            .expect("no error");
+            count
+        };
+        let of = |packets, full| Received { packets, full, ..Received::default() };
+        assert_eq!(batches(&|count| of(if count <= 3 { 30 } else { 0 }, false)), 4);
+        assert_eq!(batches(&|count| of(0, count == 1)), 2, "an overrun is not the end");
+        assert_eq!(batches(&|_| of(64, true)), 1024, "more comes than a queue holds");
+        assert_eq!(batches(&|_| of(0, true)), 65_536);
     }
 }

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use mio::{Registry, Token};
 
-use crate::capture::{Checksums, NfQueue, QueueOptions, Source};
+use crate::capture::{Checksums, NfQueue, QueueOptions, Received, Source};
 use crate::config::tcpcopy::Settings;
 use crate::daemon::exit::{Code, Failure};
 use crate::daemon::intake;
@@ -62,38 +62,35 @@ impl Embedded {
 
     /// Receives, up to a budget, and hands the responses to the replayer.
     pub(super) fn receive(&mut self, now: Time, replayer: &mut Replayer) -> io::Result<()> {
-        let Self { queue, checksums, ready, intake, rejects } = self;
         for _ in 0..BATCHES {
-            if !*ready {
+            if !self.ready {
                 break;
             }
-            let received = queue.receive(&mut |captured| match intake::read(&captured, checksums) {
-                Ok(packet) => {
-                    let flow = FlowKey { client: packet.dst, server: packet.src };
-                    tracing::trace!(client = %flow.client, header = ?packet.header, "response");
-                    replayer.handle_response(now, &flow, &packet.header);
-                }
-                Err(reject) => {
-                    tracing::trace!(%reject, "response");
-                    rejects.count(reject);
-                }
-            })?;
-            intake.add(&received);
-            *ready = received.full;
+            self.ready = self.receive_batch(now, replayer)?.full;
         }
         Ok(())
     }
 
-    /// Receives all that is there, the rules being out.
+    /// Receives what is left, the rules being out.
     pub(super) fn drain(&mut self, now: Time, replayer: &mut Replayer) -> io::Result<()> {
-        loop {
-            let before = self.intake.packets;
-            self.ready = true;
-            self.receive(now, replayer)?;
-            if self.intake.packets == before {
-                return Ok(());
+        queues::drain(|| self.receive_batch(now, replayer))
+    }
+
+    fn receive_batch(&mut self, now: Time, replayer: &mut Replayer) -> io::Result<Received> {
+        let Self { queue, checksums, rejects, .. } = self;
+        let received = queue.receive(&mut |captured| match intake::read(&captured, checksums) {
+            Ok(packet) => {
+                let flow = FlowKey { client: packet.dst, server: packet.src };
+                tracing::trace!(client = %flow.client, header = ?packet.header, "response");
+                replayer.handle_response(now, &flow, &packet.header);
             }
-        }
+            Err(reject) => {
+                tracing::trace!(%reject, "response");
+                rejects.count(reject);
+            }
+        })?;
+        self.intake.add(&received);
+        Ok(received)
     }
 }
 

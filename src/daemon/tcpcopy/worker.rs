@@ -16,7 +16,7 @@ use super::responses::{Origin, Responses};
 use crate::capture::{Checksums, Received};
 use crate::daemon::clock::Clock;
 use crate::daemon::intake;
-use crate::daemon::queues::{BATCHES, Intake};
+use crate::daemon::queues::{self, BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
@@ -404,12 +404,7 @@ impl Worker {
     /// The rules are out: what is queued still counts, then every session ends with a reset to the
     /// target.
     fn stop(&mut self) -> io::Result<()> {
-        loop {
-            let received = self.receive_batch()?;
-            if received.packets == 0 && !received.full {
-                break;
-            }
-        }
+        queues::drain(|| self.receive_batch())?;
         self.source_ready = false;
         let now = self.clock.now();
         self.responses.drain(now, &mut self.replayer)?;
