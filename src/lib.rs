@@ -15,8 +15,9 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | nft rules queue what the target sent to a replayed client | [`netfilter`] |
-//! | a worker finds who claimed the flow and has the kernel drop the packet | [`router`] |
+//! | nft rules queue what the target sent to a replayed client, and drop it | [`netfilter`] |
+//! | a worker receives its header | [`capture`], [`sys`] |
+//! | and finds who claimed the flow | [`router`] |
 //! | its header travels to the claimer | [`tunnel`] |
 //! | the session takes it as the peer's segment | [`replayer`], [`session`] |
 //!

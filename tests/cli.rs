@@ -125,6 +125,15 @@ fn wrong_command_lines_are_usage_errors() {
     for (options, fragment) in [
         (&["-i", "eth0", "-F", "tcp and src port 80", "-d"][..], "of the C intercept"),
         (&["--target", "10.0.0.9:80", "-b", "0.0.0.0"][..], "there is no key"),
+        (
+            &["--target", "10.0.0.9:80", "--insecure", "--capture-source", "packet", "--on-target"][..],
+            "use \"nfqueue\", or run intercept on a host that the target routes them to",
+        ),
+        (
+            &["--target", "10.0.0.9:80", "--insecure", "--capture-source", "packet", "--unclaimed", "accept"]
+                [..],
+            "use \"nfqueue\", or unclaimed = \"drop\"",
+        ),
         (&["rules"][..], "'rules load' or 'rules remove'"),
         (&["rules", "remove", "--now"][..], "--now"),
     ] {

@@ -9,7 +9,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use namespace::isolated;
-use tcpcopy::capture::{PacketOptions, PacketSource, PacketTap, Source, open_packet_sources};
+use tcpcopy::capture::{
+    HeaderSource, PacketOptions, PacketSource, PacketTap, ResponseOptions, Source, open_header_sources,
+    open_packet_sources,
+};
 use tcpcopy::sys::raw::RawSender;
 use tcpcopy::wire::{Flags, Mapping, Outgoing, Seq, TcpHeader, TcpOptions, flow, parse};
 
@@ -158,5 +161,131 @@ fn own_packets_are_left_alone_and_what_finds_no_room_is_counted() {
         assert_eq!(counters.packets, PACKETS);
         assert!(counters.dropped > 0, "a larger flood is needed");
         assert_eq!(received as u64 + counters.dropped, PACKETS);
+    });
+}
+
+fn open_headers(workers: u16, targets: &[SocketAddr]) -> (Vec<HeaderSource>, PacketTap) {
+    open_header_sources(ResponseOptions { targets, clients: &[] }, workers).unwrap()
+}
+
+/// Takes the responses that have come, each at the worker it belongs to.
+fn take_headers(sources: &mut [HeaderSource], seen: &mut Seen) {
+    let workers = u16::try_from(sources.len()).unwrap();
+    for (worker, source) in (0..).zip(sources) {
+        loop {
+            let received = source
+                .receive(&mut |captured| {
+                    let packet = parse(captured.bytes, captured.original_len).unwrap();
+                    assert_eq!((packet.src.port(), flow::split(packet.dst, workers)), (80, worker));
+                    assert!(captured.bytes.len() <= 128 && packet.payload.len() < 128);
+                    let segments = seen.entry(packet.dst).or_default();
+                    segments.push((packet.header.flags, packet.header.seq, packet.header.payload_len));
+                })
+                .unwrap();
+            assert_eq!((received.malformed, received.overruns, received.refused), (0, 0, 0));
+            if !received.full {
+                break;
+            }
+        }
+    }
+}
+
+/// A connection on which so many bytes come from the server, which closes it. Returns the client's end.
+fn download(listener: &TcpListener, bytes: usize) -> SocketAddr {
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    let address = client.local_addr().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || server.write_all(&vec![7; bytes]).unwrap());
+        assert_eq!(std::io::copy(&mut client, &mut std::io::sink()).unwrap(), bytes as u64);
+    });
+    address
+}
+
+#[test]
+fn each_worker_gets_the_headers_of_its_responses_once() {
+    isolated("each_worker_gets_the_headers_of_its_responses_once", || {
+        const BYTES: usize = 1_000_000;
+        let listeners = ["127.0.0.1:80", "[::1]:80"].map(|address| TcpListener::bind(address).unwrap());
+        let targets = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+        for workers in [1, 3] {
+            let (mut sources, mut tap) = open_headers(workers, &targets[..1]);
+            download(&listeners[0], 10);
+            tap.open().unwrap();
+            download(&listeners[1], 10);
+            tap.replace(&ResponseOptions { targets: &targets, clients: &[] }).unwrap();
+            let mut clients = Vec::new();
+            let mut seen = Seen::new();
+            for _ in 0..20 {
+                for listener in &listeners {
+                    clients.push(download(listener, BYTES));
+                    take_headers(&mut sources, &mut seen);
+                }
+            }
+            tap.close().unwrap();
+            download(&listeners[0], 10);
+            take_headers(&mut sources, &mut seen);
+
+            clients.sort();
+            assert_eq!(seen.keys().copied().collect::<Vec<_>>(), clients, "{workers} workers");
+            for (client, segments) in &seen {
+                let with =
+                    |flag: fn(&Flags) -> bool| segments.iter().filter(|(flags, ..)| flag(flags)).count();
+                assert_eq!((with(|f| f.syn()), with(|f| f.fin())), (1, 1), "{client}");
+                assert_eq!(streamed(segments) as usize, BYTES, "{client}");
+            }
+            let merged = seen.values().flatten().filter(|(.., len)| *len > 60_000).count();
+            assert!(merged > 0, "no super-packet was among them");
+            let segments: usize = seen.values().map(Vec::len).sum();
+            let counters = tap.counters().unwrap();
+            assert_eq!((counters.dropped, counters.packets), (0, segments as u64));
+        }
+    });
+}
+
+#[test]
+fn responses_that_find_the_ring_full_are_counted_for_their_worker() {
+    isolated("responses_that_find_the_ring_full_are_counted_for_their_worker", || {
+        const PACKETS: u64 = 40_000;
+        let target = "127.0.0.1:80".parse().unwrap();
+        let (mut sources, mut tap) = open_headers(2, &[target]);
+        tap.open().unwrap();
+        let client: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        let (sender, mut out) = (RawSender::open(OWN_MARK).unwrap(), Outgoing::default());
+        let header = TcpHeader {
+            seq: Seq(1),
+            ack: Seq(0),
+            flags: Flags::RST,
+            window: 0,
+            options: TcpOptions::default(),
+            payload_len: 0,
+        };
+        let mut send = |count: u64| {
+            for _ in 0..count {
+                let packet = out.finish(target, client, &header).unwrap();
+                let deadline = Instant::now() + DEADLINE;
+                while sender.send(packet, client).is_err() {
+                    assert!(Instant::now() < deadline, "nothing can be sent");
+                }
+            }
+        };
+        let mut take = || {
+            let mut seen = Seen::new();
+            take_headers(&mut sources, &mut seen);
+            seen.values().map(Vec::len).sum::<usize>() as u64
+        };
+        send(PACKETS);
+        let received = take();
+        let counters = tap.counters_of_workers().unwrap().to_vec();
+        let (own, other) = (usize::from(flow::split(client, 2)), 1 - usize::from(flow::split(client, 2)));
+        assert_eq!(counters[other].packets, 0);
+        assert_eq!((counters[own].packets, counters[own].dropped), (PACKETS, PACKETS - received));
+        assert!((16_384..PACKETS).contains(&received), "{received} received");
+
+        // There is room again, all round the ring.
+        for _ in 0..4 {
+            send(7_000);
+            assert_eq!(take(), 7_000);
+        }
     });
 }

@@ -70,9 +70,9 @@ pub enum CaptureError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The kernel takes no filter as long as these mappings need.
-    #[error("too many services for capture.source = \"packet\": map fewer, or use \"nfqueue\"")]
-    TooManyMappings,
+    /// The kernel takes no filter as long as these services and clients need.
+    #[error("too many services or clients for capture.source = \"packet\": name fewer, or use \"nfqueue\"")]
+    LongFilter,
     /// The socket that was opened could not be found among our descriptors.
     #[error("taking over the socket of netfilter queue {queue} failed: is /proc mounted?")]
     Adopt {

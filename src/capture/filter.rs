@@ -1,48 +1,22 @@
 //! The classic BPF programs of packet sockets. Pure code.
 //!
-//! [`capture`] decides what is captured, as the rules of [`netfilter`](crate::netfilter) do for the other source: packets
-//! for a mapping's service that neither this program sent nor are merely overheard, and of segments without payload none,
-//! if so wished. [`split`] computes the worker they belong to, and is [`wire::flow::split`](crate::wire::flow::split) in
-//! another language.
+//! [`capture`] and [`responses`] decide what is captured, as the rules of [`netfilter`](crate::netfilter) do for the other
+//! source: packets for a mapping's service that neither this program sent nor are merely overheard, and of segments without
+//! payload none, if so wished; or what targets send to clients. [`split`] computes the worker they belong to, and is
+//! [`wire::flow::split`](crate::wire::flow::split) in another language.
 //!
 //! Programs begin at the IP header. What they cannot read (extension headers between IPv6 and TCP, later fragments, which
 //! have no ports) is not captured.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use super::bpf::{
+    ADD, ADD_X, AND, GO, IF_ANY_BIT, IF_EQUAL, IF_EQUAL_X, KEEP_X, LOAD_BYTE, LOAD_BYTE_X, LOAD_HALF,
+    LOAD_HALF_X, LOAD_WORD, LOAD_X_IP_HEADER_LEN, LOAD_X_KEPT, PORT, Program, RETURN, RETURN_A, SET_X,
+    SHIFT_RIGHT, T, TO_X,
+};
 use crate::sys::packet::{Instruction, IpVersion};
-use crate::wire::Mapping;
-use crate::wire::flow::SPLIT_SEED;
-
-// Operations of include/uapi/linux/bpf_common.h that are used here; `X` are relative to the register X, `K` constant.
-const LOAD_WORD: u16 = 0x20;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
-const LOAD_HALF_X: u16 = 0x48;
-const LOAD_BYTE_X: u16 = 0x50;
-const LOAD_KEPT: u16 = 0x60;
-const KEEP: u16 = 0x02;
-const KEEP_X: u16 = 0x03;
-const SET: u16 = 0x00;
-const SET_X: u16 = 0x01;
-const LOAD_X_KEPT: u16 = 0x61;
-/// X becomes the length of the IPv4 header at an offset.
-const LOAD_X_IP_HEADER_LEN: u16 = 0xb1;
-const TO_X: u16 = 0x07;
-const ADD: u16 = 0x04;
-const ADD_X: u16 = 0x0c;
-const SUB_X: u16 = 0x1c;
-const MUL: u16 = 0x24;
-const OR_X: u16 = 0x4c;
-const AND: u16 = 0x54;
-const SHIFT_LEFT: u16 = 0x64;
-const SHIFT_RIGHT: u16 = 0x74;
-const XOR_X: u16 = 0xac;
-const IF_EQUAL: u16 = 0x15;
-const IF_EQUAL_X: u16 = 0x1d;
-const IF_ANY_BIT: u16 = 0x45;
-const RETURN: u16 = 0x06;
-const RETURN_A: u16 = 0x16;
+use crate::wire::{Mapping, Prefix};
 
 /// `SKF_AD_OFF + SKF_AD_PKTTYPE`: loads whom the link layer says the packet is for.
 const PACKET_TYPE: u32 = 0xffff_f000 + 4;
@@ -55,8 +29,6 @@ const TCP: u32 = 6;
 const FIN_SYN_RST: u32 = 0x07;
 /// More than any packet has.
 const WHOLE: u32 = 1 << 18;
-/// `BPF_MAXINSNS`.
-const MOST: usize = 4096;
 
 /// The program that takes the mappings' packets of one IP version. `None` if it is longer than the kernel allows, which
 /// takes hundreds of mappings.
@@ -67,8 +39,7 @@ pub(super) fn capture(
     pure_acks: bool,
 ) -> Option<Vec<Instruction>> {
     let mut program = Program::default();
-    program.step(LOAD_BYTE, PACKET_TYPE);
-    program.require(IF_EQUAL, FOR_US);
+    program.for_us_or_end();
     program.step(LOAD_WORD, MARK);
     program.refuse(IF_EQUAL, own_mark);
     program.tcp_or_end(version);
@@ -76,31 +47,91 @@ pub(super) fn capture(
         program.refuse_pure_acks(version);
     }
     for mapping in mappings.iter().filter(|mapping| of(mapping.target.ip()) == version) {
-        program.take(mapping);
+        let address = mapping.online.map(Prefix::single);
+        program.take((End::Destination, address, mapping.port), WHOLE);
     }
     program.step(RETURN, 0);
-    (program.0.len() <= MOST).then_some(program.0)
+    program.finish()
 }
 
-/// The program that returns the worker, of `workers`, that a packet belongs to by its source.
-pub(super) fn split(version: IpVersion, workers: u16) -> Vec<Instruction> {
+/// The program that takes the first `most` bytes of what the targets of one IP version send to clients in one of these
+/// prefixes, or, if there are none, to all. `None` as for [`capture`].
+pub(super) fn responses(
+    targets: &[SocketAddr],
+    clients: &[Prefix],
+    version: IpVersion,
+    most: u32,
+) -> Option<Vec<Instruction>> {
+    let mut program = Program::default();
+    program.for_us_or_end();
+    program.tcp_or_end(version);
+    if !clients.is_empty() {
+        let clients: Vec<_> = clients.iter().filter(|prefix| of(prefix.address()) == version).collect();
+        let tests: Vec<_> = clients.iter().map(|prefix| comparisons(End::Destination, **prefix)).collect();
+        // Each test ends with a way over those that follow it, and over the end.
+        let mut rest: usize = tests.iter().map(|test| steps(test) + 1).sum();
+        for test in tests {
+            rest -= steps(&test) + 1;
+            program.skip_unless(&test, 1);
+            program.step(GO, u32::try_from(rest + 1).ok()?);
+        }
+        program.step(RETURN, 0);
+    }
+    for target in targets.iter().filter(|target| of(target.ip()) == version) {
+        program.take((End::Source, Some(Prefix::single(target.ip())), target.port()), most);
+    }
+    program.step(RETURN, 0);
+    program.finish()
+}
+
+/// The program that returns the worker, of `workers`, that a packet belongs to by one end, which is the client.
+pub(super) fn split(version: IpVersion, client: End, workers: u16) -> Vec<Instruction> {
     let mut program = Program::default();
     program.tcp_or_end(version);
     // A port as a register of the kernel's rules holds it: two bytes, then zeros, in this machine's order of bytes.
-    program.step(LOAD_HALF_X, 0);
-    program.swap(2, 6);
-    let (from, address) = match version {
-        IpVersion::V4 => (12, 1),
-        IpVersion::V6 => (8, 4),
+    program.step(LOAD_HALF_X, client.port());
+    program.swap(2, PORT);
+    let address = match version {
+        IpVersion::V4 => 1,
+        IpVersion::V6 => 4,
     };
     for word in 0..address {
-        program.step(LOAD_WORD, from + 4 * word);
+        program.step(LOAD_WORD, client.address(version) + 4 * word);
         program.swap(4, word);
     }
     program.jhash(address);
     program.scale(workers);
     program.step(RETURN_A, 0);
-    program.0
+    program.finish().expect("some hundred instructions")
+}
+
+/// One end of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Who sent it.
+    Source,
+    /// Whom it is for.
+    Destination,
+}
+
+impl End {
+    /// Where in the packet its address is.
+    fn address(self, version: IpVersion) -> u32 {
+        match (self, version) {
+            (Self::Source, IpVersion::V4) => 12,
+            (Self::Destination, IpVersion::V4) => 16,
+            (Self::Source, IpVersion::V6) => 8,
+            (Self::Destination, IpVersion::V6) => 24,
+        }
+    }
+
+    /// Where in the TCP header its port is.
+    fn port(self) -> u32 {
+        match self {
+            Self::Source => 0,
+            Self::Destination => 2,
+        }
+    }
 }
 
 fn of(address: IpAddr) -> IpVersion {
@@ -110,37 +141,45 @@ fn of(address: IpAddr) -> IpVersion {
     }
 }
 
-/// Where `a`, `b` and `c` of the hash are kept; 0 to 3 hold the address, 6 the port.
-const A: u32 = 8;
-const B: u32 = 9;
-const C: u32 = 10;
-/// Scratch.
-const T: u32 = 11;
-const PORT: u32 = 6;
+/// A word of a packet that is looked at.
+#[derive(Clone, Copy, Debug)]
+struct Comparison {
+    at: u32,
+    mask: u32,
+    word: u32,
+}
 
-/// A program under construction: instructions with one register A, one register X, and 16 kept words.
-#[derive(Default)]
-struct Program(Vec<Instruction>);
+impl Comparison {
+    /// How many instructions it takes.
+    fn steps(&self) -> usize {
+        if self.mask == u32::MAX { 2 } else { 3 }
+    }
+}
+
+/// How many instructions they take.
+fn steps(test: &[Comparison]) -> usize {
+    test.iter().map(Comparison::steps).sum()
+}
+
+/// What holds if that end is in a prefix; nothing, if it holds all addresses.
+fn comparisons(end: End, prefix: Prefix) -> Vec<Comparison> {
+    let bytes: Vec<u8> = match prefix.address() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let words = bytes.as_chunks().0.iter().map(|word| u32::from_be_bytes(*word));
+    let places = (end.address(of(prefix.address()))..).step_by(4);
+    let bits = (0..).step_by(32).map(|before| u32::from(prefix.length()).saturating_sub(before).min(32));
+    let masks = bits.map(|bits| u32::MAX.checked_shl(32 - bits).unwrap_or(0));
+    let all = places.zip(masks).zip(words).map(|((at, mask), word)| Comparison { at, mask, word });
+    all.filter(|comparison| comparison.mask != 0).collect()
+}
 
 impl Program {
-    fn step(&mut self, code: u16, k: u32) {
-        self.0.push(Instruction { code, jt: 0, jf: 0, k });
-    }
-
-    fn branch(&mut self, code: u16, k: u32, jt: u8, jf: u8) {
-        self.0.push(Instruction { code, jt, jf, k });
-    }
-
-    /// Ends with 0 unless it holds.
-    fn require(&mut self, code: u16, k: u32) {
-        self.branch(code, k, 1, 0);
-        self.step(RETURN, 0);
-    }
-
-    /// Ends with 0 if it holds.
-    fn refuse(&mut self, code: u16, k: u32) {
-        self.branch(code, k, 0, 1);
-        self.step(RETURN, 0);
+    /// What is merely overheard ends with 0.
+    fn for_us_or_end(&mut self) {
+        self.step(LOAD_BYTE, PACKET_TYPE);
+        self.require(IF_EQUAL, FOR_US);
     }
 
     /// X becomes the offset of the TCP header; what has none here ends with 0.
@@ -183,119 +222,29 @@ impl Program {
         self.step(LOAD_X_KEPT, T);
     }
 
-    /// Ends with the whole packet if it is for the mapping's service.
-    fn take(&mut self, mapping: &Mapping) {
-        self.step(LOAD_HALF_X, 2);
-        let words: Vec<(u32, u32)> = match mapping.online {
-            None => Vec::new(),
-            Some(IpAddr::V4(address)) => vec![(16, u32::from(address))],
-            Some(IpAddr::V6(address)) => {
-                let words = address.octets();
-                let words = words.as_chunks().0.iter().map(|word| u32::from_be_bytes(*word));
-                (24..).step_by(4).zip(words).collect()
-            }
-        };
-        // What follows this comparison: two instructions for each word, and one.
-        let mut rest = u8::try_from(words.len()).unwrap_or(u8::MAX) * 2 + 1;
-        self.branch(IF_EQUAL, u32::from(mapping.port), 0, rest);
-        for (at, word) in words {
-            rest -= 2;
+    /// Ends with so many bytes of the packet if that end has this port, and this address if there is one.
+    fn take(&mut self, (end, address, port): (End, Option<Prefix>, u16), most: u32) {
+        let test = address.map_or_else(Vec::new, |address| comparisons(end, address));
+        self.step(LOAD_HALF_X, end.port());
+        let rest = u8::try_from(steps(&test) + 1).unwrap_or(u8::MAX);
+        self.branch(IF_EQUAL, u32::from(port), 0, rest);
+        self.skip_unless(&test, 1);
+        self.step(RETURN, most);
+    }
+
+    /// Skips so many instructions unless all of it holds.
+    fn skip_unless(&mut self, test: &[Comparison], skipped: usize) {
+        let mut rest = steps(test) + skipped;
+        for comparison in test {
+            let Comparison { at, mask, word } = *comparison;
+            rest -= comparison.steps();
             self.step(LOAD_WORD, at);
-            self.branch(IF_EQUAL, word, 0, rest);
-        }
-        self.step(RETURN, WHOLE);
-    }
-
-    /// Keeps A's lower `bytes` bytes in `place`, in the order in which they lie in the packet.
-    fn swap(&mut self, bytes: u32, place: u32) {
-        if cfg!(target_endian = "big") {
-            self.step(SHIFT_LEFT, 32 - 8 * bytes);
-            self.step(KEEP, place);
-            return;
-        }
-        self.step(KEEP, T);
-        self.step(SET, 0);
-        self.step(KEEP, place);
-        for byte in 0..bytes {
-            self.step(LOAD_KEPT, T);
-            self.step(SHIFT_RIGHT, 8 * byte);
-            self.step(AND, 0xff);
-            self.step(SHIFT_LEFT, 8 * (bytes - 1 - byte));
-            self.step(LOAD_X_KEPT, place);
-            self.step(OR_X, 0);
-            self.step(KEEP, place);
-        }
-    }
-
-    /// A becomes the hash of the first `address` kept words and the port: see `wire::flow`.
-    fn jhash(&mut self, address: u32) {
-        let start = 0xdead_beef_u32.wrapping_add(4 * (address + 1)).wrapping_add(SPLIT_SEED);
-        for place in [A, B, C] {
-            self.step(SET, start);
-            self.step(KEEP, place);
-        }
-        if address == 1 {
-            self.add(A, 0);
-            self.add(B, PORT);
-        } else {
-            self.add(A, 0);
-            self.add(B, 1);
-            self.add(C, 2);
-            for (x, y, z, by) in
-                [(A, C, B, 4), (B, A, C, 6), (C, B, A, 8), (A, C, B, 16), (B, A, C, 19), (C, B, A, 4)]
-            {
-                // x -= y; x ^= rotated(y); y += z
-                self.combine(x, y, SUB_X);
-                self.rotated(y, by);
-                self.combine(x, T, XOR_X);
-                self.add(y, z);
+            if mask != u32::MAX {
+                self.step(AND, mask);
             }
-            self.add(A, 3);
-            self.add(B, PORT);
+            // There are four words at most.
+            self.branch(IF_EQUAL, word, 0, u8::try_from(rest).unwrap_or(u8::MAX));
         }
-        for (x, y, by) in [(C, B, 14), (A, C, 11), (B, A, 25), (C, B, 16), (A, C, 4), (B, A, 14), (C, B, 24)]
-        {
-            self.combine(x, y, XOR_X);
-            self.rotated(y, by);
-            self.combine(x, T, SUB_X);
-        }
-    }
-
-    fn add(&mut self, x: u32, y: u32) {
-        self.combine(x, y, ADD_X);
-    }
-
-    /// The word kept at `x` becomes what the operation makes of it and that at `y`, and A with it.
-    fn combine(&mut self, x: u32, y: u32, operation: u16) {
-        self.step(LOAD_X_KEPT, y);
-        self.step(LOAD_KEPT, x);
-        self.step(operation, 0);
-        self.step(KEEP, x);
-    }
-
-    /// T becomes the word kept at `y`, rotated left.
-    fn rotated(&mut self, y: u32, by: u32) {
-        self.step(LOAD_KEPT, y);
-        self.step(SHIFT_LEFT, by);
-        self.step(TO_X, 0);
-        self.step(LOAD_KEPT, y);
-        self.step(SHIFT_RIGHT, 32 - by);
-        self.step(OR_X, 0);
-        self.step(KEEP, T);
-    }
-
-    /// A becomes A × `workers` ÷ 2³², in two halves: there are 32 bits only.
-    fn scale(&mut self, workers: u16) {
-        self.step(KEEP, C);
-        self.step(AND, 0xffff);
-        self.step(MUL, workers.into());
-        self.step(SHIFT_RIGHT, 16);
-        self.step(TO_X, 0);
-        self.step(LOAD_KEPT, C);
-        self.step(SHIFT_RIGHT, 16);
-        self.step(MUL, workers.into());
-        self.step(ADD_X, 0);
-        self.step(SHIFT_RIGHT, 16);
     }
 }
 
@@ -303,6 +252,7 @@ impl Program {
 mod tests {
     use std::net::SocketAddr;
 
+    use super::super::bpf::{KEEP, LOAD_KEPT, MUL, OR_X, SET, SHIFT_LEFT, SUB_X, XOR_X};
     use super::*;
     use crate::wire::flow;
     use crate::wire::{Flags, Outgoing, Seq, TcpHeader, TcpOptions, Timestamps};
@@ -353,6 +303,7 @@ mod tests {
                 AND => a &= k,
                 SHIFT_LEFT => a <<= k,
                 SHIFT_RIGHT => a >>= k,
+                GO => at += usize::try_from(k).expect("64 bits"),
                 IF_EQUAL => at += usize::from(if a == k { jt } else { jf }),
                 IF_EQUAL_X => at += usize::from(if a == x { jt } else { jf }),
                 IF_ANY_BIT => at += usize::from(if a & k != 0 { jt } else { jf }),
@@ -448,11 +399,45 @@ mod tests {
     }
 
     #[test]
+    fn responses_are_told_by_target_and_client() {
+        let targets =
+            ["10.0.0.2:80", "10.0.0.2:443", "[fd00::2]:80"].map(|each| each.parse().expect("address"));
+        let some = ["10.9.0.0/20", "10.8.0.7/32", "fd02:0:0:5::/64", "fd01::/17", "0.0.0.0/0"];
+        let some = some.map(|prefix| prefix.parse().expect("a prefix"));
+        let takes = |clients: &[Prefix], src: &str, dst: &str| {
+            let version = of(src.parse::<SocketAddr>().expect("address").ip());
+            let program = responses(&targets, clients, version, 96).expect("short enough");
+            let packet = packet(src, dst, Flags::ACK, b"data");
+            assert_eq!(run(&program, &packet, 3, 0), 0, "overheard packets");
+            let taken = run(&program, &packet, FOR_US, 0);
+            assert!(taken == 0 || taken == 96);
+            taken == 96
+        };
+        assert!(takes(&[], "10.0.0.2:80", "10.9.0.1:9") && takes(&[], "10.0.0.2:443", "10.9.0.1:9"));
+        assert!(takes(&[], "[fd00::2]:80", "[fd01::1]:9"));
+        assert!(!takes(&[], "10.0.0.2:81", "10.9.0.1:80") && !takes(&[], "10.0.0.3:80", "10.0.0.2:80"));
+        assert!(!takes(&[], "[fd00::2]:443", "[fd01::1]:9") && !takes(&[], "[fd00::3]:80", "[fd01::1]:9"));
+
+        let four = |client: &str| takes(&some[..4], "10.0.0.2:80", client);
+        assert!(four("10.9.15.1:9") && four("10.8.0.7:9"));
+        assert!(!four("10.9.16.1:9") && !four("10.8.0.6:9"));
+        let six = |client: &str| takes(&some[..4], "[fd00::2]:80", client);
+        assert!(six("[fd02:0:0:5:ffff::1]:9") && six("[fd01:7fff::1]:9"));
+        assert!(!six("[fd01:8000::1]:9") && !six("[fd02:0:0:6::1]:9"));
+        assert!(takes(&some, "10.0.0.2:80", "1.2.3.4:9"), "the last one is everything");
+        assert!(!takes(&some[..2], "[fd00::2]:80", "[fd01::1]:9"), "no prefix of the family");
+    }
+
+    #[test]
     fn no_program_is_longer_than_the_kernel_allows() {
         let many =
             |count| (0..count).map(|port| mapping(Some("fd00::2"), port, "[fd00::9]:1")).collect::<Vec<_>>();
         assert!(capture(&many(300), IpVersion::V6, OWN_MARK, false).is_some());
         assert!(capture(&many(400), IpVersion::V6, OWN_MARK, false).is_none());
+        let target = ["[fd00::2]:80".parse().expect("address")];
+        let prefixes = |count| vec!["fd00:1:2:3:8000::/65".parse().expect("a prefix"); count];
+        assert!(responses(&target, &prefixes(500), IpVersion::V6, 96).is_some());
+        assert!(responses(&target, &prefixes(600), IpVersion::V6, 96).is_none());
     }
 
     #[test]
@@ -466,8 +451,11 @@ mod tests {
                 for (client, server, version) in clients {
                     let packet = packet(&client, server, Flags::SYN, b"");
                     let address: SocketAddr = client.parse().expect("address");
-                    let worker = run(&split(version, workers), &packet, FOR_US, 0);
-                    assert_eq!(worker, u32::from(flow::split(address, workers)), "{client} of {workers}");
+                    let response = self::packet(server, &client, Flags::SYN | Flags::ACK, b"");
+                    for (end, packet) in [(End::Source, packet), (End::Destination, response)] {
+                        let worker = run(&split(version, end, workers), &packet, FOR_US, 0);
+                        assert_eq!(worker, u32::from(flow::split(address, workers)), "{client} of {workers}");
+                    }
                 }
             }
         }

@@ -2,22 +2,26 @@
 //!
 //! A worker owns one source and is woken by its descriptors. [`Source::receive`] hands out one batch and has the kernel
 //! drop it: what tcpcopy captures are duplicates, and what intercept captures must never reach a real client. Only
-//! intercept's `unclaimed = "accept"` decides packet by packet, with [`NfQueue::receive_deferred`].
+//! intercept's `unclaimed = "accept"` decides packet by packet, with [`NfQueue::receive_deferred`]. What comes from packet
+//! sockets is a copy in any case: intercept's rules drop the responses themselves.
 //!
 //! Order at start: open the queue, then install the rules that feed it. Order at stop: take the rules out, receive
 //! until nothing comes, drop the queue; what the kernel still holds at that moment is dropped by the kernel. Packet sockets
-//! need no rules: [`PacketTap`] opens and closes them.
+//! are fed by no rules: [`PacketTap`] opens and closes them.
 //!
 //! Imports `sys` and `wire`.
 
+mod bpf;
 mod checksums;
 mod counters;
 mod error;
 mod filter;
 mod handshakes;
+mod headers;
 mod message;
 mod nfqueue;
 mod packet;
+mod tap;
 mod verdicts;
 
 use std::io;
@@ -26,10 +30,12 @@ use std::os::fd::BorrowedFd;
 pub use checksums::Checksums;
 pub use counters::{KernelCounters, QueueCounters, kernel_counters};
 pub use error::CaptureError;
+pub use headers::{HeaderSource, ResponseOptions, open_header_sources};
 #[doc(hidden)]
 pub use nfqueue::take_datagram;
 pub use nfqueue::{NfQueue, QueueOptions};
-pub use packet::{PacketCounters, PacketOptions, PacketSource, PacketTap, open_packet_sources};
+pub use packet::{PacketOptions, PacketSource, open_packet_sources};
+pub use tap::{PacketCounters, PacketTap, Selection};
 pub use verdicts::Verdict;
 
 /// One captured packet, valid during the callback that gets it.

@@ -4,10 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::error::CaptureError;
-use super::filter;
+use super::filter::{self, End};
 use super::handshakes::Handshakes;
+use super::tap::{self, PacketTap, Selection};
 use super::{Captured, Received, Source};
-use crate::sys::BufferSize;
 use crate::sys::mmsg::ReceiveBatch;
 use crate::sys::packet::{Instruction, IpVersion, PacketSocket, has_checksum};
 use crate::wire::Mapping;
@@ -40,109 +40,27 @@ pub struct PacketSource {
     handshakes: Option<Handshakes>,
 }
 
-/// Opens and closes the sockets of all workers, and knows what went through.
-#[derive(Debug)]
-pub struct PacketTap {
-    sockets: Vec<(IpVersion, PacketSocket)>,
-    programs: Programs,
-    passed: PacketCounters,
-}
-
-/// What is captured of each IP version.
-#[derive(Debug)]
-struct Programs {
-    v4: Vec<Instruction>,
-    v6: Vec<Instruction>,
-}
-
-/// What went through all sockets' filters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PacketCounters {
-    /// Packets captured, or to be captured.
-    pub packets: u64,
-    /// Those of them that the kernel dropped, because a receive buffer was full.
-    pub dropped: u64,
-}
-
 /// Opens the sockets for so many workers. They take nothing before [`PacketTap::open`].
 pub fn open_packet_sources(
     options: PacketOptions<'_>,
     workers: u16,
 ) -> Result<(Vec<PacketSource>, PacketTap), CaptureError> {
-    let programs = Programs::new(options)?;
-    let mut all: Vec<Vec<PacketSocket>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut twins = Vec::new();
-    for version in [IpVersion::V4, IpVersion::V6] {
-        let mut group = None;
-        for sockets in &mut all {
-            let socket = open_socket(version, workers, &mut group).map_err(CaptureError::packet)?;
-            twins.push((version, socket.try_clone().map_err(CaptureError::packet)?));
-            sockets.push(socket);
-        }
-    }
+    let open = |version| PacketSocket::open(version, RECEIVE_BUFFER);
+    let split = |version| filter::split(version, End::Source, workers);
+    let (all, tap) = tap::open(&options, workers, open, split)?;
     let select = options.handshake_acks && !options.pure_acks;
     let source = |sockets| PacketSource {
         sockets,
         batch: ReceiveBatch::new(LONGEST),
         handshakes: select.then(Handshakes::new),
     };
-    let tap = PacketTap { sockets: twins, programs, passed: PacketCounters::default() };
     Ok((all.into_iter().map(source).collect(), tap))
 }
 
-fn open_socket(version: IpVersion, workers: u16, group: &mut Option<u16>) -> io::Result<PacketSocket> {
-    let socket = PacketSocket::open(version, RECEIVE_BUFFER)?;
-    if workers > 1 {
-        *group = Some(socket.join(*group, &filter::split(version, workers))?);
-    }
-    Ok(socket)
-}
-
-impl Programs {
-    fn new(options: PacketOptions<'_>) -> Result<Self, CaptureError> {
-        let PacketOptions { mappings, mark, pure_acks, handshake_acks } = options;
-        let program = |version| {
-            filter::capture(mappings, version, mark, pure_acks || handshake_acks)
-                .ok_or(CaptureError::TooManyMappings)
-        };
-        Ok(Self { v4: program(IpVersion::V4)?, v6: program(IpVersion::V6)? })
-    }
-}
-
-impl PacketTap {
-    /// What became of the receive buffer asked for, if it is less.
-    pub fn short_buffer(&self) -> Option<BufferSize> {
-        let mut buffers = self.sockets.iter().map(|(_, socket)| socket.receive_buffer());
-        buffers.find(BufferSize::is_short)
-    }
-
-    /// From now on packets are captured.
-    pub fn open(&self) -> io::Result<()> {
-        self.sockets.iter().try_for_each(|(version, socket)| match version {
-            IpVersion::V4 => socket.attach(&self.programs.v4),
-            IpVersion::V6 => socket.attach(&self.programs.v6),
-        })
-    }
-
-    /// Captures for other mappings from now on; the options for acknowledgements must be those of the beginning.
-    pub fn replace(&mut self, options: PacketOptions<'_>) -> Result<(), CaptureError> {
-        self.programs = Programs::new(options)?;
-        self.open().map_err(CaptureError::packet)
-    }
-
-    /// From now on nothing is captured. What was captured can still be received.
-    pub fn close(&self) -> io::Result<()> {
-        self.sockets.iter().try_for_each(|(_, socket)| socket.close())
-    }
-
-    /// What has gone through so far.
-    pub fn counters(&mut self) -> io::Result<PacketCounters> {
-        for (_, socket) in &self.sockets {
-            let passed = socket.passed()?;
-            self.passed.packets += u64::from(passed.packets);
-            self.passed.dropped += u64::from(passed.dropped);
-        }
-        Ok(self.passed)
+/// In the place of another one, the options for acknowledgements must be those of the beginning.
+impl Selection for PacketOptions<'_> {
+    fn program(&self, version: IpVersion) -> Option<Vec<Instruction>> {
+        filter::capture(self.mappings, version, self.mark, self.pure_acks || self.handshake_acks)
     }
 }
 

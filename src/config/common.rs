@@ -69,6 +69,33 @@ pub(super) const fn queue(default: &'static str) -> Key {
     }
 }
 
+/// Where packets are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureSource {
+    /// Rules lead them, or duplicates of them, into netfilter queues.
+    Nfqueue,
+    /// Packet sockets copy them as they come in: no rules lead them anywhere, and the kernel has less to do.
+    Packet,
+}
+
+choice! {
+    CaptureSource { Nfqueue = "nfqueue", Packet = "packet", }
+    expected "\"nfqueue\" or \"packet\""
+}
+
+/// The key `capture.source`.
+pub(super) const fn source(help: &'static str) -> Key {
+    Key {
+        name: "capture.source",
+        option: "capture-source",
+        short: None,
+        kind: Kind::Text,
+        value_name: "SOURCE",
+        default: "\"nfqueue\"",
+        help,
+    }
+}
+
 /// Who puts the netfilter rules in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RulesBy {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::common::{self, RulesBy, Workers};
+use super::common::{self, CaptureSource, RulesBy, Workers};
 use super::endpoint::{Bind, Service, UserName};
 use super::key::{Key, Kind, Program};
 use super::keys::{KeysAt, TunnelKey};
@@ -32,6 +32,8 @@ pub struct Settings {
     pub port: u16,
     /// The number of worker threads and queues: 1 to 256.
     pub workers: u16,
+    /// Where responses are captured. With packet sockets, all of them are dropped and none is sent by this host.
+    pub source: CaptureSource,
     /// What becomes of responses that nobody claimed.
     pub unclaimed: Unclaimed,
     /// Whether a tunnel without a key may be reached from other hosts.
@@ -156,6 +158,7 @@ const KEYS: &[Key] = &[
         default: "\"drop\"",
         help: "Responses that no tcpcopy claimed: drop, or accept if this host is a router",
     },
+    common::source("Take responses by rules and queues (nfqueue), or packet sockets (packet): cheaper"),
     common::keys("Keys of the tunnel, a file or directory; auto: credentials, or /etc/tcpcopy/keys"),
     common::insecure("Let other hosts connect without a key: who can connect can read headers"),
     Key {
@@ -223,6 +226,7 @@ pub(super) struct Raw {
     port: Number<1, 65_535>,
     workers: Workers,
     unclaimed: Text<Unclaimed>,
+    capture: RawCapture,
     keys: Text<KeysAt>,
     insecure: bool,
     receive_hold: Text<Span>,
@@ -234,6 +238,13 @@ pub(super) struct Raw {
     rules: Text<RulesBy>,
     user: Text<UserName>,
     log: Text<LogLevel>,
+}
+
+/// The table `capture`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", expecting = "a table with the key source")]
+struct RawCapture {
+    source: Text<CaptureSource>,
 }
 
 impl Settings {
@@ -251,6 +262,7 @@ impl Settings {
         common::keep("workers", &mut self.workers, &running.workers, &mut keys);
         common::keep("on-target", &mut self.on_target, &running.on_target, &mut keys);
         common::keep("unclaimed", &mut self.unclaimed, &running.unclaimed, &mut keys);
+        common::keep("capture.source", &mut self.source, &running.source, &mut keys);
         common::keep("queue", &mut self.queue, &running.queue, &mut keys);
         common::keep("accept-mark", &mut self.accept_mark, &running.accept_mark, &mut keys);
         common::keep("rules", &mut self.rules, &running.rules, &mut keys);
@@ -270,6 +282,7 @@ impl Settings {
             bind: (address != IpAddr::from([0_u8; 16])).then_some(address),
             port: raw.port.to(),
             workers: raw.workers.or(common::processors() / 2),
+            source: raw.capture.source.0,
             unclaimed: raw.unclaimed.0,
             insecure: raw.insecure,
             warnings: layers
@@ -307,6 +320,9 @@ impl Settings {
         if let Some(message) = self.refuse_clients() {
             return Some(("clients", message));
         }
+        if let Some(message) = self.refuse_source() {
+            return Some(("capture.source", message.to_owned()));
+        }
         let is_open = self.keys.is_empty() && !self.bind.is_some_and(|address| address.is_loopback());
         if tunnel && is_open && !self.insecure {
             let reach = match self.bind {
@@ -327,6 +343,21 @@ impl Settings {
         coalesce.or_else(|| {
             common::refuse_queues(self.queue, self.workers, self.workers).map(|message| ("queue", message))
         })
+    }
+
+    /// Why packet sockets cannot be the source of responses here.
+    fn refuse_source(&self) -> Option<&'static str> {
+        match (self.source, self.on_target, self.unclaimed) {
+            (CaptureSource::Packet, true, _) => Some(
+                "packet sockets see what comes in, and with on-target = true responses go out; use \"nfqueue\", or run \
+                 intercept on a host that the target routes them to",
+            ),
+            (CaptureSource::Packet, false, Unclaimed::Accept) => Some(
+                "with \"packet\" all responses are dropped, and unclaimed = \"accept\" lets some go on; use \"nfqueue\", \
+                 or unclaimed = \"drop\"",
+            ),
+            (CaptureSource::Packet, false, Unclaimed::Drop) | (CaptureSource::Nfqueue, ..) => None,
+        }
     }
 
     /// What is wrong with the clients whose responses are taken.

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 pub use command_line::command;
-pub use common::{DEFAULT_USER, RulesBy};
+pub use common::{CaptureSource, DEFAULT_USER, RulesBy};
 
 use key::Program;
 use layers::{Inputs, Layers};

@@ -241,6 +241,15 @@ fn unknown_and_foreign_options_are_explained() {
         ("--target 10.0.0.9 --insecure", "expected ADDRESS:PORT"),
         ("--target 10.0.0.9:80 --insecure --unclaimed reject", "expected \"drop\" or \"accept\""),
         ("--target 10.0.0.9:80 --insecure -p 0", "from 1 to 65535"),
+        ("--target 10.0.0.9:80 --insecure --capture-source pcap", "expected \"nfqueue\" or \"packet\""),
+        (
+            "--target 10.0.0.9:80 --insecure --capture-source packet --on-target",
+            "--capture-source: packet sockets see what comes in",
+        ),
+        (
+            "--target 10.0.0.9:80 --insecure --capture-source packet --unclaimed accept",
+            "--capture-source: with \"packet\" all responses are dropped",
+        ),
     ] {
         let message = intercept_error(options);
         assert!(message.contains(fragment), "{options}: {message}");
@@ -276,6 +285,12 @@ fn intercept_is_configured() {
     assert_eq!(settings.clients.len(), 2);
     let refused = intercept_error("--target 10.0.0.9:80,[fd00::9]:80 --insecure --clients 10.99.0.0/24");
     assert!(refused.contains("--clients: none is of the family of the target [fd00::9]:80"), "{refused}");
+
+    let options = "--target 10.0.0.9:80 --insecure --capture-source packet";
+    let Ok(Action::Run(settings)) = (Setting { options, ..Setting::default() }).intercept() else {
+        panic!("{options}");
+    };
+    assert_eq!(settings.source, CaptureSource::Packet);
 
     // At boot nothing about keys keeps the rules out.
     let environment = [("INTERCEPT_TARGET", "10.0.0.9:80")];

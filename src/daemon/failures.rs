@@ -10,7 +10,7 @@ use crate::sys::sink::SinkError;
 impl From<CaptureError> for Failure {
     fn from(error: CaptureError) -> Self {
         let code = match &error {
-            CaptureError::TooManyMappings => Code::Config,
+            CaptureError::LongFilter => Code::Config,
             CaptureError::Busy { .. } => Code::Unavailable,
             CaptureError::Permission { .. } => Code::Permission,
             CaptureError::Unsupported { .. }

@@ -1,12 +1,15 @@
-//! The workers' queues: opened, and what comes out of them counted.
+//! The workers' sources: queues opened, and what comes out of any source counted.
 
 use std::io;
 
 use super::exit::{Code, Failure};
-use crate::capture::{KernelCounters, NfQueue, QueueOptions, Received};
+use crate::capture::{KernelCounters, NfQueue, QueueOptions, Received, Source};
 use crate::netfilter::{QueueKind, Queues};
 
-/// Batches received from a queue in one turn of a worker's loop.
+/// A worker's source, of whatever kind.
+pub(super) type AnySource = Box<dyn Source + Send>;
+
+/// Batches received from a source in one turn of a worker's loop.
 pub(super) const BATCHES: usize = 16;
 
 /// Packets that are received at most once the rules are out: as many as a queue holds.
@@ -90,14 +93,14 @@ pub(super) fn kind_name(kind: QueueKind) -> &'static str {
     }
 }
 
-/// What a worker received from its queue, and what it could not.
+/// What a worker received from its source, and what it could not.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Intake {
     /// Packets received.
     pub(super) packets: u64,
     /// Packets received that nobody needs, see [`Received::left_out`].
     pub(super) left_out: u64,
-    /// Packets lost because the socket's receive buffer was full.
+    /// Packets lost because the queue's socket had no room in its receive buffer.
     pub(super) overruns: u64,
     /// Messages that could not be understood.
     pub(super) malformed: u64,

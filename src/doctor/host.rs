@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::{Check, Finding};
-use crate::config::tcpcopy::CaptureSource;
+use crate::config::CaptureSource;
 use crate::config::{intercept, tcpcopy};
 use crate::sys::route::source_toward;
 use crate::wire::Mapping;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Check, Finding};
+use super::{Check, Finding, Netfilter};
 use crate::sys::netlink::{self, ACK, REQUEST, Writer};
 
 /// How long the kernel may take; it answers within the call that asks, or after loading a module.
@@ -34,8 +34,11 @@ enum Answer {
     Refused(i32),
 }
 
-/// What the kernel lacks.
-pub(super) fn check() -> Vec<Finding> {
+/// What the kernel lacks of that.
+pub(super) fn check(needed: Netfilter) -> Vec<Finding> {
+    if needed == Netfilter::Nothing {
+        return Vec::new();
+    }
     let socket = match open() {
         Ok(socket) => socket,
         Err(error) => {
@@ -50,7 +53,9 @@ pub(super) fn check() -> Vec<Finding> {
         (Check::NfnetlinkQueue, "nfnetlink_queue", "CONFIG_NETFILTER_NETLINK_QUEUE", queue_request()),
         (Check::NfTables, "nf_tables", "CONFIG_NF_TABLES", request(TABLES_GETGEN)),
     ];
-    let findings = subsystems.into_iter().filter_map(|(check, module, option, request)| {
+    let queues = |check| check != Check::NfnetlinkQueue || needed == Netfilter::Queues;
+    let needed = subsystems.into_iter().filter(|(check, ..)| queues(*check));
+    let findings = needed.filter_map(|(check, module, option, request)| {
         let why = match ask(&socket, request.bytes()) {
             Ok(Answer::Present) => return None,
             Ok(Answer::Refused(errno)) => io::Error::from_raw_os_error(errno),
@@ -130,8 +135,9 @@ mod tests {
 
     #[test]
     fn this_kernel_answers_or_says_what_it_lacks() {
-        for finding in check() {
+        for finding in check(Netfilter::Queues) {
             assert!(finding.to_string().contains("kernel"), "{finding}");
         }
+        assert_eq!(check(Netfilter::Nothing), []);
     }
 }

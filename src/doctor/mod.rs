@@ -9,7 +9,7 @@ mod kernel;
 
 use std::fmt;
 
-use crate::config::{intercept, tcpcopy};
+use crate::config::{CaptureSource, intercept, tcpcopy};
 use crate::sys::capabilities::{Capability, has_capability};
 use host::Host;
 
@@ -78,8 +78,11 @@ impl fmt::Display for Finding {
 
 /// What is wrong on the online host, for `tcpcopy` with these settings.
 pub fn online(settings: &tcpcopy::Settings) -> Vec<Finding> {
-    // Of netfilter, without its queues and without responses met here, nothing is needed.
-    let netfilter = settings.source == tcpcopy::CaptureSource::Nfqueue || settings.embedded.is_some();
+    let netfilter = match settings.source {
+        CaptureSource::Nfqueue => Netfilter::Queues,
+        CaptureSource::Packet if settings.embedded.is_some() => Netfilter::Queues,
+        CaptureSource::Packet => Netfilter::Nothing,
+    };
     let mut findings = privileges("tcpcopy", &[Capability::NetAdmin, Capability::NetRaw], netfilter);
     findings.extend(online_host(settings));
     findings
@@ -92,7 +95,12 @@ pub fn online_host(settings: &tcpcopy::Settings) -> Vec<Finding> {
 
 /// What is wrong on the assistant host, for `intercept` with these settings.
 pub fn assistant(settings: &intercept::Settings) -> Vec<Finding> {
-    let mut findings = privileges("intercept", &[Capability::NetAdmin], true);
+    let mut findings = match settings.source {
+        CaptureSource::Nfqueue => privileges("intercept", &[Capability::NetAdmin], Netfilter::Queues),
+        CaptureSource::Packet => {
+            privileges("intercept", &[Capability::NetAdmin, Capability::NetRaw], Netfilter::Rules)
+        }
+    };
     findings.extend(assistant_host(settings));
     findings
 }
@@ -102,13 +110,23 @@ pub fn assistant_host(settings: &intercept::Settings) -> Vec<Finding> {
     host::assistant(&Host::this(), settings)
 }
 
-/// Checks the capabilities, and with them what the kernel can do, if netfilter is needed: without them it does not say.
-fn privileges(program: &str, needed: &[Capability], netfilter: bool) -> Vec<Finding> {
+/// What of netfilter is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Netfilter {
+    Nothing,
+    /// Rules that drop.
+    Rules,
+    /// Rules, and queues that they lead to.
+    Queues,
+}
+
+/// Checks the capabilities, and with them what the kernel can do: without them it does not say.
+fn privileges(program: &str, needed: &[Capability], netfilter: Netfilter) -> Vec<Finding> {
     // Where /proc does not tell, what lacks shows in the first call that needs it.
     let lacks = |capability: &&Capability| has_capability(**capability).is_ok_and(|has| !has);
     let names: Vec<_> = needed.iter().filter(lacks).map(|capability| capability.name()).collect();
     if names.is_empty() {
-        return if netfilter { kernel::check() } else { Vec::new() };
+        return kernel::check(netfilter);
     }
     let list: Vec<_> = needed.iter().map(|capability| capability.name().to_ascii_lowercase()).collect();
     vec![Finding::error(

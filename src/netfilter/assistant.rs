@@ -1,6 +1,7 @@
 //! The rules of an intercept: the target's responses are queued, and whatever the queue does not take is dropped.
 //!
-//! - `responses` queues what the targets send, without bypass.
+//! - `responses` queues what the targets send, without bypass. There is no such chain where packet sockets have seen the
+//!   responses before.
 //! - `blackhole` (same hook, one priority later) drops it: a verdict `accept` ends the first chain only, so a response
 //!   gets no further even if somebody puts a rule with `accept` or bypass before ours. With `unclaimed = accept`,
 //!   intercept sets a mark with its verdict and that mark alone passes.
@@ -37,8 +38,8 @@ pub struct AssistantSpec {
     /// Only responses to clients in one of these are taken; none means all. A target whose family has none gets no
     /// rules: its responses would go on.
     pub clients: Vec<Prefix>,
-    /// One queue for each worker.
-    pub queues: Queues,
+    /// One queue for each worker, or `None` if the rules are to drop only.
+    pub queues: Option<Queues>,
     /// What becomes of responses that nobody claimed.
     pub unclaimed: Unclaimed,
     /// The mark that comes with intercept's verdict `accept`.
@@ -80,13 +81,14 @@ fn table(spec: &AssistantSpec, family: Family) -> Option<Table> {
         Place::Assistant => (Hook::Prerouting, RAW),
         Place::Target => (Hook::Output, MANGLE),
     };
-    let queued = responses.iter().flat_map(|response| queue_rules(response, End::Destination, spec.queues));
-    let queued = stays_here(spec.place).into_iter().chain(queued).collect();
-    let dropped = stays_here(spec.place).into_iter().chain(blackhole_rules(spec, &responses)).collect();
-    let chains = vec![
-        Chain { name: "responses", hook, priority, rules: queued },
-        Chain { name: "blackhole", hook, priority: priority + 1, rules: dropped },
-    ];
+    let alone = stays_here(spec.place);
+    let queued = spec.queues.map(|queues| {
+        let rules = responses.iter().flat_map(|response| queue_rules(response, End::Destination, queues));
+        Chain { name: "responses", hook, priority, rules: alone.iter().cloned().chain(rules).collect() }
+    });
+    let dropped = alone.into_iter().chain(blackhole_rules(spec, &responses)).collect();
+    let blackhole = Chain { name: "blackhole", hook, priority: priority + 1, rules: dropped };
+    let chains = queued.into_iter().chain([blackhole]).collect();
     Some(Table { family, sets: Vec::new(), chains })
 }
 

@@ -309,7 +309,7 @@ mod tests {
             table: TableName::intercept(),
             targets: vec!["192.0.2.1:80".parse().unwrap()],
             clients: Vec::new(),
-            queues: Queues::new(1, 2).unwrap(),
+            queues: Queues::new(1, 2),
             unclaimed: Unclaimed::Drop,
             accept_mark: 1,
             place: Place::Assistant,

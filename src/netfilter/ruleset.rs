@@ -350,7 +350,7 @@ pub enum Statement {
 
 impl Ruleset {
     /// True if any rule queues packets.
-    pub(super) fn uses_queues(&self) -> bool {
+    pub fn uses_queues(&self) -> bool {
         let mut rules = self.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
         rules.any(|rule| rule.statements.iter().any(|statement| matches!(statement, Statement::Queue(_))))
     }

@@ -16,6 +16,7 @@ pub mod packet;
 pub mod policy;
 pub mod random;
 pub mod raw;
+pub mod ring;
 pub mod route;
 mod rtnetlink;
 pub mod sink;

@@ -4,10 +4,11 @@
 //! protocol, because only such sockets see packets once: after VLAN tags, bridges and bonds are resolved, and on their way
 //! in only. One that is for all protocols costs a copy of every packet sent as well.
 //!
-//! `recvmmsg` into buffers of ours, not a mapped ring: a ring of `TPACKET_V3` hands a block over when it is full or when a
-//! timer of at least 1 ms (a jiffy before Linux 6.18) runs out, which is longer than a packet may wait here, and the timer
-//! runs on when nothing comes; rings of fixed frames hold a few hundred packets of 64 KiB in as much memory as a receive
-//! buffer that holds ten thousand small ones.
+//! [`PacketSocket`] is for whole packets: `recvmmsg` into buffers of ours, not a mapped ring. A ring of `TPACKET_V3` hands a
+//! block over when it is full or when a timer of at least 1 ms (a jiffy before Linux 6.18) runs out, which is longer than a
+//! packet may wait here, and the timer runs on when nothing comes; rings of fixed frames hold a few hundred packets of
+//! 64 KiB in as much memory as a receive buffer that holds ten thousand small ones. For headers a ring of fixed frames is
+//! the right thing: [`ring`](super::ring).
 
 use std::io;
 use std::mem::size_of;
@@ -28,7 +29,7 @@ const FANOUT_CBPF: u32 = 6;
 const FANOUT_UNIQUE_ID: u32 = 0x2000;
 
 /// In the status of a packet: its checksum is yet to be filled in, by a network card or because it is a merger.
-const TP_STATUS_CSUMNOTREADY: u32 = 1 << 3;
+pub(super) const TP_STATUS_CSUMNOTREADY: u32 = 1 << 3;
 
 /// Statements of classic BPF that return a constant (`BPF_RET | BPF_K`).
 const RETURN: u16 = 0x06;
@@ -68,21 +69,33 @@ pub struct Passed {
 #[derive(Debug)]
 pub struct PacketSocket {
     socket: Socket,
-    buffer: BufferSize,
+    /// What became of the receive buffer asked for, if one was.
+    buffer: Option<BufferSize>,
 }
 
 impl PacketSocket {
     /// Opens one that takes nothing yet. Needs CAP_NET_RAW, and CAP_NET_ADMIN for a large buffer.
     pub fn open(version: IpVersion, receive_buffer: usize) -> io::Result<Self> {
+        let mut this = Self::unbound()?;
+        this.buffer = Some(socket::force_receive_buffer(this.as_fd(), receive_buffer)?);
+        this.set(PACKET_AUXDATA, &1_u32)?;
+        this.bind(version)?;
+        Ok(this)
+    }
+
+    /// One to be set up further before it is bound.
+    pub(super) fn unbound() -> io::Result<Self> {
         // Without a protocol it is not bound, and receives nothing before the filter is there.
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
         socket.set_nonblocking(true)?;
-        let buffer = socket::force_receive_buffer(socket.as_fd(), receive_buffer)?;
-        let this = Self { socket, buffer };
-        this.set(PACKET_AUXDATA, &1_u32)?;
+        let this = Self { socket, buffer: None };
         this.close()?;
-        this.socket.bind(&any_interface(version)?)?;
         Ok(this)
+    }
+
+    /// From now on it takes packets of this version, once there is a filter that lets them through.
+    pub(super) fn bind(&self, version: IpVersion) -> io::Result<()> {
+        self.socket.bind(&any_interface(version)?)
     }
 
     /// Shares the packets with the other sockets of a group: a packet belongs to the one whose number, in the order of
@@ -121,8 +134,8 @@ impl PacketSocket {
         Ok(Self { socket: self.socket.try_clone()?, buffer: self.buffer })
     }
 
-    /// What became of the receive buffer asked for.
-    pub fn receive_buffer(&self) -> BufferSize {
+    /// What became of the receive buffer asked for, if one was.
+    pub fn receive_buffer(&self) -> Option<BufferSize> {
         self.buffer
     }
 
@@ -138,7 +151,7 @@ impl PacketSocket {
         Ok(Passed { packets, dropped })
     }
 
-    fn set<T: Copy>(&self, option: i32, value: &T) -> io::Result<()> {
+    pub(super) fn set<T: Copy>(&self, option: i32, value: &T) -> io::Result<()> {
         let len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
         // SAFETY: `value` is a live reference and `len` the size of its type; the kernel reads no more, during the call.
         // Where it is a `sock_fprog`, its caller holds the instructions it points to, as many as its `len` says, until
@@ -171,6 +184,12 @@ impl PacketSocket {
             )
         };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+    }
+}
+
+impl AsRef<PacketSocket> for PacketSocket {
+    fn as_ref(&self) -> &PacketSocket {
+        self
     }
 }
 

@@ -27,7 +27,7 @@ fn assistant_example() -> AssistantSpec {
         table: TableName::intercept(),
         targets: vec!["203.0.113.20:80".parse().unwrap(), "[2001:db8::20]:80".parse().unwrap()],
         clients: Vec::new(),
-        queues: Queues::new(36540, 2).unwrap(),
+        queues: Queues::new(36540, 2),
         unclaimed: Unclaimed::Drop,
         accept_mark: 0x7463_7079,
         place: Place::Assistant,
@@ -106,11 +106,12 @@ fn the_batch_installs_what_the_text_says() {
             rulesets.push(online(&OnlineSpec { responses: Some(responses), ..embedded }));
             for unclaimed in [Unclaimed::Drop, Unclaimed::Accept] {
                 for example in [assistant_example(), on_target_example()] {
-                    let queues = Queues::new(36540, workers).unwrap();
+                    let queues = Queues::new(36540, workers);
                     rulesets.push(assistant(&AssistantSpec { queues, unclaimed, ..example }));
                 }
             }
         }
+        rulesets.push(assistant(&AssistantSpec { queues: None, ..assistant_example() }));
         for ruleset in rulesets {
             let installed = Installed::install(&ruleset).unwrap();
             let kind = installed.queue_kind();
@@ -312,7 +313,7 @@ fn only_marked_responses_pass_the_black_hole() {
         let target = server.local_addr().unwrap();
         let mut spec = AssistantSpec { targets: vec![target], ..assistant_example() };
         spec.unclaimed = Unclaimed::Accept;
-        spec.queues = Queues::new(36540, 1).unwrap();
+        spec.queues = Queues::new(36540, 1);
         let installed = Installed::install(&assistant(&spec)).unwrap();
         assert!(!answers(target, None), "without a listener");
         let mut queue = nfq::Queue::open().unwrap();

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 pub use self::program::PROGRAM;
 
-use super::common::{self, RulesBy, Workers};
+use super::common::{self, CaptureSource, RulesBy, Workers};
 use super::endpoint::{InterfaceName, Peer, PortRange, Table, UserName};
 use super::keys::{KeysAt, TunnelKey};
 use super::layers::Layers;
@@ -60,7 +60,8 @@ pub struct Settings {
     pub table: String,
     /// Who makes the sink and puts the rules in force.
     pub rules: RulesBy,
-    /// Where packets are captured.
+    /// Where clients' packets are captured. With packet sockets, an address that is not named is any, not only this
+    /// host's.
     pub source: CaptureSource,
     /// Whether acknowledgements without data are captured as well.
     pub pure_acks: bool,
@@ -97,21 +98,6 @@ pub struct Settings {
     pub log: LogSettings,
     /// What is odd about the configuration, for the log.
     pub warnings: Vec<String>,
-}
-
-/// Where clients' packets are captured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CaptureSource {
-    /// Rules duplicate them into netfilter queues.
-    Nfqueue,
-    /// Packet sockets copy them as they come in: no rules, and less work for the kernel, but an address that is not named
-    /// is any, not only this host's.
-    Packet,
-}
-
-choice! {
-    CaptureSource { Nfqueue = "nfqueue", Packet = "packet", }
-    expected "\"nfqueue\" or \"packet\""
 }
 
 choice! {

@@ -134,15 +134,7 @@ const KEYS: &[Key] = &[
         default: "\"join\"",
         help: "Connections older than the capture: join at the next request, or skip",
     },
-    Key {
-        name: "capture.source",
-        option: "capture-source",
-        short: None,
-        kind: Kind::Text,
-        value_name: "SOURCE",
-        default: "\"nfqueue\"",
-        help: "Capture by rules and queues (nfqueue), or packet sockets (packet): cheaper",
-    },
+    common::source("Capture by rules and queues (nfqueue), or packet sockets (packet): cheaper"),
     Key {
         name: "capture.pure-acks",
         option: "pure-acks",

@@ -8,6 +8,7 @@ use mio::{Events, Poll, Token};
 
 use super::budget::Budget;
 use super::door::Door;
+use super::feed::Feed;
 use super::rules::Rules;
 use super::spec;
 use super::statistics::{Statistics, Totals};
@@ -18,7 +19,6 @@ use crate::daemon::exit::Failure;
 use crate::daemon::logging::Level;
 use crate::daemon::message_id;
 use crate::daemon::notify;
-use crate::daemon::queues::KernelDrops;
 use crate::daemon::reload;
 use crate::daemon::signals::{Signal, Signals};
 use crate::daemon::start;
@@ -26,7 +26,6 @@ use crate::daemon::statistics::Rounds;
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
 use crate::doctor;
-use crate::netfilter::Queues;
 
 const SIGNALS: Token = Token(1);
 const RULES: Token = Token(2);
@@ -39,8 +38,7 @@ pub(super) struct Parts {
     pub(super) rules: Rules,
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
-    pub(super) queues: Queues,
-    pub(super) drops: KernelDrops,
+    pub(super) feed: Feed,
     pub(super) statistics: Statistics,
     /// What is shared with the other threads.
     pub(super) door: Door,
@@ -115,8 +113,13 @@ impl Control {
         let mut settings = reload::settings(Settings::load(std::env::args_os()))?;
         let fixed = settings.keep_fixed(&self.parts.settings);
         start::judge(&settings.warnings, doctor::assistant_host(&settings))?;
-        // Before any claim on a new target: nothing of it may pass. And only the rules can be refused.
-        self.parts.rules.replace(&spec(&settings, self.parts.queues))?;
+        // Before any claim on a new target: nothing of it may pass. And only these two can be refused.
+        self.parts.feed.replace(&settings)?;
+        let replaced = self.parts.rules.replace(&spec(&settings, self.parts.feed.queues()));
+        if let Err(failure) = replaced {
+            self.parts.feed.replace(&self.parts.settings)?;
+            return Err(failure);
+        }
         // Before the workers look at the keys of their tunnels.
         self.parts.door.set_keys(&settings.keys);
         self.parts.budget.set_limit(settings.memory_limit);
@@ -163,7 +166,7 @@ impl Control {
             memory_limit: self.parts.settings.memory_limit,
             ..Totals::default()
         };
-        let drops = self.parts.drops.read();
+        let drops = self.parts.feed.kernel_dropped();
         self.totals.kernel_dropped = drops.as_ref().map(|each| each.iter().sum());
         let each = drops.unwrap_or_default().into_iter().chain(std::iter::repeat(0));
         for (worker, dropped) in self.parts.workers.iter().zip(each) {

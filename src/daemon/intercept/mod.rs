@@ -4,13 +4,14 @@
 //! |---|---|---|
 //! | main, as `control` | `control`, `rules`, `statistics` | signals, the rules and their watch, the statistics |
 //! | `acceptor` | `acceptor`, `strangers`, `door` | the listener, and connections until their hello |
-//! | `worker-0`… | `worker`, `connections` | a queue, its router, and the tunnels of those who claim its flows |
+//! | `worker-0`… | `worker`, `connections` | a queue or a packet socket, its router, and the tunnels of those who claim its flows |
 //!
 //! Workers share nothing. The others speak to them through a channel and a waker, and they answer
 //! the same way.
 //!
 //! The order at the start lets nothing slip: the listener is bound before anything is changed, the
-//! queues are there before rules send packets to them, and `ready` comes last. At the stop the
+//! queues are there before rules send packets to them, packet sockets take nothing before the rules drop it, and
+//! `ready` comes last. At the stop the
 //! rules stay, closed: a response must not reach a real client because intercept is away.
 
 mod acceptor;
@@ -18,6 +19,7 @@ mod budget;
 mod connections;
 mod control;
 mod door;
+mod feed;
 mod listener;
 mod rules;
 mod statistics;
@@ -36,11 +38,9 @@ use super::logging::Level;
 use super::message_id;
 use super::notify;
 use super::privileges;
-use super::queues::{self, KernelDrops};
 use super::signals::Signals;
 use super::start::{self, cannot};
 use super::threads;
-use crate::capture::QueueOptions;
 use crate::config::intercept::{PROGRAM, Settings, Unclaimed};
 use crate::config::{Action, RulesBy};
 use crate::doctor;
@@ -89,7 +89,7 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
     if settings.rules == RulesBy::Operator {
         return exit::print("rules = \"manual\": nothing loaded\n");
     }
-    let spec = spec(settings, queues::number(settings.queue, settings.workers)?);
+    let spec = spec(settings, feed::queues(settings)?);
     let ruleset = netfilter::assistant(&spec);
     let names: Vec<_> =
         ruleset.tables.iter().map(|table| format!("{} {}", table.family, ruleset.name)).collect();
@@ -130,11 +130,10 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let descriptors = descriptors::raise();
     let signals = Signals::install().map_err(cannot("take over signals"))?;
     let (listener, address) = listener::bind(&settings)?;
-    let numbers = queues::number(settings.queue, settings.workers)?;
-    let queues = queues::open(numbers, QueueOptions::headers())?;
-    let rules = Rules::install(&spec(&settings, numbers), settings.rules)?;
+    let (inlets, feed) = feed::open(&settings)?;
+    let rules = Rules::install(&spec(&settings, feed.queues()), settings.rules)?;
+    feed.start()?;
 
-    let drops = KernelDrops::of(numbers);
     // Rules and verdicts go on needing this one.
     privileges::give_up(&settings.user, &[Capability::NetAdmin])?;
 
@@ -143,10 +142,10 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let mut workers = Vec::new();
     let (room, most) = room(descriptors, settings.workers);
     let (door, budget) = (Door::new(&settings.keys), Budget::new(settings.memory_limit));
-    for (index, queue) in (0..).zip(queues) {
+    for (index, inlet) in (0..).zip(inlets) {
         let shared = Shared { most, budget: budget.clone(), door: door.clone() };
         let worker =
-            Worker::new(index, queue, &settings, clock, shared).map_err(cannot("set a worker up"))?;
+            Worker::new(index, inlet, &settings, clock, shared).map_err(cannot("set a worker up"))?;
         workers.push(worker::spawn(worker, reports.clone()).map_err(cannot("start a worker"))?);
     }
     let orders: Vec<_> = workers.iter().map(|handle| handle.orders.clone()).collect();
@@ -154,7 +153,15 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         .and_then(acceptor::spawn)
         .map_err(cannot("start accepting"))?;
 
-    tracing::info!(workers = settings.workers, queue = settings.queue, listen = %address, rules = rules.kind(), MESSAGE_ID = message_id::READY, "ready");
+    tracing::info!(
+        workers = settings.workers,
+        source = feed.queues().is_none().then_some("packet"),
+        queue = feed.queues().and_then(|queues| queues.numbers().next()),
+        listen = %address,
+        rules = rules.kind(),
+        MESSAGE_ID = message_id::READY,
+        "ready"
+    );
     notify::ready();
     let statistics = Statistics::new(clock.now());
     let parts = Parts {
@@ -164,8 +171,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         rules,
         inbox,
         workers,
-        queues: numbers,
-        drops,
+        feed,
         statistics,
         door,
         budget,
@@ -196,7 +202,7 @@ fn room(descriptors: Option<u64>, workers: u16) -> (Room, usize) {
     (Room { all: strangers, one_address: strangers.div_ceil(4) }, tunnels)
 }
 
-fn spec(settings: &Settings, queues: Queues) -> AssistantSpec {
+fn spec(settings: &Settings, queues: Option<Queues>) -> AssistantSpec {
     AssistantSpec {
         table: TableName::intercept(),
         targets: settings.targets.clone(),

@@ -69,9 +69,13 @@ impl Rules {
         })
     }
 
-    /// How packets get into the queues.
+    /// How packets get into the queues, or that they do not.
     pub(super) fn kind(&self) -> &'static str {
-        self.installed.as_ref().map_or("manual", |installed| kind_name(installed.queue_kind()))
+        match &self.installed {
+            None => "manual",
+            Some(_) if !self.ruleset.uses_queues() => "drop",
+            Some(installed) => kind_name(installed.queue_kind()),
+        }
     }
 
     /// The table they are in.

@@ -1,7 +1,7 @@
-//! One worker: a queue, the router of its flows, and the tunnels of those who claim them.
+//! One worker: the inlet of its responses, the router of its flows, and the tunnels of those who claim them.
 //!
 //! A turn of its loop: read the tunnels, as a claim may be about a response that waits; receive
-//! from the queue, up to a budget; end what took too long; give late verdicts; write the tunnels.
+//! responses, up to a budget; end what took too long; give late verdicts; write the tunnels.
 //! Headers gather during a turn, so that batches grow with the load and nothing waits for a timer.
 
 use std::io;
@@ -12,6 +12,7 @@ use mio::{Events, Poll, Token};
 
 use super::WAKER;
 use super::connections::{Connections, Denied, Shared};
+use super::feed::Inlet;
 use crate::capture::{self, Captured, Checksums, NfQueue, Received, Source};
 use crate::config::intercept::{Settings, Unclaimed};
 use crate::daemon::clock::Clock;
@@ -25,7 +26,7 @@ use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::tunnel::{Hello, Server};
 use crate::wire::{Reject, Tally, Time};
 
-const QUEUE: Token = Token(1);
+const RESPONSES: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
 
 /// What a worker is told.
@@ -33,7 +34,7 @@ const FIRST_CONNECTION: usize = 2;
 pub(super) enum Order {
     /// A tcpcopy wants this worker.
     Connection(Box<Newcomer>),
-    /// To report, to `control` and to the claimers. With what the kernel dropped of its queue.
+    /// To report, to `control` and to the claimers. With what the kernel dropped of its responses.
     Report { queue_dropped: u64 },
     /// To go by other settings from now on.
     Configure(Box<Settings>),
@@ -91,18 +92,16 @@ pub(super) fn spawn(mut worker: Worker, reports: Outbox<Report>) -> io::Result<H
 }
 
 /// A worker, before and while it runs.
-#[derive(Debug)]
 pub(super) struct Worker {
     index: u16,
     poll: Poll,
     orders: Outbox<Order>,
     inbox: Receiver<Order>,
     clock: Clock,
-    queue: NfQueue,
+    inlet: Inlet,
     checksums: Checksums,
-    /// The queue has packets, or may have.
-    queue_ready: bool,
-    unclaimed: Unclaimed,
+    /// The inlet has packets, or may have.
+    inlet_ready: bool,
     accept_mark: u32,
     router: Router,
     connections: Connections,
@@ -115,15 +114,19 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(
         index: u16,
-        queue: NfQueue,
+        inlet: Inlet,
         settings: &Settings,
         clock: Clock,
         shared: Shared,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
-        for fd in queue.fds() {
-            watch(poll.registry(), fd, QUEUE)?;
+        let fds = match &inlet {
+            Inlet::Ending(source) => source.fds(),
+            Inlet::Deciding(queue) => queue.fds(),
+        };
+        for fd in fds {
+            watch(poll.registry(), fd, RESPONSES)?;
         }
         Ok(Self {
             index,
@@ -131,10 +134,9 @@ impl Worker {
             orders,
             inbox,
             clock,
-            queue,
+            inlet,
             checksums: Checksums::default(),
-            queue_ready: true,
-            unclaimed: settings.unclaimed,
+            inlet_ready: true,
             accept_mark: settings.accept_mark,
             router: Router::new(clock.now(), router_settings(settings)),
             connections: Connections::new(FIRST_CONNECTION, index, settings.workers, shared),
@@ -144,13 +146,13 @@ impl Worker {
         })
     }
 
-    /// Runs until told to stop. An error is of the queue or the poll itself: nothing works without
+    /// Runs until told to stop. An error is of the inlet or the poll itself: nothing works without
     /// them.
     fn run(&mut self, reports: &Outbox<Report>) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         loop {
             let now = self.clock.now();
-            let busy = self.queue_ready || self.connections.wants_turn();
+            let busy = self.inlet_ready || self.connections.wants_turn();
             let deadline = if busy {
                 Some(now)
             } else {
@@ -162,7 +164,7 @@ impl Worker {
             for event in &events {
                 match event.token() {
                     WAKER => {}
-                    QUEUE => self.queue_ready = true,
+                    RESPONSES => self.inlet_ready = true,
                     Token(_) => self.connections.ready(event),
                 }
             }
@@ -220,26 +222,25 @@ impl Worker {
 
     fn receive(&mut self) -> io::Result<()> {
         for _ in 0..BATCHES {
-            if !self.queue_ready {
+            if !self.inlet_ready {
                 break;
             }
             let now = self.clock.now();
             let received = self.receive_batch(now)?;
-            self.queue_ready = received.full;
+            self.inlet_ready = received.full;
             self.totals.intake.add(&received);
         }
         Ok(())
     }
 
     fn receive_batch(&mut self, now: Time) -> io::Result<Received> {
-        let Self { queue, checksums, router, connections, verdicts, accept_mark, unclaimed, totals, .. } =
-            self;
+        let Self { inlet, checksums, router, connections, verdicts, accept_mark, totals, .. } = self;
         let rejects = &mut totals.rejects;
-        match unclaimed {
-            Unclaimed::Drop => queue.receive(&mut |captured| {
+        match inlet {
+            Inlet::Ending(source) => source.receive(&mut |captured| {
                 route(now, &captured, checksums, router, connections, rejects);
             }),
-            Unclaimed::Accept => {
+            Inlet::Deciding(queue) => {
                 let received = queue.receive_deferred(&mut |captured| {
                     let verdict = match route(now, &captured, checksums, router, connections, rejects) {
                         Disposition::Forward(..) | Disposition::Drop => capture::Verdict::Drop,
@@ -257,14 +258,15 @@ impl Worker {
     }
 
     fn give_late_verdicts(&mut self) {
+        let Inlet::Deciding(queue) = &mut self.inlet else { return };
         while let Some((id, verdict)) = self.router.poll_verdict() {
             let verdict = match verdict {
                 router::Verdict::Drop => capture::Verdict::Drop,
                 router::Verdict::Accept => capture::Verdict::Accept { mark: self.accept_mark },
             };
-            give(&mut self.queue, &mut self.totals, id, verdict);
+            give(queue, &mut self.totals, id, verdict);
         }
-        if self.unclaimed == Unclaimed::Accept && self.queue.flush().is_err() {
+        if queue.flush().is_err() {
             self.totals.intake.refused += 1;
         }
     }

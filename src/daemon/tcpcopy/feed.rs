@@ -4,20 +4,17 @@
 use super::embedded::Own;
 use super::responses::Origin;
 use super::rules::Rules;
-use crate::capture::{self, PacketOptions, PacketTap, QueueOptions, Source};
-use crate::config::RulesBy;
-use crate::config::tcpcopy::{CaptureSource, Settings};
+use crate::capture::{self, PacketOptions, PacketTap, QueueOptions};
+use crate::config::tcpcopy::Settings;
+use crate::config::{CaptureSource, RulesBy};
 use crate::daemon::exit::Failure;
 use crate::daemon::message_id;
-use crate::daemon::queues::{self, KernelDrops};
+use crate::daemon::queues::{self, AnySource, KernelDrops};
 use crate::daemon::start::cannot;
 use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
 use crate::sys::capabilities::Capability;
 use crate::sys::links::LinkWatch;
 use crate::wire::Time;
-
-/// A worker's source.
-pub(super) type AnySource = Box<dyn Source + Send>;
 
 /// What opens the way from clients to the workers, and from targets if responses are taken on this host.
 pub(super) struct Feed {
@@ -115,7 +112,7 @@ impl Feed {
         }
         self.own = own;
         match &mut self.tap {
-            Some(tap) => Ok(tap.replace(packet_options(settings))?),
+            Some(tap) => Ok(tap.replace(&packet_options(settings))?),
             None => Ok(()),
         }
     }

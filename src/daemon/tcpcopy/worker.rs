@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
-use super::feed::AnySource;
 use super::responses::{Origin, Responses};
 use crate::capture::{Checksums, Received};
 use crate::daemon::clock::Clock;
 use crate::daemon::intake;
-use crate::daemon::queues::{self, BATCHES, Intake};
+use crate::daemon::queues::{self, AnySource, BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};

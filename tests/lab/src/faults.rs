@@ -39,16 +39,16 @@ impl Leg {
 }
 
 /// The table that loses packets.
-const TABLE: &str = "inet lab-loss";
+const TABLE: &str = "netdev lab-loss";
 
 /// Has `percent` of a leg's packets get lost, by chance. They arrive, so that no sender notices, and go no further.
 pub(crate) fn lose(chain: &Chain, leg: Leg, percent: u8) -> Result<()> {
     for (role, packets) in leg.arrivals(chain.deployment()) {
         let chance = if percent < 100 { format!("numgen random mod 100 < {percent}") } else { String::new() };
-        // Before the rules of intercept see them.
+        // Before rules and packet sockets see them.
         let rules = format!(
-            "table {TABLE} {{ chain lose {{ type filter hook prerouting priority -450; \
-             iifname \"back\" {packets} {chance} counter drop; }}; }}"
+            "table {TABLE} {{ chain lose {{ type filter hook ingress device \"back\" priority 0; \
+             {packets} {chance} counter drop; }}; }}"
         );
         run(chain.network().host(role, 0)?.namespace().command("nft").args(["-f", "-"]), Some(&rules))?;
     }
@@ -61,13 +61,13 @@ pub(crate) fn stop_losing(chain: &Chain, leg: Leg) -> Result<u64> {
     for (role, _) in leg.arrivals(chain.deployment()) {
         let host = chain.network().host(role, 0)?.namespace();
         lost += counted(host)?;
-        host.output("nft", &["delete", "table", "inet", "lab-loss"])?;
+        host.output("nft", &["delete", "table", "netdev", "lab-loss"])?;
     }
     Ok(lost)
 }
 
 fn counted(host: &Namespace) -> Result<u64> {
-    let rules = host.output("nft", &["list", "table", "inet", "lab-loss"])?;
+    let rules = host.output("nft", &["list", "table", "netdev", "lab-loss"])?;
     let mut words = rules.split_whitespace().skip_while(|word| *word != "packets").skip(1);
     Ok(words.next().map_or(Ok(0), str::parse)?)
 }

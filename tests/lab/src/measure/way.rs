@@ -19,7 +19,7 @@ pub(super) enum Way {
     Nothing,
     /// The programs under test.
     Ours,
-    /// The same with packet sockets.
+    /// The same with packet sockets, at both.
     Packet,
     /// The C programs.
     Original(Original),
@@ -64,6 +64,7 @@ impl Way {
             Self::Ours | Self::Packet => {
                 if *self == Self::Packet {
                     setup = setup.tcpcopy("--capture-source packet");
+                    setup.intercept = ["--capture-source", "packet"].map(str::to_owned).to_vec();
                 }
                 let mut chain = Chain::start(setup, scratch)?;
                 let pids = (chain.tcpcopy(0)?.pid(), chain.intercept(0)?.pid());

@@ -22,6 +22,7 @@ mod redis;
 mod safety;
 mod scale;
 mod slow;
+mod tapped;
 mod topology;
 mod tunnel;
 
@@ -99,6 +100,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         bodies::scenarios(),
         safety::scenarios(),
         packet::scenarios(),
+        tapped::scenarios(),
         topology::scenarios(),
         by_hand::scenarios(),
         on_target::scenarios(),

@@ -26,8 +26,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     for family in [Family::V4, Family::V6] {
         for (what, accept) in [("drop", false), ("accept", true)] {
             let name = format!("safety/unclaimed-{what}-{}", family.name());
-            scenarios
-                .push(Scenario::new(name, Offloads::On, move |context| unclaimed(context, family, accept)));
+            scenarios.push(Scenario::new(name, Offloads::On, move |context| {
+                let mut setup = Setup::new(forwarding(context), family);
+                setup.intercept = vec!["--unclaimed".to_owned(), what.to_owned()];
+                unclaimed(context, setup, accept)
+            }));
         }
     }
     for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
@@ -36,7 +39,9 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             scenarios.push(Scenario::new(
                 name("intercept-killed-forwarding"),
                 Offloads::On,
-                move |context| intercept_killed(context, family, connections),
+                move |context| {
+                    intercept_killed(context, Setup::new(forwarding(context), family), connections)
+                },
             ));
             scenarios.push(Scenario::new(name("tcpcopy-killed"), Offloads::On, move |context| {
                 tcpcopy_killed(context, Setup::new(context.plan(), family), connections)
@@ -59,11 +64,14 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     scenarios
 }
 
+/// A network whose assistant forwards.
+fn forwarding(context: &Context) -> Plan {
+    Plan { forwarding: true, ..context.plan() }
+}
+
 /// A response that nobody claimed ends on the assistant, although it forwards; with `accept` it goes on.
-fn unclaimed(context: &Context, family: Family, accept: bool) -> Result<String> {
-    let plan = Plan { forwarding: true, ..context.plan() };
-    let mut setup = Setup::new(plan, family);
-    setup.intercept = vec!["--unclaimed".to_owned(), if accept { "accept" } else { "drop" }.to_owned()];
+pub(super) fn unclaimed(context: &Context, setup: Setup, accept: bool) -> Result<String> {
+    let family = setup.family;
     let mut chain = Chain::start(setup, &context.scratch)?;
     if accept {
         // What is replayed goes on to nobody all the same.
@@ -97,9 +105,8 @@ fn received(chain: &Chain) -> Result<u64> {
 
 /// The assistant forwards and intercept is killed: the rules that stay keep the responses from the clients; a new
 /// intercept goes on.
-fn intercept_killed(context: &Context, family: Family, connections: Connections) -> Result<String> {
-    let plan = Plan { forwarding: true, ..context.plan() };
-    let mut chain = Chain::start(Setup::new(plan, family), &context.scratch)?;
+pub(super) fn intercept_killed(context: &Context, setup: Setup, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(setup, &context.scratch)?;
     let load = begin(&mut chain, connections, 60)?;
     after(&load, 1_000)?;
     chain.intercept(0)?.kill()?;
