@@ -35,6 +35,9 @@ pub struct Transmit {
     pub dst: SocketAddr,
     /// The header; see [`Outgoing::finish`].
     pub header: TcpHeader,
+    /// Payload bytes of a segment. What is longer is a train of segments, of which only the last may be short: to be cut,
+    /// with PSH and FIN in the last one.
+    pub segment: u32,
 }
 
 /// One worker's sessions. See the module for the calling contract.
@@ -322,9 +325,10 @@ impl Replayer {
             if let Some(entry) = self.table.entry(slot) {
                 if let Some(header) = entry.session.poll_transmit(now, out.payload()) {
                     let Some((_, src)) = entry.flow else { continue };
-                    self.counters.segments += 1;
+                    let segment = entry.session.segment_size();
+                    self.counters.segments += u64::from(header.payload_len.div_ceil(segment).max(1));
                     self.counters.bytes += u64::from(header.payload_len);
-                    return Some(Transmit { src, dst: entry.target, header });
+                    return Some(Transmit { src, dst: entry.target, header, segment });
                 }
                 if let Some(event) = entry.session.poll_event() {
                     self.handle_event(now, slot, event);

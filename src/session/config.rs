@@ -51,6 +51,8 @@ pub struct Config {
     pub gap_timeout: Duration,
     /// Upstream bytes a session may hold before it ends.
     pub buffer_limit: usize,
+    /// Bytes that may leave as one train of segments, to be cut on the way; 0: each segment leaves by itself.
+    pub max_train: u32,
 }
 
 impl Default for Config {
@@ -64,6 +66,7 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(600),
             gap_timeout: Duration::from_secs(3),
             buffer_limit: 64 << 20,
+            max_train: 0,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::client::Client;
 use super::receiver::Receiver;
-use super::sender::{Ack, Sender};
+use super::sender::{Ack, Sender, Sizes};
 use crate::wire::{Flags, Seq, TcpHeader, TcpOptions, Time, Timestamps};
 
 /// How long a closed connection still answers a FIN that comes again. Not 2 MSL: the target's side
@@ -112,8 +112,8 @@ impl Connection {
         self.segment(now, client, Flags::RST, seq)
     }
 
-    /// Takes the target's SYN-ACK in; whether it acknowledges our SYN was checked.
-    pub(super) fn establish(&mut self, now: Time, header: &TcpHeader, client: &Client) {
+    /// Takes the target's SYN-ACK in; whether it acknowledges our SYN was checked. `train`: bytes that may leave as one.
+    pub(super) fn establish(&mut self, now: Time, header: &TcpHeader, client: &Client, train: u32) {
         let options = &header.options;
         self.state = State::Open;
         self.syn_due = false;
@@ -125,7 +125,8 @@ impl Connection {
         let overhead = if self.timestamps { TIMESTAMPS_LEN } else { 0 };
         let mss = options.mss.unwrap_or(536).min(self.max_segment).saturating_sub(overhead);
         let rtt = self.echoed_rtt(now, header);
-        self.sender.established(now, u32::from(mss), u32::from(header.window), rtt);
+        let sizes = Sizes { segment: u32::from(mss), train };
+        self.sender.established(now, sizes, u32::from(header.window), rtt);
         self.receiver = Some(Receiver::new(now, header.seq, client.is_connected()));
         self.last_sent = now;
     }

@@ -164,6 +164,11 @@ impl Session {
         self.last_activity = now;
     }
 
+    /// Bytes of payload in a whole segment to the target: longer ones are trains ([`Config::max_train`]).
+    pub fn segment_size(&self) -> u32 {
+        self.connection.as_ref().map_or(u32::MAX, |connection| connection.sender.mss())
+    }
+
     /// Takes in a captured segment of the client; `payload` may be shorter than the header says if
     /// the capture cut it.
     pub fn handle_client(&mut self, now: Time, header: &TcpHeader, payload: &[u8]) -> Taken {

@@ -49,6 +49,15 @@ pub(super) struct Ack {
     pub(super) rtt: Option<Duration>,
 }
 
+/// How much leaves at a time, in bytes of payload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// In a segment.
+    pub(super) segment: u32,
+    /// In a train of segments that leave as one; less than two segments means none do.
+    pub(super) train: u32,
+}
+
 /// State of the sending half.
 #[derive(Debug)]
 pub(super) struct Sender {
@@ -61,6 +70,8 @@ pub(super) struct Sender {
     max: u64,
     window: u32,
     mss: u32,
+    /// Most bytes that leave as one: a multiple of `mss`.
+    train: u32,
     cwnd: u32,
     ssthresh: u32,
     /// Recovery ends when this is acknowledged (RFC 6582).
@@ -87,6 +98,7 @@ impl Sender {
             max: base,
             window: 0,
             mss: 536,
+            train: 536,
             cwnd: 0,
             ssthresh: MAX_CWND,
             recover: None,
@@ -108,6 +120,11 @@ impl Sender {
     /// Offset of the first byte of the connection.
     pub(super) fn base(&self) -> u64 {
         self.base
+    }
+
+    /// Bytes of payload in a whole segment.
+    pub(super) fn mss(&self) -> u32 {
+        self.mss
     }
 
     /// First unacknowledged offset.
@@ -176,8 +193,9 @@ impl Sender {
     }
 
     /// SYN was acknowledged; `rtt` is its round-trip time by the echoed timestamp.
-    pub(super) fn established(&mut self, now: Time, mss: u32, window: u32, rtt: Option<Duration>) {
-        self.mss = mss.max(1);
+    pub(super) fn established(&mut self, now: Time, sizes: Sizes, window: u32, rtt: Option<Duration>) {
+        self.mss = sizes.segment.max(1);
+        self.train = (sizes.train / self.mss).max(1) * self.mss;
         self.window = window;
         self.cwnd = self.mss.saturating_mul(INITIAL_WINDOW);
         self.timer = None;
@@ -205,7 +223,11 @@ impl Sender {
         }
         let usable = (self.una + u64::from(self.window.min(self.cwnd))).saturating_sub(self.nxt);
         let ready = limit.saturating_sub(self.nxt);
-        let len = ready.min(usable).min(u64::from(self.mss));
+        let mut len = ready.min(usable).min(u64::from(self.train));
+        if len < ready && len > u64::from(self.mss) {
+            // Only the last segment of all may be short.
+            len -= len % u64::from(self.mss);
+        }
         let outstanding = self.nxt > self.una;
         // Silly window avoidance (RFC 9293, 3.8.6.2.1): no part of a segment while the rest of the
         // window is under way.
@@ -364,7 +386,7 @@ mod tests {
     fn sender(window: u32) -> Sender {
         let mut sender = Sender::new(Seq(1000), 0);
         sender.syn_sent(at(0));
-        sender.established(at(1), 100, window, None);
+        sender.established(at(1), Sizes { segment: 100, train: 0 }, window, None);
         sender
     }
 

@@ -48,7 +48,7 @@ impl Session {
         if !header.flags.syn() {
             return Answer::Unacceptable;
         }
-        connection.establish(now, header, &self.client);
+        connection.establish(now, header, &self.client, self.config.max_train);
         Answer::Accepted
     }
 

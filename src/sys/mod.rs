@@ -21,6 +21,7 @@ pub mod route;
 mod rtnetlink;
 pub mod sink;
 mod socket;
+pub mod trains;
 mod tun;
 
 pub use socket::BufferSize;

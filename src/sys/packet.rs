@@ -56,6 +56,16 @@ pub enum IpVersion {
     V6,
 }
 
+impl IpVersion {
+    /// Its protocol number on Ethernet (`ETH_P_IP`, `ETH_P_IPV6`).
+    pub(super) const fn ethertype(self) -> u16 {
+        match self {
+            Self::V4 => 0x0800,
+            Self::V6 => 0x86dd,
+        }
+    }
+}
+
 /// What went through a socket's filter, as far as the kernel knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
@@ -152,20 +162,7 @@ impl PacketSocket {
     }
 
     pub(super) fn set<T: Copy>(&self, option: i32, value: &T) -> io::Result<()> {
-        let len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
-        // SAFETY: `value` is a live reference and `len` the size of its type; the kernel reads no more, during the call.
-        // Where it is a `sock_fprog`, its caller holds the instructions it points to, as many as its `len` says, until
-        // after the call. The descriptor is open while borrowed.
-        let result = unsafe {
-            libc::setsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                option,
-                std::ptr::from_ref(value).cast(),
-                len,
-            )
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        set(&self.socket, option, value)
     }
 
     fn get<T: Plain>(&self, option: i32) -> io::Result<T> {
@@ -206,6 +203,18 @@ pub fn has_checksum(control: &[u8]) -> bool {
     status.is_some_and(|status| u32::from_ne_bytes(*status) & TP_STATUS_CSUMNOTREADY == 0)
 }
 
+/// Sets an option of a packet socket.
+pub(super) fn set<T: Copy>(socket: &Socket, option: i32, value: &T) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
+    // SAFETY: `value` is a live reference and `len` the size of its type; the kernel reads no more, during the call. Where
+    // it is a `sock_fprog`, its caller holds the instructions it points to, as many as its `len` says, until after the call.
+    // The descriptor is open while borrowed.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, std::ptr::from_ref(value).cast(), len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Integers and arrays of them, for which any bytes are valid.
 trait Plain: Copy {
     /// One value.
@@ -227,10 +236,12 @@ fn plain(instruction: Instruction) -> libc::sock_filter {
 
 /// Packets of one IP version on all interfaces, those to come included.
 fn any_interface(version: IpVersion) -> io::Result<SockAddr> {
-    let protocol = match version {
-        IpVersion::V4 => libc::ETH_P_IP,
-        IpVersion::V6 => libc::ETH_P_IPV6,
-    };
+    on_interface(version, 0)
+}
+
+/// Packets of one IP version on an interface, by its number.
+pub(super) fn on_interface(version: IpVersion, interface: u32) -> io::Result<SockAddr> {
+    let interface = i32::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: `try_init` hands out zeroed storage with room for, and aligned for, any socket address, so the cast pointer
     // is valid for writing a `sockaddr_ll`; all-zero bytes are a valid one. The length set is that type's size and within
     // the storage, and the family says which type it is, as `SockAddr` requires.
@@ -238,7 +249,8 @@ fn any_interface(version: IpVersion) -> io::Result<SockAddr> {
         SockAddr::try_init(|storage, len| {
             let address = storage.cast::<libc::sockaddr_ll>();
             (*address).sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default();
-            (*address).sll_protocol = u16::try_from(protocol).unwrap_or_default().to_be();
+            (*address).sll_protocol = version.ethertype().to_be();
+            (*address).sll_ifindex = interface;
             *len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap_or_default();
             Ok(())
         })

@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::netlink::{self, CREATE, EXCL, Malformed, Writer};
-use super::rtnetlink::Rtnetlink;
+use super::rtnetlink::{Rtnetlink, address, family_number, number, octets};
 
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
@@ -130,28 +130,8 @@ fn parse(body: &[u8]) -> Result<Option<BlackHole>, Malformed> {
     Ok(source.map(|source| BlackHole { source, destination, pass }))
 }
 
-fn family_number(family: i32) -> u8 {
-    u8::try_from(family).unwrap_or_default()
-}
-
 fn width(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
-fn address(payload: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(payload).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(payload).map(IpAddr::from)).ok()
-}
-
-fn number(payload: &[u8]) -> Option<u32> {
-    payload.try_into().ok().map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]

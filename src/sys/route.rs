@@ -3,6 +3,32 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
+use super::netlink::{self, Malformed};
+use super::rtnetlink::{
+    IFINFOMSG_LEN, RTA_DST, RTA_OIF, RTM_GETLINK, RTN_UNICAST, Rtnetlink, address as netlink_address,
+    family_number, number, octets,
+};
+
+const RTM_GETROUTE: u16 = 26;
+const RTM_GETNEIGH: u16 = 30;
+
+const RTA_GATEWAY: u16 = 5;
+const RTA_METRICS: u16 = 8;
+const RTA_MARK: u16 = 16;
+const RTA_VIA: u16 = 18;
+const RTAX_MTU: u16 = 2;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_MTU: u16 = 4;
+
+/// `struct rtmsg`, `struct ndmsg`.
+const RTMSG_LEN: usize = 12;
+const NDMSG_LEN: usize = 12;
+/// A neighbour's address is known: `NUD_REACHABLE`, `STALE`, `DELAY`, `PROBE`, `NOARP`, `PERMANENT`.
+const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
+const ARPHRD_ETHER: u16 = 1;
+
 /// The address this host sends from to reach `address`: that address itself if it is one of this host.
 ///
 /// Nothing is sent: connecting a UDP socket chooses route and source. The error is the kernel's, `ENETUNREACH` without
@@ -16,4 +42,203 @@ pub fn source_toward(address: IpAddr) -> io::Result<IpAddr> {
     // The discard port; any would do.
     socket.connect((address, 9))?;
     Ok(socket.local_addr()?.ip())
+}
+
+/// The first hop on the way to an address over Ethernet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The interface's number.
+    pub interface: u32,
+    /// The interface's address.
+    pub source: [u8; 6],
+    /// The address of the host or router behind it.
+    pub destination: [u8; 6],
+    /// The longest IP packet, in bytes.
+    pub mtu: u32,
+}
+
+/// The way that packets with `mark` take to `address` now. `None` if it does not lead over Ethernet, or if nobody has asked
+/// for the neighbour's address yet: a packet sent the usual way does that.
+pub fn next_hop(address: IpAddr, mark: u32) -> io::Result<Option<NextHop>> {
+    let mut rtnetlink = Rtnetlink::open()?;
+    let family = family_number(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 });
+    let route = rtnetlink.ask(
+        RTM_GETROUTE,
+        |writer| {
+            let octets = octets(address);
+            let bits = u8::try_from(octets.len() * 8).unwrap_or_default();
+            // `struct rtmsg`: family, destination length, and what is not asked about.
+            writer.put(&[family, bits, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            writer.attribute(RTA_DST, &octets);
+            writer.attribute(RTA_MARK, &mark.to_ne_bytes());
+        },
+        parse_route,
+    )?;
+    let Some(route) = route else { return Ok(None) };
+    let neighbour = route.gateway.unwrap_or(address);
+    let destination = rtnetlink.ask(
+        RTM_GETNEIGH,
+        |writer| {
+            let [i0, i1, i2, i3] = route.interface.to_ne_bytes();
+            let family = family_number(if neighbour.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 });
+            // `struct ndmsg`: family, padding, interface, state, flags, type.
+            writer.put(&[family, 0, 0, 0, i0, i1, i2, i3, 0, 0, 0, 0]);
+            writer.attribute(NDA_DST, &octets(neighbour));
+        },
+        parse_neighbour,
+    );
+    let destination = match destination {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        other => other?,
+    };
+    let Some(destination) = destination else { return Ok(None) };
+    let link = rtnetlink.ask(
+        RTM_GETLINK,
+        |writer| {
+            let [i0, i1, i2, i3] = route.interface.to_ne_bytes();
+            // `struct ifinfomsg`: family, padding, type, interface, flags, which of them to change.
+            writer.put(&[0, 0, 0, 0, i0, i1, i2, i3, 0, 0, 0, 0, 0, 0, 0, 0]);
+        },
+        parse_ethernet,
+    )?;
+    Ok(link.map(|(source, mtu)| NextHop {
+        interface: route.interface,
+        source,
+        destination,
+        mtu: route.mtu.map_or(mtu, |of_route| of_route.min(mtu)),
+    }))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Route {
+    interface: u32,
+    gateway: Option<IpAddr>,
+    mtu: Option<u32>,
+}
+
+/// The route of an `RTM_NEWROUTE` message, if it leads to another host.
+fn parse_route(body: &[u8]) -> Result<Option<Route>, Malformed> {
+    let header = body.first_chunk::<RTMSG_LEN>().ok_or(Malformed)?;
+    let [_, _, _, _, _, _, _, kind, ..] = *header;
+    let (mut interface, mut gateway, mut mtu) = (None, None, None);
+    for attribute in netlink::attributes(body.get(RTMSG_LEN..).unwrap_or_default()) {
+        let attribute = attribute?;
+        match attribute.kind {
+            RTA_OIF => interface = number(attribute.payload),
+            RTA_GATEWAY => gateway = netlink_address(attribute.payload),
+            // `struct rtvia`: the family, and an address of it.
+            RTA_VIA => gateway = attribute.payload.get(2..).and_then(netlink_address),
+            RTA_METRICS => {
+                for metric in netlink::attributes(attribute.payload) {
+                    let metric = metric?;
+                    if metric.kind == RTAX_MTU {
+                        mtu = number(metric.payload).filter(|mtu| *mtu > 0);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(interface.filter(|_| kind == RTN_UNICAST).map(|interface| Route { interface, gateway, mtu }))
+}
+
+/// The Ethernet address of an `RTM_NEWNEIGH` message, if packets may be sent to it.
+fn parse_neighbour(body: &[u8]) -> Result<Option<[u8; 6]>, Malformed> {
+    let header = body.first_chunk::<NDMSG_LEN>().ok_or(Malformed)?;
+    let [_, _, _, _, _, _, _, _, s0, s1, ..] = *header;
+    let valid = u16::from_ne_bytes([s0, s1]) & NUD_VALID != 0;
+    attribute(body.get(NDMSG_LEN..).unwrap_or_default(), NDA_LLADDR)
+        .map(|payload| payload.and_then(|payload| payload.try_into().ok()).filter(|_| valid))
+}
+
+/// Address and MTU of an `RTM_NEWLINK` message's link, if it is an Ethernet.
+fn parse_ethernet(body: &[u8]) -> Result<Option<([u8; 6], u32)>, Malformed> {
+    let header = body.first_chunk::<IFINFOMSG_LEN>().ok_or(Malformed)?;
+    let [_, _, t0, t1, ..] = *header;
+    let ethernet = u16::from_ne_bytes([t0, t1]) == ARPHRD_ETHER;
+    let attributes = body.get(IFINFOMSG_LEN..).unwrap_or_default();
+    let address = attribute(attributes, IFLA_ADDRESS)?.and_then(|payload| payload.try_into().ok());
+    let mtu = attribute(attributes, IFLA_MTU)?.and_then(number);
+    Ok(address.zip(mtu).filter(|_| ethernet))
+}
+
+fn attribute(attributes: &[u8], kind: u16) -> Result<Option<&[u8]>, Malformed> {
+    for attribute in netlink::attributes(attributes) {
+        let attribute = attribute?;
+        if attribute.kind == kind {
+            return Ok(Some(attribute.payload));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netlink::{HEADER_LEN, Writer};
+
+    fn body(header: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.begin(0, 0, 0);
+        writer.put(header);
+        for (kind, payload) in attributes {
+            writer.attribute(*kind, payload);
+        }
+        writer.bytes()[HEADER_LEN..].to_vec()
+    }
+
+    fn route(kind: u8, attributes: &[(u16, &[u8])]) -> Result<Option<Route>, Malformed> {
+        parse_route(&body(&[2, 32, 0, 0, 254, 0, 0, kind, 0, 0, 0, 0], attributes))
+    }
+
+    #[test]
+    fn routes_to_other_hosts_are_read() {
+        let interface = 7_u32.to_ne_bytes();
+        let direct = Route { interface: 7, gateway: None, mtu: None };
+        assert_eq!(route(1, &[(RTA_DST, &[10, 0, 0, 1]), (RTA_OIF, &interface)]), Ok(Some(direct)));
+        let mtu = body(&[], &[(RTAX_MTU, &1400_u32.to_ne_bytes())]);
+        let gateway = Some(IpAddr::from([10, 0, 0, 254]));
+        let by_router = Route { interface: 7, gateway, mtu: Some(1400) };
+        let attributes: [(u16, &[u8]); 3] =
+            [(RTA_OIF, &interface), (RTA_GATEWAY, &[10, 0, 0, 254]), (RTA_METRICS, &mtu)];
+        assert_eq!(route(1, &attributes), Ok(Some(by_router)));
+        let via = [&[10, 0][..], &Ipv6Addr::LOCALHOST.octets()].concat();
+        let read = route(1, &[(RTA_OIF, &interface), (RTA_VIA, &via)]).unwrap().unwrap();
+        assert_eq!(read.gateway, Some(IpAddr::from(Ipv6Addr::LOCALHOST)), "an IPv4 route via an IPv6 router");
+        assert_eq!(route(2, &[(RTA_OIF, &interface)]), Ok(None), "this host itself");
+        assert_eq!(route(1, &[]), Ok(None));
+        assert_eq!(parse_route(&[0; 11]), Err(Malformed));
+        assert_eq!(parse_route(&[[0; 12], [1; 12]].concat()), Err(Malformed));
+    }
+
+    #[test]
+    fn only_neighbours_that_can_be_reached_count() {
+        let neighbour = |state: u8, attributes: &[(u16, &[u8])]| {
+            parse_neighbour(&body(&[2, 0, 0, 0, 7, 0, 0, 0, state, 0, 0, 1], attributes))
+        };
+        let address: &[(u16, &[u8])] = &[(NDA_DST, &[10, 0, 0, 1]), (NDA_LLADDR, &[1, 2, 3, 4, 5, 6])];
+        for (state, known) in [(0x02, true), (0x04, true), (0x80, true), (0x01, false), (0x20, false)] {
+            assert_eq!(neighbour(state, address), Ok(known.then_some([1, 2, 3, 4, 5, 6])), "{state:#x}");
+        }
+        assert_eq!(neighbour(0x02, &[]), Ok(None));
+        assert_eq!(neighbour(0x02, &[(NDA_LLADDR, &[1, 2, 3, 4])]), Ok(None), "no Ethernet address");
+        assert_eq!(parse_neighbour(&[0; 11]), Err(Malformed));
+    }
+
+    #[test]
+    fn only_ethernet_links_count() {
+        let link = |kind: u16| {
+            let [t0, t1] = kind.to_ne_bytes();
+            let header = [0, 0, t0, t1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            parse_ethernet(&body(&header, &[(IFLA_ADDRESS, &[6; 6]), (IFLA_MTU, &1500_u32.to_ne_bytes())]))
+        };
+        assert_eq!(link(ARPHRD_ETHER), Ok(Some(([6; 6], 1500))));
+        assert_eq!(link(772), Ok(None), "the loopback");
+        assert_eq!(parse_ethernet(&[0; 15]), Err(Malformed));
+    }
+
+    #[test]
+    fn no_way_to_this_host_itself_takes_trains() {
+        assert_eq!(next_hop([127, 0, 0, 1].into(), 0).unwrap(), None);
+    }
 }

@@ -2,7 +2,7 @@
 //! (rtnetlink(7)).
 
 use std::io::{self, Read, Write};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use socket2::Socket;
@@ -12,7 +12,7 @@ use super::socket;
 
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
+pub(super) const RTM_GETLINK: u16 = 18;
 const RTM_NEWROUTE: u16 = 24;
 
 pub(super) const IFLA_IFNAME: u16 = 3;
@@ -25,11 +25,11 @@ const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const AF_INET6: u8 = 10;
 
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
+pub(super) const RTA_DST: u16 = 1;
+pub(super) const RTA_OIF: u16 = 4;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
-const RTN_UNICAST: u8 = 1;
+pub(super) const RTN_UNICAST: u8 = 1;
 
 pub(super) const IFF_UP: u32 = 0x1;
 const IFF_NOARP: u32 = 0x80;
@@ -148,6 +148,21 @@ impl Rtnetlink {
         self.begin(&mut writer, kind, flags);
         write(&mut writer);
         self.exchange(&writer, 1, &mut |_| {})
+    }
+
+    /// Asks about one thing, and hands the answer to `read`. `None` if there is none.
+    pub(super) fn ask<T>(
+        &mut self,
+        kind: u16,
+        write: impl FnOnce(&mut Writer),
+        read: impl Fn(&[u8]) -> Result<Option<T>, Malformed>,
+    ) -> io::Result<Option<T>> {
+        let mut writer = Writer::new();
+        self.begin(&mut writer, kind, 0);
+        write(&mut writer);
+        let mut answer = Ok(None);
+        self.exchange(&writer, 1, &mut |message| answer = read(message.body))?;
+        answer.map_err(malformed)
     }
 
     /// Asks for a list, and hands each entry to `each`.
@@ -289,6 +304,30 @@ pub(super) fn parse_link(body: &[u8]) -> Result<Option<Link>, Malformed> {
         }
     }
     Ok(Some(link))
+}
+
+/// `AF_*` as it is in a message.
+pub(super) fn family_number(family: i32) -> u8 {
+    u8::try_from(family).unwrap_or_default()
+}
+
+/// An address as it is in a message.
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// The address of an attribute, if it is one.
+pub(super) fn address(payload: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(payload).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(payload).map(IpAddr::from)).ok()
+}
+
+/// The number of an attribute, if it is one.
+pub(super) fn number(payload: &[u8]) -> Option<u32> {
+    payload.try_into().ok().map(u32::from_ne_bytes)
 }
 
 fn text(payload: &[u8]) -> String {

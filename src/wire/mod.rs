@@ -20,14 +20,16 @@ mod seq;
 mod tally;
 mod tcp;
 mod time;
+mod train;
 
 pub use flow::{FlowId, FlowKey};
 pub use mapping::Mapping;
 pub use options::{TcpOptions, Timestamps};
-pub use outgoing::{MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing};
+pub use outgoing::{MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Train};
 pub use packet::{Packet, Reject, is_damaged, parse};
 pub use prefix::Prefix;
 pub use seq::Seq;
 pub use tally::{Counted, Tally};
 pub use tcp::{Flags, TcpHeader};
 pub use time::Time;
+pub use train::{MAX_TRAIN, cut};

@@ -32,6 +32,32 @@ pub struct Outgoing {
     options: Vec<u8>,
 }
 
+/// A packet that is a train of segments; see [`Outgoing::finish_train`].
+#[derive(Clone, Copy, Debug)]
+pub struct Train<'a> {
+    /// From the IP header on.
+    pub packet: &'a [u8],
+    /// Bytes of the IP header.
+    pub ip_header: usize,
+    /// Bytes of the TCP header.
+    pub tcp_header: usize,
+}
+
+/// What is in the checksum's place.
+#[derive(Clone, Copy, Debug)]
+enum Checksum {
+    /// The checksum.
+    Whole,
+    /// The sum of the pseudo header, to be continued.
+    PseudoHeader,
+}
+
+/// Where headers begin.
+struct Headers {
+    ip_start: usize,
+    tcp_start: usize,
+}
+
 impl Default for Outgoing {
     fn default() -> Self {
         Self { buffer: vec![0; HEADROOM], options: Vec::with_capacity(options::MAX_WRITTEN) }
@@ -51,6 +77,35 @@ impl Outgoing {
     ///
     /// `None` if the addresses are of different families or the packet would exceed 65,535 bytes.
     pub fn finish(&mut self, src: SocketAddr, dst: SocketAddr, header: &TcpHeader) -> Option<&[u8]> {
+        let headers = self.write_headers(src, dst, header, Checksum::Whole)?;
+        self.buffer.get(headers.ip_start..)
+    }
+
+    /// The same for a train of segments that is cut on its way: in place of the checksum is the sum of the pseudo header,
+    /// which is what a network card, or the kernel in its place, begins each segment's checksum with.
+    pub fn finish_train(
+        &mut self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        header: &TcpHeader,
+    ) -> Option<Train<'_>> {
+        let Headers { ip_start, tcp_start } = self.write_headers(src, dst, header, Checksum::PseudoHeader)?;
+        let packet = self.buffer.get(ip_start..)?;
+        Some(Train { packet, ip_header: tcp_start - ip_start, tcp_header: HEADROOM - tcp_start })
+    }
+
+    /// The payload that was appended last.
+    pub fn body(&self) -> &[u8] {
+        self.buffer.get(HEADROOM..).unwrap_or_default()
+    }
+
+    fn write_headers(
+        &mut self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        header: &TcpHeader,
+        kind: Checksum,
+    ) -> Option<Headers> {
         self.options.clear();
         header.options.write(&mut self.options);
         let tcp_start = HEADROOM.checked_sub(TCP_HEADER + self.options.len())?;
@@ -58,28 +113,43 @@ impl Outgoing {
         let (tcp, options) = self.buffer.get_mut(tcp_start..HEADROOM)?.split_first_chunk_mut()?;
         *tcp = tcp_header(src.port(), dst.port(), header, options.len());
         options.copy_from_slice(&self.options);
-        let sum = sum(self.buffer.get(tcp_start..)?) + sum(&[0, TCP]) + sum(&tcp_len.to_be_bytes());
+        let covered = match kind {
+            Checksum::Whole => self.buffer.get(tcp_start..)?,
+            Checksum::PseudoHeader => &[],
+        };
+        let sum = sum(covered) + sum(&[0, TCP]) + sum(&tcp_len.to_be_bytes());
         let ip_start = match (src.ip(), dst.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let ip = ipv4_header(tcp_len, from.octets(), to.octets())?;
-                self.prepend(tcp_start, &ip, sum)
+                self.prepend(tcp_start, &ip, sum, kind)
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let ip = ipv6_header(tcp_len, from.octets(), to.octets());
-                self.prepend(tcp_start, &ip, sum)
+                self.prepend(tcp_start, &ip, sum, kind)
             }
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
         }?;
-        self.buffer.get(ip_start..)
+        Some(Headers { ip_start, tcp_start })
     }
 
     /// Writes the IP header in front of the TCP header, whose checksum it completes: `partial` is the sum
     /// of all it covers but the addresses. Returns where the packet begins.
-    fn prepend<const N: usize>(&mut self, tcp_start: usize, ip: &[u8; N], partial: u64) -> Option<usize> {
+    fn prepend<const N: usize>(
+        &mut self,
+        tcp_start: usize,
+        ip: &[u8; N],
+        partial: u64,
+        kind: Checksum,
+    ) -> Option<usize> {
         let addresses = ip.get(if N == IPV4_HEADER { 12 } else { 8 }..)?;
         let field = tcp_start + TCP_CHECKSUM;
         let sum = partial + sum(addresses);
-        self.buffer.get_mut(field..field + 2)?.copy_from_slice(&checksum(sum));
+        let complement = checksum(sum);
+        let value = match kind {
+            Checksum::Whole => complement,
+            Checksum::PseudoHeader => complement.map(|byte| !byte),
+        };
+        self.buffer.get_mut(field..field + 2)?.copy_from_slice(&value);
         let ip_start = tcp_start.checked_sub(N)?;
         self.buffer.get_mut(ip_start..tcp_start)?.copy_from_slice(ip);
         Some(ip_start)

@@ -59,6 +59,12 @@ impl Flags {
         self.contains(Self::FIN)
     }
 
+    /// These without those of `others`.
+    #[must_use]
+    pub const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
     /// Whether RST is set.
     pub const fn rst(self) -> bool {
         self.contains(Self::RST)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tcpcopy::replayer::{Claim, Config, Replayer};
 use tcpcopy::tunnel::{ClientEvent, ServerEvent};
-use tcpcopy::wire::{FlowId, FlowKey, Mapping, Outgoing, Packet, Time, is_damaged, parse};
+use tcpcopy::wire::{self, FlowId, FlowKey, Mapping, Outgoing, Packet, Time, is_damaged, parse};
 
 use crate::check;
 use crate::client;
@@ -373,17 +373,15 @@ impl World {
         }
         self.take_claims()?;
         while let Some(transmit) = self.replayer.poll_transmit(self.now, &mut self.out) {
-            let packet = self.out.finish(transmit.src, transmit.dst, &transmit.header);
-            let bytes = packet.ok_or("a segment that fits no packet")?.to_vec();
-            if bytes.len() > 1500 {
-                return Err(format!("a packet of {} bytes", bytes.len()));
+            if transmit.header.payload_len > transmit.segment.max(self.setup.session.max_train) {
+                return Err(format!("a train of {} bytes", transmit.header.payload_len));
             }
-            self.trace_bytes("> sent", &bytes);
-            self.take_claims()?;
-            self.watch.leaves(self.now, &bytes, &self.setup, &self.ledger)?;
-            for passage in self.setup.send.pass(self.now, &mut self.rng) {
-                let sound = passage.is_sound();
-                self.at(passage.at, Event::ToTarget { bytes: passage.apply(bytes.clone()), sound });
+            let train = self.out.body().to_vec();
+            for (header, payload) in wire::cut(&transmit.header, &train, transmit.segment) {
+                self.out.payload().extend_from_slice(payload);
+                let packet = self.out.finish(transmit.src, transmit.dst, &header);
+                let bytes = packet.ok_or("a segment that fits no packet")?.to_vec();
+                self.leaves(&bytes)?;
             }
         }
         self.take_claims()?;
@@ -396,6 +394,21 @@ impl World {
         // All of them are many.
         if std::mem::take(&mut self.told_news) || self.turns.is_multiple_of(32) {
             check::claims(&self.replayer, &self.told)?;
+        }
+        Ok(())
+    }
+
+    /// A segment is on its way to the target.
+    fn leaves(&mut self, bytes: &[u8]) -> Result<(), String> {
+        if bytes.len() > 1500 {
+            return Err(format!("a packet of {} bytes", bytes.len()));
+        }
+        self.trace_bytes("> sent", bytes);
+        self.take_claims()?;
+        self.watch.leaves(self.now, bytes, &self.setup, &self.ledger)?;
+        for passage in self.setup.send.pass(self.now, &mut self.rng) {
+            let sound = passage.is_sound();
+            self.at(passage.at, Event::ToTarget { bytes: passage.apply(bytes.to_vec()), sound });
         }
         Ok(())
     }

@@ -54,6 +54,8 @@ pub struct Settings {
     pub mark: u32,
     /// The largest packet sent to a target, in bytes with IP header: 576 (IPv6: 1280) to 65535.
     pub mtu: u16,
+    /// Who cuts what is sent into segments.
+    pub segmentation: Segmentation,
     /// The name of the sink device.
     pub sink: String,
     /// The name of the tables that the rules are in: a letter or `_`, then letters, digits, `_`, `-`, `.`; 63 at most.
@@ -100,6 +102,20 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
+/// Who cuts what is sent into segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segmentation {
+    /// This program: each leaves by itself.
+    Own,
+    /// The network card, or the kernel in its place: several of a session leave as one packet.
+    Offload,
+}
+
+choice! {
+    Segmentation { Own = "own", Offload = "offload", }
+    expected "\"own\" or \"offload\""
+}
+
 choice! {
     GateMode { Response = "response", None = "none", }
     expected "\"response\" or \"none\""
@@ -138,6 +154,7 @@ pub(super) struct Raw {
     max_sessions: Number<1, 10_000_000>,
     idle_timeout: Text<Span>,
     mtu: Number<576, 65_535>,
+    segmentation: Text<Segmentation>,
     coalesce: Text<Span>,
     queue: Number<0, 65_535>,
     mark: Number<1, 0xffff_ffff>,
@@ -182,6 +199,7 @@ impl Settings {
         common::keep("table", &mut self.table, &running.table, &mut keys);
         common::keep("rules", &mut self.rules, &running.rules, &mut keys);
         common::keep("user", &mut self.user, &running.user, &mut keys);
+        common::keep("segmentation", &mut self.segmentation, &running.segmentation, &mut keys);
         common::keep("capture.source", &mut self.source, &running.source, &mut keys);
         if self.source == CaptureSource::Packet {
             common::keep("capture.pure-acks", &mut self.pure_acks, &running.pure_acks, &mut keys);
@@ -218,6 +236,7 @@ impl Settings {
             queue: raw.queue.to(),
             mark: raw.mark.to(),
             mtu: raw.mtu.to(),
+            segmentation: raw.segmentation.0,
             sink: raw.sink.0.0,
             table: raw.table.0.0,
             rules: raw.rules.0,

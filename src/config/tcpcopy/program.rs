@@ -181,6 +181,15 @@ const KEYS: &[Key] = &[
         default: "1500",
         help: "Largest packet that reaches the target",
     },
+    Key {
+        name: "segmentation",
+        option: "segmentation",
+        short: None,
+        kind: Kind::Text,
+        value_name: "WHO",
+        default: "\"own\"",
+        help: "Cut requests into segments here (own) or in the network card (offload)",
+    },
     common::coalesce("Handle packets that come thick together, once in this time; 0s: each at once"),
     common::queue("36520"),
     Key {

@@ -3,7 +3,7 @@
 //! | thread | file | owns |
 //! |---|---|---|
 //! | main, as `control` | `control`, `feed`, `rules`, `peers`, `statistics` | signals, what leads packets to the workers, readiness, statistics |
-//! | `worker-0`… | `worker`, `responses` | a source of packets, its sessions, a raw socket, and the responses: by tunnels to all intercepts (`tunnels`) or from a queue of its own (`embedded`) |
+//! | `worker-0`… | `worker`, `responses`, `departures` | a source of packets, its sessions, the sockets that segments leave by, and the responses: by tunnels to all intercepts (`tunnels`) or from a queue of its own (`embedded`) |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
 //! and rules; and `ready` once every intercept has taken the tunnels, because only then a response
@@ -11,6 +11,7 @@
 //! Where this process takes the responses itself, it is ready at once.
 
 mod control;
+mod departures;
 mod embedded;
 mod feed;
 mod peers;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use mio::Poll;
 
 use self::control::{Control, INBOX, Parts};
+use self::departures::Departures;
 use self::embedded::Own;
 use self::peers::Peers;
 use self::responses::Origin;
@@ -42,11 +44,11 @@ use super::signals::Signals;
 use super::start::{self, cannot};
 use super::threads;
 use crate::config::Action;
-use crate::config::tcpcopy::{PROGRAM, Settings};
+use crate::config::tcpcopy::{PROGRAM, Segmentation, Settings};
 use crate::replayer;
 use crate::sys::links::LinkWatch;
-use crate::sys::raw::RawSender;
 use crate::tunnel::Limits;
+use crate::wire::MAX_TRAIN;
 use crate::{doctor, session};
 
 /// The program `tcpcopy`.
@@ -71,10 +73,10 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let signals = Signals::install().map_err(cannot("take over signals"))?;
     let links = LinkWatch::open().map_err(cannot("watch network links"))?;
     let (sources, origins, prepared) = feed::prepare(&settings)?;
-    let senders = (0..settings.workers)
-        .map(|_| RawSender::open(settings.mark))
+    let departures = (0..settings.workers)
+        .map(|_| Departures::open(settings.mark, settings.segmentation))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(cannot("open a raw socket"))?;
+        .map_err(cannot("open sockets to send by"))?;
 
     // All that takes the others is open.
     privileges::give_up(&settings.user, prepared.needs())?;
@@ -82,12 +84,12 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
-    for (((index, source), sender), origin) in (0..).zip(sources).zip(senders).zip(origins) {
+    for (((index, source), departures), origin) in (0..).zip(sources).zip(departures).zip(origins) {
         let parts = worker::Parts {
             index,
             clock,
             source,
-            sender,
+            departures,
             configuration: configuration(&settings, prepared.own(), index),
             origin,
         };
@@ -142,6 +144,10 @@ fn replayer_config(settings: &Settings, own: Option<&Own>, worker: u16) -> repla
         idle_timeout: settings.idle_timeout,
         // One session may have it all: the limit of all sessions ends the one that holds most.
         buffer_limit: size(settings.memory_limit),
+        max_train: match settings.segmentation {
+            Segmentation::Own => 0,
+            Segmentation::Offload => MAX_TRAIN,
+        },
         ..session::Config::default()
     };
     replayer::Config {

@@ -1,4 +1,4 @@
-//! One worker: a source of duplicates, the replayer of their sessions, a raw socket, and the responses.
+//! One worker: a source of duplicates, the replayer of their sessions, the sockets that segments leave by, and the responses.
 //!
 //! A turn of its loop: receive responses, so that sessions know what the target has said; receive
 //! from the source, up to a budget; let deadlines pass; tell the intercepts of new claims; send.
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token};
 
+use super::departures::{Departures, Sent};
 use super::responses::{Origin, Responses};
 use crate::capture::{Checksums, Received};
 use crate::daemon::clock::Clock;
@@ -19,8 +20,7 @@ use crate::daemon::queues::{self, AnySource, BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
-use crate::replayer::{self, Claim, Histogram, Replayer, Target, Transmit};
-use crate::sys::raw::RawSender;
+use crate::replayer::{self, Claim, Histogram, Replayer, Target};
 use crate::tunnel::Secret;
 use crate::wire::{Outgoing, Reject, Tally, Time};
 
@@ -60,29 +60,6 @@ pub(super) enum Report {
     Ended(Ended),
 }
 
-/// Why a segment was not sent. The target misses it, and it is sent again in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum SendError {
-    /// The network stack's queues are full: EAGAIN, ENOBUFS.
-    Busy,
-    /// A firewall rule of this host refused it: EPERM.
-    Refused,
-    /// Longer than the route's MTU: EMSGSIZE.
-    TooLong,
-    /// No way to the target: EHOSTUNREACH, ENETUNREACH.
-    Unreachable,
-    /// Anything else.
-    Other,
-}
-
-crate::counted!(SendError {
-    Busy => "send_busy",
-    Refused => "send_refused",
-    TooLong => "send_too_long",
-    Unreachable => "send_unreachable",
-    Other => "send_other",
-});
-
 /// A worker's counters.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshot {
@@ -91,7 +68,7 @@ pub(super) struct Snapshot {
     /// Of this host's own queue of responses, if it has one.
     pub(super) responses: Intake,
     pub(super) response_rejects: Tally<Reject>,
-    pub(super) send_errors: Tally<SendError>,
+    pub(super) sent: Sent,
     /// From capture to the end of the turn in which what could be sent was sent: at most this, for each packet.
     pub(super) delay: Histogram,
     pub(super) replay: replayer::Counters,
@@ -109,7 +86,7 @@ impl Snapshot {
         self.rejects.merge(&other.rejects);
         self.responses.merge(&other.responses);
         self.response_rejects.merge(&other.response_rejects);
-        self.send_errors.merge(&other.send_errors);
+        self.sent.merge(&other.sent);
         self.delay.merge(&other.delay);
         self.replay.merge(&other.replay);
         self.sessions += other.sessions;
@@ -129,7 +106,7 @@ pub(super) struct Parts {
     pub(super) index: u16,
     pub(super) clock: Clock,
     pub(super) source: AnySource,
-    pub(super) sender: RawSender,
+    pub(super) departures: Departures,
     pub(super) configuration: Configuration,
     pub(super) origin: Origin,
 }
@@ -172,7 +149,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         source_ready: true,
         report_due: false,
         sends_pending: false,
-        sender: parts.sender,
+        departures: parts.departures,
         outgoing: Outgoing::default(),
         reachable: false,
         totals: Snapshot::default(),
@@ -200,7 +177,7 @@ struct Worker {
     sends_pending: bool,
     replayer: Replayer,
     responses: Responses,
-    sender: RawSender,
+    departures: Departures,
     outgoing: Outgoing,
     reachable: bool,
     totals: Snapshot,
@@ -328,20 +305,12 @@ impl Worker {
         self.responses.flush(now);
         self.sends_pending = true;
         for _ in 0..budget {
-            let Some(Transmit { src, dst, header }) = self.replayer.poll_transmit(now, &mut self.outgoing)
-            else {
+            let Some(transmit) = self.replayer.poll_transmit(now, &mut self.outgoing) else {
                 self.sends_pending = false;
                 break;
             };
-            tracing::trace!(%src, ?header, "send");
-            let sent = match self.outgoing.finish(src, dst, &header) {
-                Some(packet) => self.sender.send(packet, dst),
-                None => Err(io::ErrorKind::InvalidInput.into()),
-            };
-            if let Err(error) = sent {
-                tracing::debug!(%error, %dst, "segment not sent");
-                self.totals.send_errors.count(SendError::of(&error));
-            }
+            tracing::trace!(src = %transmit.src, header = ?transmit.header, "send");
+            self.departures.send(now, &transmit, &mut self.outgoing, &mut self.totals.sent);
         }
         // Releases can wait for the next turn: a write of their own costs as much as sending a segment.
         if self.tell_claims() {
@@ -413,17 +382,5 @@ impl Worker {
             self.send(now, SENDS);
         }
         Ok(())
-    }
-}
-
-impl SendError {
-    fn of(error: &io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::ENOBUFS) => Self::Busy,
-            Some(libc::EPERM | libc::EACCES) => Self::Refused,
-            Some(libc::EMSGSIZE) => Self::TooLong,
-            Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => Self::Unreachable,
-            Some(_) | None => Self::Other,
-        }
     }
 }

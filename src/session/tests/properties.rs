@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::gate::{Decision, Gate, Opened, View};
-use super::super::sender::{Ack, Acked, Sender};
+use super::super::sender::{Ack, Acked, Sender, Sizes};
 use super::super::upstream::Mark;
 use super::*;
 
@@ -175,13 +175,14 @@ struct Stream {
     delivered: Vec<(u64, u64)>,
     /// The highest offset the target has ever allowed.
     allowed: u64,
+    train: u32,
 }
 
 impl Stream {
-    fn new() -> Self {
+    fn new(train: u32) -> Self {
         let mut sender = Sender::new(Seq(u32::MAX - 700), 0);
         sender.syn_sent(Time::ZERO);
-        sender.established(Time::ZERO, 100, 1_000, Some(MS));
+        sender.established(Time::ZERO, Sizes { segment: 100, train }, 1_000, Some(MS));
         Self {
             sender,
             now: Time::ZERO,
@@ -190,6 +191,7 @@ impl Stream {
             under_way: Vec::new(),
             delivered: Vec::new(),
             allowed: 1_000,
+            train,
         }
     }
 
@@ -204,11 +206,19 @@ impl Stream {
         for _ in 0..10_000 {
             let Some(range) = self.sender.next(self.now, self.limit, self.fin) else { return Ok(()) };
             prop_assert!(range.from <= range.to && range.to <= self.limit, "{range:?} of {}", self.limit);
-            prop_assert!(range.to - range.from <= 100, "{range:?} is longer than a segment");
+            let len = range.to - range.from;
+            prop_assert!(len <= u64::from(self.train).max(100), "{range:?} is longer than a train");
+            let whole = len <= 100 || len % 100 == 0 || range.to == self.limit;
+            prop_assert!(whole, "{range:?} has a short segment before the last of {}", self.limit);
             prop_assert!(!range.fin || (self.fin && range.to == self.limit), "{range:?} ends the stream");
-            let probe = range.to - range.from <= 1;
-            prop_assert!(range.to <= self.allowed || probe, "{range:?}, allowed {}", self.allowed);
-            self.under_way.push((range.from, range.to + u64::from(range.fin)));
+            prop_assert!(range.to <= self.allowed || len <= 1, "{range:?}, allowed {}", self.allowed);
+            // As it is cut on its way.
+            let end = range.to + u64::from(range.fin);
+            let cuts = (range.from + 100..range.to).step_by(100).chain([end]);
+            let mut from = range.from;
+            for to in cuts {
+                self.under_way.push((std::mem::replace(&mut from, to), to));
+            }
         }
         Err(TestCaseError::fail("it sends without end"))
     }
@@ -248,8 +258,8 @@ impl Stream {
 
 proptest! {
     #[test]
-    fn everything_is_sent_within_limit_and_window(course in vec(happens(), 0..60)) {
-        let mut stream = Stream::new();
+    fn everything_is_sent_within_limit_and_window(course in vec(happens(), 0..60), train in 0_u32..900) {
+        let mut stream = Stream::new(train);
         for what in course {
             stream.happen(what)?;
         }

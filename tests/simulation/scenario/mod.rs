@@ -5,6 +5,7 @@ mod families;
 use std::ops::RangeInclusive;
 
 use tcpcopy::session::{self, Latency};
+use tcpcopy::wire::MAX_TRAIN;
 
 pub(crate) use families::{Scenario, names};
 
@@ -202,6 +203,7 @@ impl Setup {
             memory_limit: 1 << 30,
             session: session::Config {
                 latency: if rng.chance(300) { Latency::None } else { Latency::Client },
+                max_train: rng.pick(&[0, MAX_TRAIN]),
                 ..session::Config::default()
             },
             expect: Expect::Everything,

@@ -32,7 +32,26 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         let pace = if context.long { Pace::Flood } else { Pace::Rate(60) };
         arrive(context, Family::V4, pace, keep_alive(4), Request::Post(MIB), 1)
     }));
+    for family in [Family::V4, Family::V6] {
+        let name = format!("bodies/post-1mb-in-trains-{}", family.name());
+        scenarios.push(Scenario::new(name, Offloads::Both, move |context| in_trains(context, family)));
+    }
     scenarios
+}
+
+/// Segments leave together, and are cut behind tcpcopy.
+fn in_trains(context: &Context, family: Family) -> Result<String> {
+    let setup = Setup::new(context.plan(), family).tcpcopy("--segmentation offload");
+    let mut chain = Chain::start(setup, &context.scratch)?;
+    let load = chain.load(Pace::Rate(10), keep_alive(8), context.seconds(2))?;
+    chain.run(Load { request: Request::Post(MIB), ..load })?;
+    let comparison = chain.expect_perfect(1)?;
+    let bodies = chain.check_bodies(MIB)?;
+    let (_, counters) = chain.account()?;
+    let (trains, segments) = (counters.of("trains"), counters.of("segments"));
+    ensure!(trains * 4 > bodies as u64 * (MIB as u64 >> 16), "{trains} trains of {segments} segments");
+    chain.finish()?;
+    Ok(format!("{comparison}, {bodies} bodies equal, {segments} segments, most of them in {trains} trains"))
 }
 
 fn arrive(

@@ -40,7 +40,25 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         let name = format!("loss/damaged-requests-{kind}");
         scenarios.push(Scenario::new(name, Offloads::Off, move |context| damaged(context, "", connections)));
     }
+    scenarios.push(Scenario::new("loss/1-percent-requests-in-trains", Offloads::Both, lost_trains));
     scenarios
+}
+
+/// Segments leave together (or what the kernel has cut of them), and some are lost.
+fn lost_trains(context: &Context) -> Result<String> {
+    const SIZE: usize = 200_000;
+    let setup = Setup::new(context.plan(), Family::V4).tcpcopy("--segmentation offload");
+    let mut chain = Chain::start(Setup { patience: PATIENCE, ..setup }, &context.scratch)?;
+    faults::lose(&chain, Leg::Requests, 1)?;
+    let load = chain.load(Pace::Rate(RATE / 10), keep_alive(20), context.seconds(1))?;
+    chain.run(Load { request: Request::Post(SIZE), ..load })?;
+    let comparison = chain.expect_perfect(1)?;
+    let bodies = chain.check_bodies(SIZE)?;
+    let packets = faults::stop_losing(&chain, Leg::Requests)?;
+    let trains = chain.account()?.1.of("trains");
+    ensure!(packets > 0 && trains > 0, "{packets} packets lost, {trains} trains");
+    chain.finish()?;
+    Ok(format!("{comparison}, {bodies} bodies equal, {packets} packets lost, {trains} trains"))
 }
 
 /// Some packets of production's clients are damaged: its TCP refuses them, and the clients send them again.

@@ -1,0 +1,201 @@
+//! How segments leave: each by a raw socket; or trains of them by a packet socket, to be cut behind this program.
+//!
+//! A train goes past the routing table, the neighbours and netfilter's output hook, so its way is looked up here, and is
+//! known for a second at most. While there is none, or it is not one that takes trains, they are cut here. All
+//! else, the handshake and what is sent again with it, takes the kernel's own way: neighbours are found that way.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::config::tcpcopy::Segmentation;
+use crate::replayer::Transmit;
+use crate::sys::packet::IpVersion;
+use crate::sys::raw::RawSender;
+use crate::sys::route::{self, NextHop};
+use crate::sys::trains::{TrainPacket, TrainSender};
+use crate::wire::{self, Outgoing, Tally, Time, Train};
+
+/// How long a way is taken to be as it was.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Why a segment was not sent. The target misses it, and it is sent again in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum SendError {
+    /// The network stack's queues are full: EAGAIN, ENOBUFS.
+    Busy,
+    /// A firewall rule of this host refused it: EPERM.
+    Refused,
+    /// Longer than the route's MTU: EMSGSIZE.
+    TooLong,
+    /// No way to the target: EHOSTUNREACH, ENETUNREACH.
+    Unreachable,
+    /// Anything else.
+    Other,
+}
+
+crate::counted!(SendError {
+    Busy => "send_busy",
+    Refused => "send_refused",
+    TooLong => "send_too_long",
+    Unreachable => "send_unreachable",
+    Other => "send_other",
+});
+
+impl SendError {
+    fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS) => Self::Busy,
+            Some(libc::EPERM | libc::EACCES) => Self::Refused,
+            Some(libc::EMSGSIZE) => Self::TooLong,
+            Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => Self::Unreachable,
+            Some(_) | None => Self::Other,
+        }
+    }
+}
+
+/// What was sent, and what was not.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sent {
+    pub(super) errors: Tally<SendError>,
+    /// Trains that left as one packet.
+    pub(super) trains: u64,
+}
+
+impl Sent {
+    /// Adds another worker's counters to these.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.errors.merge(&other.errors);
+        self.trains += other.trains;
+    }
+
+    fn note(&mut self, sent: io::Result<()>, segments: u64, dst: SocketAddr) {
+        if let Err(error) = sent {
+            tracing::debug!(%error, %dst, segments, "not sent");
+            self.errors.add(SendError::of(&error), segments);
+        }
+    }
+}
+
+/// The sockets that segments leave by.
+#[derive(Debug)]
+pub(super) struct Departures {
+    raw: RawSender,
+    trains: Option<Trains>,
+    /// A segment that was cut off a train.
+    segment: Outgoing,
+}
+
+#[derive(Debug)]
+struct Trains {
+    sender: TrainSender,
+    mark: u32,
+    /// The way to each target, if there is one for trains, and since when that is so.
+    ways: Vec<(IpAddr, Option<NextHop>, Time)>,
+}
+
+impl Departures {
+    /// Opens them; what they send carries `mark`.
+    pub(super) fn open(mark: u32, segmentation: Segmentation) -> io::Result<Self> {
+        let trains = match segmentation {
+            Segmentation::Own => None,
+            Segmentation::Offload => Some(TrainSender::open(mark)?),
+        };
+        Ok(Self {
+            raw: RawSender::open(mark)?,
+            trains: trains.map(|sender| Trains { sender, mark, ways: Vec::new() }),
+            segment: Outgoing::default(),
+        })
+    }
+
+    /// Sends what is to be sent; its payload is in `outgoing`.
+    pub(super) fn send(&mut self, now: Time, what: &Transmit, outgoing: &mut Outgoing, sent: &mut Sent) {
+        let Transmit { src, dst, header, segment } = what;
+        if header.payload_len <= *segment {
+            return sent.note(raw(&self.raw, outgoing, (*src, *dst), header), 1, *dst);
+        }
+        let segments = u64::from(header.payload_len.div_ceil(*segment));
+        let Some(trains) = &mut self.trains else { return self.cut(what, outgoing, sent) };
+        match trains.send(now, what, outgoing) {
+            None => self.cut(what, outgoing, sent),
+            Some(result) => {
+                sent.trains += u64::from(result.is_ok());
+                sent.note(result, segments, *dst);
+            }
+        }
+    }
+
+    /// Sends the segments of a train one by one.
+    fn cut(&mut self, what: &Transmit, outgoing: &Outgoing, sent: &mut Sent) {
+        for (header, body) in wire::cut(&what.header, outgoing.body(), what.segment) {
+            self.segment.payload().extend_from_slice(body);
+            sent.note(raw(&self.raw, &mut self.segment, (what.src, what.dst), &header), 1, what.dst);
+        }
+    }
+}
+
+impl Trains {
+    /// Sends one; `None` if there is no way that takes it.
+    fn send(&mut self, now: Time, what: &Transmit, outgoing: &mut Outgoing) -> Option<io::Result<()>> {
+        let hop = self.way(now, what.dst.ip())?;
+        let train = outgoing.finish_train(what.src, what.dst, &what.header)?;
+        let packet = fitting(&hop, what, &train)?;
+        match self.sender.send(&hop, &packet) {
+            Err(error) if !is_full(&error) => {
+                tracing::debug!(%error, dst = %what.dst, "trains are cut here for a while");
+                self.note_way(now, what.dst.ip(), None);
+                None
+            }
+            result => Some(result),
+        }
+    }
+
+    fn way(&mut self, now: Time, target: IpAddr) -> Option<NextHop> {
+        let known = self.ways.iter().find(|(address, ..)| *address == target);
+        if let Some((_, hop, _)) = known.filter(|(.., since)| now < *since + FRESH) {
+            return *hop;
+        }
+        let hop = route::next_hop(target, self.mark).unwrap_or_else(|error| {
+            tracing::debug!(%error, %target, "no way for trains");
+            None
+        });
+        self.note_way(now, target, hop);
+        hop
+    }
+
+    fn note_way(&mut self, now: Time, target: IpAddr, hop: Option<NextHop>) {
+        self.ways.retain(|(address, ..)| *address != target);
+        self.ways.push((target, hop, now));
+    }
+}
+
+/// The train as the socket takes it; `None` if its segments are too long for the way.
+fn fitting<'a>(hop: &NextHop, what: &Transmit, train: &Train<'a>) -> Option<TrainPacket<'a>> {
+    let segment = u16::try_from(what.segment).ok()?;
+    let longest = train.ip_header + train.tcp_header + usize::from(segment);
+    let version = if what.dst.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+    let headers = (train.ip_header, train.tcp_header);
+    (u32::try_from(longest).ok()? <= hop.mtu).then_some(TrainPacket {
+        bytes: train.packet,
+        version,
+        headers,
+        segment,
+    })
+}
+
+/// Whether the next packet may well find room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS))
+}
+
+fn raw(
+    sender: &RawSender,
+    outgoing: &mut Outgoing,
+    (src, dst): (SocketAddr, SocketAddr),
+    header: &wire::TcpHeader,
+) -> io::Result<()> {
+    match outgoing.finish(src, dst, header) {
+        Some(packet) => sender.send(packet, dst),
+        None => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
