@@ -10,7 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use assistant::{GREETING, Intercept, Target, Tcpcopy, command, key, packets, wait_for};
 use namespace::{isolated, run, sh};
 use tcpcopy::daemon::link::LinkEvent;
-use tcpcopy::tunnel::{ClaimRefusal, Client, ClientEvent, Closed, Endpoint, Hello, Limits, Refuse};
+use tcpcopy::tunnel::{ClaimRefusal, Claimer, Client, ClientEvent, Closed, Endpoint, Hello, Limits, Refuse};
 use tcpcopy::wire::{Flags, FlowId, Seq, Time};
 
 const OPTIONS: [&str; 7] =

@@ -15,9 +15,9 @@ use super::pipe::Pipe;
 use crate::sys::random;
 use crate::tunnel::frame::Response;
 use crate::tunnel::{
-    ClaimRefusal, Client, ClientEvent, Closed, Ephemeral, Hello, Limits, Refuse, Secret, Stats,
+    ClaimRefusal, Claimer, Client, ClientEvent, Closed, Ephemeral, Hello, Limits, Refuse, Secret, Stats,
 };
-use crate::wire::{FlowId, FlowKey, Time};
+use crate::wire::{FlowId, FlowKey, Reject, TcpHeader, Time};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -37,6 +37,15 @@ pub enum LinkEvent {
     },
     /// A response to one of our flows.
     Response(Response),
+    /// A response to one of our flows, perhaps, by its ends.
+    Unnamed {
+        /// Whose it is.
+        key: FlowKey,
+        /// Its header.
+        header: TcpHeader,
+    },
+    /// A response that cannot be used.
+    Unreadable(Reject),
     /// A claim was not taken, or is no longer held.
     Refused {
         /// The claim.
@@ -58,7 +67,7 @@ pub enum LinkEvent {
 enum State {
     Waiting { until: Time },
     Connecting { pipe: Pipe, until: Time },
-    Open { pipe: Pipe, client: Box<Client> },
+    Open { pipe: Pipe, client: Box<dyn Claimer + Send> },
 }
 
 /// One kept-up tunnel connection. The order of calls in a turn of the loop: [`Link::ready`] for its
@@ -203,6 +212,8 @@ impl Link {
                 Some(LinkEvent::Up { workers })
             }
             ClientEvent::Response(response) => Some(LinkEvent::Response(response)),
+            ClientEvent::Unnamed { key, header } => Some(LinkEvent::Unnamed { key, header }),
+            ClientEvent::Unreadable(reject) => Some(LinkEvent::Unreadable(reject)),
             ClientEvent::Refused { flow, why } => Some(LinkEvent::Refused { flow, why }),
             ClientEvent::Stats(stats) => Some(LinkEvent::Stats(stats)),
             ClientEvent::Closed(why) => {
@@ -258,7 +269,7 @@ impl Link {
         if let State::Connecting { pipe, .. } = state {
             match self.client(now) {
                 Ok(client) => {
-                    self.state = State::Open { pipe, client: Box::new(client) };
+                    self.state = State::Open { pipe, client };
                     self.flush(now);
                 }
                 Err(error) => self.fail(now, &Failure::Random(error)),
@@ -266,14 +277,14 @@ impl Link {
         }
     }
 
-    fn client(&self, now: Time) -> io::Result<Client> {
-        Ok(match &self.secret {
+    fn client(&self, now: Time) -> io::Result<Box<dyn Claimer + Send>> {
+        Ok(Box::new(match &self.secret {
             None => Client::new(now, self.hello, self.limits),
             Some(secret) => {
                 let ephemeral = Ephemeral::new(random::bytes()?);
                 Client::keyed(now, self.hello, self.limits, secret, ephemeral)
             }
-        })
+        }))
     }
 
     fn connected(&mut self, now: Time, workers: u16) {

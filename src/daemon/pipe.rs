@@ -90,7 +90,7 @@ impl Pipe {
     }
 
     /// Reads once. The end of the stream is an error of kind `UnexpectedEof`.
-    pub(super) fn receive(&mut self, now: Time, endpoint: &mut impl Endpoint) -> io::Result<()> {
+    pub(super) fn receive(&mut self, now: Time, endpoint: &mut (impl Endpoint + ?Sized)) -> io::Result<()> {
         if !self.readable {
             return Ok(());
         }
@@ -114,7 +114,7 @@ impl Pipe {
     }
 
     /// Writes what is pending, as far as the kernel takes it.
-    pub(super) fn flush(&mut self, endpoint: &mut impl Endpoint) -> io::Result<()> {
+    pub(super) fn flush(&mut self, endpoint: &mut (impl Endpoint + ?Sized)) -> io::Result<()> {
         while self.writable {
             let bytes = endpoint.pending();
             if bytes.is_empty() {

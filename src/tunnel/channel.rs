@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use super::Closed;
+use super::bytes::Bytes;
 use super::codec::{Decoder, MAX_HELLO, Output, frame};
 use super::frame::{Kind, Refuse, VERSION};
+use super::legacy;
 use super::noise::{self, ANSWER, Initiator, MAX_PLAIN, OPENING, Opening, Records};
 use super::secret::{Ephemeral, KeyId, Secret};
 
@@ -98,7 +100,7 @@ impl Channel {
 
     /// Memory that the buffers take, in bytes.
     pub(super) fn memory(&self) -> usize {
-        let own = self.came.buffer.capacity() + self.going.capacity();
+        let own = self.came.memory() + self.going.capacity();
         own + self.decoder.memory() + self.output.memory()
     }
 
@@ -149,6 +151,7 @@ impl Channel {
                 self.layer = Layer::Listening { keys, ephemeral };
                 return Ok(false);
             }
+            Opening::Foreign if legacy::is_opening(bytes) => (None, Closed::CTool),
             // A hello begins with its length, which is small.
             Opening::Foreign if bytes.first() == Some(&0) => (Some(Refuse::KeyWanted), Closed::NoKey),
             Opening::Foreign => (None, Closed::Magic),
@@ -256,41 +259,5 @@ fn seal(records: &mut Records, output: &mut Output, into: &mut Vec<u8>) {
         }
         let sealed = plain.len();
         output.sent(sealed);
-    }
-}
-
-/// Bytes that wait to be taken, in one piece.
-#[derive(Debug, Default)]
-struct Bytes {
-    buffer: Vec<u8>,
-    /// What is not yet taken: `start..end` of the buffer.
-    start: usize,
-    end: usize,
-}
-
-impl Bytes {
-    fn space(&mut self, want: usize) -> &mut [u8] {
-        if self.start > 0 {
-            // Less than a record is left over.
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        if self.buffer.len() < self.end + want {
-            self.buffer.resize(self.end + want, 0);
-        }
-        self.buffer.get_mut(self.end..).unwrap_or_default()
-    }
-
-    fn filled(&mut self, n: usize) {
-        self.end = self.buffer.len().min(self.end + n);
-    }
-
-    fn unread(&self) -> &[u8] {
-        self.buffer.get(self.start..self.end).unwrap_or_default()
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.start = self.end.min(self.start + n);
     }
 }

@@ -8,9 +8,9 @@ use super::frame::{
     AnyWelcome, Claim, ClaimRefusal, Hello, Hurry, Kind, Refuse, Refused, Response, Stats, Token,
 };
 use super::secret::{Ephemeral, Secret};
-use super::{Closed, Endpoint, Limits};
+use super::{Claimer, Closed, Endpoint, Limits};
 use crate::wire::flow::SPLIT_SEED;
-use crate::wire::{FlowId, FlowKey, Time};
+use crate::wire::{FlowId, FlowKey, Reject, TcpHeader, Time};
 
 /// What happened on a [`Client`]'s connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,17 @@ pub enum ClientEvent {
     },
     /// A response to one of our flows.
     Response(Response),
+    /// A response to one of our flows, perhaps: of an intercept that does not know our names for them ([`legacy`]).
+    ///
+    /// [`legacy`]: super::legacy
+    Unnamed {
+        /// Whose it is.
+        key: FlowKey,
+        /// Its header.
+        header: TcpHeader,
+    },
+    /// A response that cannot be used, from there.
+    Unreadable(Reject),
     /// A claim was not taken, or is no longer held.
     Refused {
         /// The claim.
@@ -86,14 +97,27 @@ impl Client {
         client
     }
 
-    /// Whether the intercept has taken the connection.
-    pub fn is_connected(&self) -> bool {
+    /// Bytes that wait to be written.
+    pub fn backlog(&self) -> usize {
+        self.channel.output.pending().len()
+    }
+
+    /// Frames of unknown kinds that were passed over.
+    pub fn unknown_frames(&self) -> u64 {
+        self.channel.decoder.unknown()
+    }
+}
+
+impl Claimer for Client {
+    fn is_connected(&self) -> bool {
         self.state == State::Connected
     }
 
-    /// Claims a flow. Nothing happens unless connected, since every live claim is made on
-    /// [`ClientEvent::Connected`].
-    pub fn claim(&mut self, flow: FlowId, key: FlowKey) {
+    fn memory(&self) -> usize {
+        self.channel.memory()
+    }
+
+    fn claim(&mut self, flow: FlowId, key: FlowKey) {
         if !self.is_connected() {
             return;
         }
@@ -103,33 +127,20 @@ impl Client {
         }
     }
 
-    /// Gives a claim up.
-    pub fn release(&mut self, flow: FlowId) {
+    fn release(&mut self, flow: FlowId) {
         if self.is_connected() {
             self.send(Kind::Releases, &flow.0.to_be_bytes());
         }
     }
 
-    /// Asks for headers to leave at once, for so long.
-    pub fn hurry(&mut self, time: Duration) {
+    fn hurry(&mut self, time: Duration) {
         if self.is_connected() {
             let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
             self.send(Kind::Hurry, &Hurry { millis }.bytes());
         }
     }
 
-    /// Memory that its buffers take, in bytes.
-    pub fn memory(&self) -> usize {
-        self.channel.memory()
-    }
-
-    /// Frames of unknown kinds that were passed over.
-    pub fn unknown_frames(&self) -> u64 {
-        self.channel.decoder.unknown()
-    }
-
-    /// When [`Client::handle_timeout`] is due; long ago if [`Client::poll_event`] is.
-    pub fn poll_timeout(&self) -> Option<Time> {
+    fn poll_timeout(&self) -> Option<Time> {
         match self.state {
             State::Greeting { until } => Some(until),
             State::Connected => Some(self.next_ping.min(self.heard + self.limits.silence)),
@@ -138,8 +149,7 @@ impl Client {
         }
     }
 
-    /// Ends what has lasted too long, and pings.
-    pub fn handle_timeout(&mut self, now: Time) {
+    fn handle_timeout(&mut self, now: Time) {
         match self.state {
             State::Greeting { until } if now >= until => self.fail(Closed::HandshakeTimeout),
             State::Connected if now >= self.heard + self.limits.silence => self.fail(Closed::Silent),
@@ -152,8 +162,7 @@ impl Client {
         }
     }
 
-    /// The next event.
-    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+    fn poll_event(&mut self) -> Option<ClientEvent> {
         loop {
             if let State::Failed(why) = self.state {
                 self.state = State::Over;
@@ -170,7 +179,9 @@ impl Client {
             }
         }
     }
+}
 
+impl Client {
     fn decode(&mut self) -> Result<Step, Closed> {
         let Some(kind) = self.channel.decoder.frame()? else { return Ok(Step::Starved) };
         match self.state {

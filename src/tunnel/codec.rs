@@ -153,7 +153,8 @@ impl Decoder {
         Ok(record)
     }
 
-    fn unread(&self) -> &[u8] {
+    /// What is not yet consumed.
+    pub(super) fn unread(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 }

@@ -350,6 +350,8 @@ proptest! {
                 }
                 ClientEvent::Closed(why) => prop_assert_eq!(why, Closed::Forged),
                 other @ (ClientEvent::Connected { .. }
+                | ClientEvent::Unnamed { .. }
+                | ClientEvent::Unreadable(_)
                 | ClientEvent::Refused { .. }
                 | ClientEvent::Stats(_)) => prop_assert!(false, "{:?}", other),
             }

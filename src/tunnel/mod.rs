@@ -21,20 +21,25 @@
 //! counted, since the target retransmits; whatever else does not fit ends the connection. After a
 //! reconnect the claimer sends every live claim again.
 //!
+//! With a C tool at the other end, [`legacy`] has the two ends that speak its protocol.
+//!
 //! Imports `wire` only.
 
+mod bytes;
 mod channel;
 mod client;
 mod codec;
 pub mod frame;
 #[cfg(test)]
 mod keyed_tests;
+pub mod legacy;
 mod noise;
 mod secret;
 mod server;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::time::Duration;
 
 pub use client::{Client, ClientEvent};
@@ -43,7 +48,7 @@ pub use frame::{ClaimRefusal, Hello, Kind, Refuse, Stats, VERSION, Welcome};
 pub use secret::{Ephemeral, KeyId, SECRET_BYTES, Secret};
 pub use server::{Server, ServerEvent};
 
-use crate::wire::Time;
+use crate::wire::{FlowId, FlowKey, Time};
 
 /// Bounds of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,9 +120,36 @@ pub enum Closed {
     /// A record that the peer did not make, or not at this place.
     #[error("a record is forged, repeated or out of order")]
     Forged,
+    /// The first message is that of a C tcpcopy.
+    #[error("the peer is a C tcpcopy, which is spoken with if its address is in `legacy`")]
+    CTool,
+    /// What a C tool cannot have said.
+    #[error("{0}")]
+    Legacy(#[from] legacy::Fault),
     /// A frame that this end does not take, or not now.
     #[error("unexpected {0:?} frame")]
     Unexpected(Kind),
+}
+
+/// tcpcopy's end of a connection, whoever is at the other one.
+pub trait Claimer: Endpoint + fmt::Debug {
+    /// Whether the intercept has taken the connection.
+    fn is_connected(&self) -> bool;
+    /// Memory that its buffers take, in bytes.
+    fn memory(&self) -> usize;
+    /// Claims a flow. Nothing happens unless connected, since every live claim is made on
+    /// [`ClientEvent::Connected`].
+    fn claim(&mut self, flow: FlowId, key: FlowKey);
+    /// Gives a claim up.
+    fn release(&mut self, flow: FlowId);
+    /// Asks for headers to leave at once, for so long.
+    fn hurry(&mut self, time: Duration);
+    /// When [`Claimer::handle_timeout`] is due; long ago if [`Claimer::poll_event`] is.
+    fn poll_timeout(&self) -> Option<Time>;
+    /// Ends what has lasted too long, and pings.
+    fn handle_timeout(&mut self, now: Time);
+    /// The next event.
+    fn poll_event(&mut self) -> Option<ClientEvent>;
 }
 
 /// What a socket's driver needs of either end.

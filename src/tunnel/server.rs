@@ -10,7 +10,7 @@ use super::frame::{
     VERSION, Welcome,
 };
 use super::secret::{Ephemeral, KeyId, Secret};
-use super::{Closed, Endpoint, Limits, noise};
+use super::{Closed, Endpoint, Limits, legacy, noise};
 use crate::wire::{FlowId, FlowKey, TcpHeader, Time};
 
 /// What happened on a [`Server`]'s connection.
@@ -201,6 +201,7 @@ impl Server {
                 self.send(Kind::Refuse, &Refuse::NoKeys.bytes());
                 return Err(Closed::KeyOffered);
             }
+            Err(_) if legacy::is_opening(self.channel.decoder.unread()) => return Err(Closed::CTool),
             Err(why) => return Err(why.into()),
             Ok(kind) => kind,
         };

@@ -1,12 +1,14 @@
 //! Building the packets that are sent.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
 use super::checksum::{checksum, sum};
 use super::{Flags, TcpHeader, options};
 
 /// Bytes of an IPv4 and a TCP header without options.
 pub const MIN_HEADERS_V4: u16 = 40;
+/// Bytes of an IPv4 header and a TCP header with all the options of [`TcpOptions`](super::TcpOptions).
+pub const MAX_HEADERS_V4: usize = IPV4_HEADER + TCP_HEADER + options::MAX_WRITTEN;
 /// Bytes of an IPv6 and a TCP header without options.
 pub const MIN_HEADERS_V6: u16 = 60;
 
@@ -92,6 +94,28 @@ impl Outgoing {
         let Headers { ip_start, tcp_start } = self.write_headers(src, dst, header, Checksum::PseudoHeader)?;
         let packet = self.buffer.get(ip_start..)?;
         Some(Train { packet, ip_header: tcp_start - ip_start, tcp_header: HEADROOM - tcp_start })
+    }
+
+    /// The headers alone of an IPv4 packet with `header.payload_len` bytes of payload, which is nowhere, and zeros behind
+    /// them: the TCP checksum is left 0. URG is left out as above.
+    ///
+    /// `None` if the packet would exceed 65,535 bytes.
+    pub fn headers_v4(
+        &mut self,
+        src: SocketAddrV4,
+        dst: SocketAddrV4,
+        header: &TcpHeader,
+    ) -> Option<[u8; MAX_HEADERS_V4]> {
+        self.options.clear();
+        header.options.write(&mut self.options);
+        let tcp = tcp_header(src.port(), dst.port(), header, self.options.len());
+        let tcp_headers = u32::try_from(tcp.len() + self.options.len()).ok()?;
+        let tcp_len = u16::try_from(header.payload_len.checked_add(tcp_headers)?).ok()?;
+        let ip = ipv4_header(tcp_len, src.ip().octets(), dst.ip().octets())?;
+        let mut out = [0; MAX_HEADERS_V4];
+        let bytes = ip.iter().chain(&tcp).chain(&self.options);
+        out.iter_mut().zip(bytes).for_each(|(room, byte)| *room = *byte);
+        Some(out)
     }
 
     /// The payload that was appended last.

@@ -267,6 +267,9 @@ impl Tcpcopy {
                         LinkEvent::Response(response) => self.responses.push(response),
                         LinkEvent::Refused { .. } => self.refused.push(event),
                         LinkEvent::Up { .. } | LinkEvent::Down { .. } | LinkEvent::Stats(_) => {}
+                        LinkEvent::Unnamed { .. } | LinkEvent::Unreadable(_) => {
+                            panic!("no C intercept: {event:?}")
+                        }
                     }
                 }
                 if !more {

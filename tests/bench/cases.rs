@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpcopy::session::{Event, Session};
-use tcpcopy::tunnel::{Client, Endpoint, Ephemeral, Hello, Limits, Secret, Server, Welcome};
+use tcpcopy::tunnel::{Claimer, Client, Endpoint, Ephemeral, Hello, Limits, Secret, Server, Welcome};
 use tcpcopy::wire::{Flags, FlowId, Outgoing, Seq, Time, flow::SPLIT_SEED, parse};
 
 use super::chain::{self, Chain, REQUEST, REQUEST_LEN, RESPONSE, header};

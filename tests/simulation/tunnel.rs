@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tcpcopy::replayer;
 use tcpcopy::tunnel::{
-    ClaimRefusal, Client, ClientEvent, Endpoint, Hello, Limits, Server, ServerEvent, Welcome,
+    ClaimRefusal, Claimer, Client, ClientEvent, Endpoint, Hello, Limits, Server, ServerEvent, Welcome,
 };
 use tcpcopy::wire::flow::SPLIT_SEED;
 use tcpcopy::wire::{FlowId, TcpHeader, Time};

@@ -55,6 +55,8 @@ impl From<Closed> for TurnedAway {
             | Closed::SplitSeed(_)
             | Closed::Worker(_)
             | Closed::Refused(_)
+            | Closed::CTool
+            | Closed::Legacy(_)
             | Closed::Unexpected(_) => Self::Foreign,
         }
     }

@@ -154,10 +154,10 @@ impl Responses {
         }
     }
 
-    /// What this host's own queue received, and what of it could not be read.
+    /// What this host's own queue received, and what of the responses could not be read.
     pub(super) fn counters(&self) -> (Intake, Tally<Reject>) {
         match self {
-            Self::Tunnels(_) => (Intake::default(), Tally::default()),
+            Self::Tunnels(tunnels) => (Intake::default(), tunnels.rejects().clone()),
             Self::Embedded(embedded) => {
                 let (intake, rejects) = embedded.counters();
                 (intake, rejects.clone())

@@ -10,7 +10,7 @@ use crate::daemon::link::{Link, LinkEvent};
 use crate::replayer::{Claim, Replayer};
 use crate::tunnel::{ClaimRefusal, Hello, Limits, Refuse, Secret};
 use crate::wire::flow::split;
-use crate::wire::{FlowId, FlowKey, Time};
+use crate::wire::{FlowId, FlowKey, Reject, Tally, Time};
 
 /// Reads of one link in a turn.
 const READS: usize = 16;
@@ -52,6 +52,8 @@ pub(super) struct Tunnels {
     next_token: usize,
     /// A link has more to read.
     busy: bool,
+    /// Responses that could not be used.
+    rejects: Tally<Reject>,
 }
 
 impl Tunnels {
@@ -64,8 +66,14 @@ impl Tunnels {
         first_token: usize,
     ) -> Self {
         let secret = identity.secret.clone();
-        let mut tunnels =
-            Self { intercepts: Vec::new(), identity, limits, next_token: first_token, busy: false };
+        let mut tunnels = Self {
+            intercepts: Vec::new(),
+            identity,
+            limits,
+            next_token: first_token,
+            busy: false,
+            rejects: Tally::default(),
+        };
         tunnels.replace(now, addresses, secret);
         tunnels
     }
@@ -136,6 +144,11 @@ impl Tunnels {
         }
     }
 
+    /// Responses that could not be used.
+    pub(super) fn rejects(&self) -> &Tally<Reject> {
+        &self.rejects
+    }
+
     /// Takes a socket's event.
     pub(super) fn ready(&mut self, now: Time, event: &Event) {
         // A link that is gone by now has no use for its last event.
@@ -172,6 +185,14 @@ impl Tunnels {
                     LinkEvent::Response(response) => {
                         tracing::trace!(flow = response.flow.0, header = ?response.header, "response");
                         replayer.handle_target(now, response.flow, &response.header);
+                    }
+                    LinkEvent::Unnamed { key, header } => {
+                        tracing::trace!(client = %key.client, ?header, "response");
+                        replayer.handle_response(now, &key, &header);
+                    }
+                    LinkEvent::Unreadable(reject) => {
+                        tracing::trace!(%reject, "unreadable response");
+                        self.rejects.count(reject);
                     }
                     LinkEvent::Up { workers } => self.handle_up(now, at, index, workers, replayer),
                     LinkEvent::Refused { flow, why } => self.handle_refusal(now, at, flow, why, replayer),

@@ -5,6 +5,7 @@
 
 pub(crate) mod config;
 mod input;
+pub(crate) mod legacy;
 pub(crate) mod netlink;
 pub(crate) mod packet;
 pub(crate) mod replayer;
@@ -15,8 +16,9 @@ pub(crate) mod tunnel;
 /// A body, with its name.
 pub(crate) type Named = (&'static str, fn(&[u8]));
 
-pub(crate) const ALL: [Named; 7] = [
+pub(crate) const ALL: [Named; 8] = [
     ("config", config::run),
+    ("legacy", legacy::run),
     ("netlink", netlink::run),
     ("packet", packet::run),
     ("replayer", replayer::run),

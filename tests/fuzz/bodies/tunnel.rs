@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpcopy::tunnel::{
-    ClaimRefusal, Client, ClientEvent, Endpoint, Ephemeral, Hello, Limits, Refuse, SECRET_BYTES, Secret,
-    Server, ServerEvent, Welcome,
+    ClaimRefusal, Claimer, Client, ClientEvent, Endpoint, Ephemeral, Hello, Limits, Refuse, SECRET_BYTES,
+    Secret, Server, ServerEvent, Welcome,
 };
 use tcpcopy::wire::flow::SPLIT_SEED;
 use tcpcopy::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader, TcpOptions, Time};
