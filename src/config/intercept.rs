@@ -40,6 +40,8 @@ pub struct Settings {
     pub insecure: bool,
     /// The keys of which a tcpcopy has to have one; without any, none is wanted.
     pub keys: Vec<TunnelKey>,
+    /// The hosts that C tcpcopys connect from, which is IPv4. They have no key.
+    pub legacy: Vec<Prefix>,
     /// How long a response waits for its claim.
     pub receive_hold: Duration,
     /// The most flows at a time, of all workers together.
@@ -162,6 +164,15 @@ const KEYS: &[Key] = &[
     common::keys("Keys of the tunnel, a file or directory; auto: credentials, or /etc/tcpcopy/keys"),
     common::insecure("Let other hosts connect without a key: who can connect can read headers"),
     Key {
+        name: "legacy",
+        option: "legacy",
+        short: None,
+        kind: Kind::List,
+        value_name: "PREFIX,…",
+        default: "[]",
+        help: "Hosts of C tcpcopys 1.x, as 10.91.1.1: they have no key, and are spoken with in their protocol",
+    },
+    Key {
         name: "receive-hold",
         option: "receive-hold",
         short: None,
@@ -229,6 +240,7 @@ pub(super) struct Raw {
     capture: RawCapture,
     keys: Text<KeysAt>,
     insecure: bool,
+    legacy: List<Prefix>,
     receive_hold: Text<Span>,
     max_flows: Number<1, 10_000_000>,
     memory_limit: Text<Size>,
@@ -292,6 +304,7 @@ impl Settings {
                 .chain(common::warn_insecure(raw.insecure, &keys))
                 .collect(),
             keys,
+            legacy: raw.legacy.0,
             receive_hold: raw.receive_hold.0.0,
             max_flows: raw.max_flows.to(),
             memory_limit: raw.memory_limit.0.0,
@@ -322,6 +335,9 @@ impl Settings {
         }
         if let Some(message) = self.refuse_source() {
             return Some(("capture.source", message.to_owned()));
+        }
+        if let Some(message) = self.refuse_legacy() {
+            return Some(("legacy", message));
         }
         let is_open = self.keys.is_empty() && !self.bind.is_some_and(|address| address.is_loopback());
         if tunnel && is_open && !self.insecure {
@@ -358,6 +374,12 @@ impl Settings {
             ),
             (CaptureSource::Packet, false, Unclaimed::Drop) | (CaptureSource::Nfqueue, ..) => None,
         }
+    }
+
+    /// What is wrong with the hosts of C tcpcopys.
+    fn refuse_legacy(&self) -> Option<String> {
+        let prefix = self.legacy.iter().find(|prefix| !prefix.is_ipv4())?;
+        Some(format!("{prefix} is IPv6, which the C tcpcopy does not speak; leave it out"))
     }
 
     /// What is wrong with the clients whose responses are taken.

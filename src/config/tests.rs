@@ -302,6 +302,25 @@ fn intercept_is_configured() {
 }
 
 #[test]
+fn hosts_of_c_tcpcopys_are_named_one_by_one() {
+    let options = "--target 10.0.0.9:80 --insecure --legacy 10.91.1.1,10.91.2.0/24";
+    let Action::Run(settings) = (Setting { options, ..Setting::default() }).intercept().expect("valid")
+    else {
+        panic!("not to be run")
+    };
+    assert_eq!(
+        settings.legacy.iter().map(Prefix::to_string).collect::<Vec<_>>(),
+        ["10.91.1.1/32", "10.91.2.0/24"]
+    );
+    for (list, why) in [("0.0.0.0/0", "name a prefix of hosts"), ("fd00::1", "is IPv6")] {
+        let refused = intercept_error(&format!("--target 10.0.0.9:80 --insecure --legacy {list}"));
+        assert!(refused.contains("--legacy: ") && refused.contains(why), "{refused}");
+    }
+    let refused = intercept_error("--target 10.0.0.9:80 --legacy 10.91.1.1");
+    assert!(refused.contains("there is no key"), "it is open to others: {refused}");
+}
+
+#[test]
 fn each_layer_overrides_the_one_below() {
     let setting = Setting {
         options: "-x 80-10.0.0.9:80 -s 127.0.0.1 --percent 7",

@@ -1,11 +1,11 @@
-//! A tunnel's TCP socket in a mio loop, for either end.
+//! A tunnel's socket in a mio loop, for either end.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mio::event::Event;
-use mio::net::TcpStream;
+use mio::event::{Event, Source};
+use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::{SockRef, TcpKeepalive};
 
@@ -21,16 +21,33 @@ const USER_TIMEOUT: Duration = Duration::from_secs(15);
 /// the kernel says that there is nothing to read, or no room to write.
 #[derive(Debug)]
 pub(super) struct Pipe {
-    stream: TcpStream,
+    stream: Stream,
     readable: bool,
     writable: bool,
     /// The peer has closed its side, or the connection has failed: no other edge will say so.
     ending: bool,
 }
 
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    /// To another thread, on behalf of that peer.
+    Inner(UnixStream, SocketAddr),
+}
+
 impl Pipe {
     /// Takes a non-blocking stream, connected or connecting.
     pub(super) fn new(stream: TcpStream) -> Self {
+        Self::over(Stream::Tcp(stream))
+    }
+
+    /// The two ends of a pipe between threads, for what concerns that peer.
+    pub(super) fn pair(peer: SocketAddr) -> io::Result<(Self, Self)> {
+        let (one, other) = UnixStream::pair()?;
+        Ok((Self::over(Stream::Inner(one, peer)), Self::over(Stream::Inner(other, peer))))
+    }
+
+    fn over(stream: Stream) -> Self {
         Self { stream, readable: false, writable: false, ending: false }
     }
 
@@ -41,21 +58,23 @@ impl Pipe {
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))
             .with_retries(3);
-        let socket = SockRef::from(&self.stream);
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&keepalive)?;
-        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        if let Stream::Tcp(stream) = &self.stream {
+            let socket = SockRef::from(stream);
+            socket.set_tcp_nodelay(true)?;
+            socket.set_tcp_keepalive(&keepalive)?;
+            socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        }
         self.watch(registry, token)
     }
 
     /// Registers the socket as it is: of somebody who is not known yet, and costs little.
     pub(super) fn watch(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)
+        registry.register(self.stream.source(), token, Interest::READABLE | Interest::WRITABLE)
     }
 
     /// Takes the socket out of its loop, to be registered in another.
     pub(super) fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        registry.deregister(&mut self.stream)
+        registry.deregister(self.stream.source())
     }
 
     /// Remembers what an event of this socket's token says.
@@ -73,16 +92,20 @@ impl Pipe {
 
     /// The address of the other end; an IPv4 one as such, also if the listener is for both.
     pub(super) fn peer(&self) -> io::Result<SocketAddr> {
-        let address = self.stream.peer_addr()?;
+        let address = match &self.stream {
+            Stream::Tcp(stream) => stream.peer_addr()?,
+            Stream::Inner(_, peer) => *peer,
+        };
         Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
     /// Whether a connecting socket is connected by now.
     pub(super) fn is_connected(&self) -> io::Result<bool> {
-        if let Some(error) = self.stream.take_error()? {
+        let Stream::Tcp(stream) = &self.stream else { return Ok(true) };
+        if let Some(error) = stream.take_error()? {
             return Err(error);
         }
-        match self.stream.peer_addr() {
+        match stream.peer_addr() {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
             Err(error) => Err(error),
@@ -131,6 +154,29 @@ impl Pipe {
     }
 }
 
+impl Stream {
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Inner(stream, _) => stream,
+        }
+    }
+
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(space),
+            Self::Inner(stream, _) => stream.read(space),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Inner(stream, _) => stream.write(bytes),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -158,7 +204,8 @@ mod tests {
         let mut events = Events::with_capacity(4);
         // Both are there before the socket is looked at.
         let mut all = [0; 5];
-        while pipe.stream.peek(&mut all).map_or(true, |count| count < 4) {}
+        let Stream::Tcp(stream) = &pipe.stream else { panic!("no TCP") };
+        while stream.peek(&mut all).map_or(true, |count| count < 4) {}
         poll.poll(&mut events, Some(Duration::from_secs(10))).expect("poll");
         events.iter().for_each(|event| pipe.ready(event));
         pipe.receive(Time::ZERO, &mut client).expect("the bytes");

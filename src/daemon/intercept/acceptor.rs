@@ -10,30 +10,28 @@ use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::WAKER;
-use super::door::{Door, TurnedAway};
+use super::bridge;
+use super::door::{Door, Refusals, TurnedAway};
 use super::strangers::{Room, Strangers};
 use super::worker::{Newcomer, Order};
 use crate::daemon::clock::Clock;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::privileges;
-use crate::daemon::quiet::Quiet;
 use crate::daemon::threads::Outbox;
 use crate::daemon::wait::wait;
 use crate::sys::random;
 use crate::tunnel::{Closed, Ephemeral, Hello, Limits, Refuse, Server, ServerEvent};
-use crate::wire::{Counted, Time};
+use crate::wire::Time;
 
 /// How long to accept nothing when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Connections accepted in one turn, so that those that are there are heard.
 const ACCEPTS: usize = 64;
-/// The time between two log lines with the same reason.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 const LISTENER: Token = Token(1);
 const FIRST_STRANGER: usize = 2;
@@ -58,8 +56,9 @@ pub(super) struct Acceptor {
     strangers: Strangers,
     door: Door,
     workers: Vec<Outbox<Order>>,
-    /// One for each reason to turn somebody away.
-    quiet: Vec<Quiet>,
+    /// Where connections of C tcpcopys' hosts go.
+    bridge: Outbox<bridge::Order>,
+    refusals: Refusals,
 }
 
 #[derive(Debug)]
@@ -100,7 +99,7 @@ pub(super) fn spawn(mut acceptor: Acceptor) -> io::Result<Handle> {
 impl Acceptor {
     pub(super) fn new(
         mut listener: TcpListener,
-        workers: Vec<Outbox<Order>>,
+        (workers, bridge): (Vec<Outbox<Order>>, Outbox<bridge::Order>),
         clock: Clock,
         (room, door): (Room, Door),
     ) -> io::Result<Self> {
@@ -115,9 +114,10 @@ impl Acceptor {
             accepting: true,
             resume: None,
             strangers: Strangers::new(room),
+            refusals: Refusals::new(door.clone()),
             door,
             workers,
-            quiet: vec![Quiet::new(1, LOG_INTERVAL); TurnedAway::ALL.len()],
+            bridge,
         })
     }
 
@@ -168,8 +168,8 @@ impl Acceptor {
             }
             match self.listener.accept() {
                 Ok((stream, peer)) => {
-                    if let Err(error) = self.admit(now, stream, peer.ip()) {
-                        self.complain(now, TurnedAway::Failed, &format_args!("{peer}: {error}"));
+                    if let Err(error) = self.admit(now, stream, peer) {
+                        self.refusals.complain(now, TurnedAway::Failed, &format_args!("{peer}: {error}"));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.accepting = false,
@@ -180,13 +180,18 @@ impl Acceptor {
                     // Out of descriptors or memory: no event will tell when that is over.
                     self.accepting = false;
                     self.resume = Some(now + PAUSE);
-                    self.complain(now, TurnedAway::Failed, &format_args!("cannot accept: {error}"));
+                    self.refusals.complain(now, TurnedAway::Failed, &format_args!("cannot accept: {error}"));
                 }
             }
         }
     }
 
-    fn admit(&mut self, now: Time, stream: TcpStream, address: IpAddr) -> io::Result<()> {
+    fn admit(&mut self, now: Time, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let address = peer.ip().to_canonical();
+        if self.door.is_legacy(address) {
+            self.bridge.send(bridge::Order::Connection(stream, SocketAddr::new(address, peer.port())));
+            return Ok(());
+        }
         self.turn_out(now, self.strangers.to_go(address));
         let server = match self.door.keys() {
             None => Server::new(now, limits()),
@@ -205,7 +210,7 @@ impl Acceptor {
     fn turn_out(&mut self, now: Time, key: Option<usize>) -> bool {
         let Some(oldest) = key.and_then(|key| self.strangers.remove(key)) else { return false };
         let why = format_args!("{}: too many connections say nothing", peer(&oldest.pipe));
-        self.complain(now, TurnedAway::Crowded, &why);
+        self.refusals.complain(now, TurnedAway::Crowded, &why);
         true
     }
 
@@ -218,7 +223,7 @@ impl Acceptor {
         // The answer to an opening, or why there is none.
         if let Err(error) = received.and_then(|()| stranger.pipe.flush(&mut stranger.server)) {
             let Some(gone) = self.strangers.remove(key) else { return };
-            self.complain(now, TurnedAway::Gone, &format_args!("{}: {error}", peer(&gone.pipe)));
+            self.refusals.complain(now, TurnedAway::Gone, &format_args!("{}: {error}", peer(&gone.pipe)));
             return;
         }
         match event {
@@ -238,16 +243,21 @@ impl Acceptor {
             // What does not fit into an empty socket buffer at once is not worth waiting for.
             let _ = stranger.pipe.flush(&mut stranger.server);
             let why = format_args!("{}: {refuse}, {} is wanted", peer(&stranger.pipe), hello.worker);
-            self.complain(now, TurnedAway::NoWorker, &why);
+            self.refusals.complain(now, TurnedAway::NoWorker, &why);
             return;
         };
         match stranger.pipe.deregister(self.poll.registry()) {
             Ok(()) => {
-                let newcomer = Newcomer { pipe: stranger.pipe, server: stranger.server, hello };
+                let newcomer =
+                    Newcomer { pipe: stranger.pipe, server: stranger.server, hello, bridged: false };
                 worker.send(Order::Connection(Box::new(newcomer)));
             }
             Err(error) => {
-                self.complain(now, TurnedAway::Failed, &format_args!("{}: {error}", peer(&stranger.pipe)));
+                self.refusals.complain(
+                    now,
+                    TurnedAway::Failed,
+                    &format_args!("{}: {error}", peer(&stranger.pipe)),
+                );
             }
         }
     }
@@ -256,7 +266,7 @@ impl Acceptor {
         let Some(mut stranger) = self.strangers.remove(key) else { return };
         // As above: the reason, if there is one to tell, goes out now or never.
         let _ = stranger.pipe.flush(&mut stranger.server);
-        self.complain(now, why.into(), &format_args!("{}: {why}", peer(&stranger.pipe)));
+        self.refusals.complain(now, why.into(), &format_args!("{}: {why}", peer(&stranger.pipe)));
     }
 
     fn expire(&mut self, now: Time) {
@@ -268,14 +278,6 @@ impl Acceptor {
             .collect();
         for key in late {
             self.turn_away(now, key, Closed::HandshakeTimeout);
-        }
-    }
-
-    /// Counts why somebody was turned away, and logs it unless that was done a moment ago.
-    fn complain(&mut self, now: Time, reason: TurnedAway, why: &std::fmt::Arguments<'_>) {
-        self.door.count(reason);
-        if let Some(kept_back) = self.quiet.get_mut(reason.index()).and_then(|quiet| quiet.allow(now)) {
-            tracing::warn!(reason = reason.name(), %why, kept_back, "a connection was turned away");
         }
     }
 }

@@ -50,6 +50,8 @@ struct Connection {
     server: Server,
     /// What its key permits.
     permit: Permit,
+    /// It is of the bridge, and has no key.
+    bridged: bool,
     memory: Account,
     /// It is in `dirty`.
     dirty: bool,
@@ -134,7 +136,7 @@ impl Connections {
 
     /// Takes a connection from the acceptor and welcomes it.
     pub(super) fn add(&mut self, now: Time, mut new: Newcomer, registry: &Registry, router: &mut Router) {
-        let permit = match self.admit(new.server.key()) {
+        let permit = match self.admit(new.server.key(), new.bridged) {
             Ok(permit) => permit,
             Err((denied, refuse)) => {
                 new.server.refuse(refuse);
@@ -167,6 +169,7 @@ impl Connections {
             pipe: new.pipe,
             server: new.server,
             permit,
+            bridged: new.bridged,
             memory: self.budget.open(),
             dirty: false,
             readable: false,
@@ -183,13 +186,16 @@ impl Connections {
         self.obey(now, key, router);
     }
 
-    /// What somebody with that key may do, or why there is no tunnel for him.
-    fn admit(&self, key: Option<KeyId>) -> Result<Permit, (Denied, Refuse)> {
+    /// What somebody with that key may do, or why there is no tunnel for him. Who comes over the bridge was let in there.
+    fn admit(&self, key: Option<KeyId>, bridged: bool) -> Result<Permit, (Denied, Refuse)> {
         if self.all.len() >= self.most {
             return Err((Denied::ConnectionLimit, Refuse::Full));
         }
         if !self.budget.has_room() {
             return Err((Denied::MemoryLimit, Refuse::Full));
+        }
+        if bridged {
+            return Ok(None);
         }
         // The keys may have changed since its hello.
         self.door.permit(key).ok_or((Denied::Key, Refuse::UnknownKey))
@@ -199,7 +205,7 @@ impl Connections {
     pub(super) fn keys_changed(&mut self, now: Time, router: &mut Router) {
         let door = self.door.clone();
         let stale = |connection: &Connection| {
-            door.permit(connection.server.key()).as_ref() != Some(&connection.permit)
+            !connection.bridged && door.permit(connection.server.key()).as_ref() != Some(&connection.permit)
         };
         let keys: Vec<_> = self.all.iter().filter(|(_, each)| stale(each)).map(|(key, _)| key).collect();
         for key in keys {
@@ -419,7 +425,7 @@ mod tests {
         server.handle_bytes(Time::ZERO, Client::new(Time::ZERO, hello, limits).pending());
         assert_eq!(server.poll_event(), Some(ServerEvent::Hello(hello)));
         let pipe = Pipe::new(mio::net::TcpStream::from_std(stream));
-        (Newcomer { pipe, server, hello }, peer)
+        (Newcomer { pipe, server, hello, bridged: false }, peer)
     }
 
     #[test]
@@ -427,7 +433,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let poll = Poll::new().expect("poll");
         let budget = Budget::new(u64::MAX);
-        let shared = Shared { most: 10, budget: budget.clone(), door: Door::new(&[]) };
+        let shared = Shared { most: 10, budget: budget.clone(), door: Door::new(&[], &[]) };
         let mut connections = Connections::new(0, 0, 1, shared);
         let mut router = Router::new(Time::ZERO, Settings::new(Vec::new(), Unclaimed::Drop));
         let options = TcpOptions::default();

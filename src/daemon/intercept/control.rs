@@ -6,6 +6,7 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
 
+use super::bridge;
 use super::budget::Budget;
 use super::door::Door;
 use super::feed::Feed;
@@ -43,6 +44,7 @@ pub(super) struct Parts {
     /// What is shared with the other threads.
     pub(super) door: Door,
     pub(super) budget: Budget,
+    pub(super) bridge: bridge::Handle,
     /// In force.
     pub(super) settings: Settings,
     pub(super) level: Level,
@@ -72,6 +74,8 @@ impl Control {
         // Reports under way are of another round.
         while self.parts.inbox.try_recv().is_ok() {}
         self.ask_for_reports();
+        // Before the workers, whose ends it would miss.
+        self.totals.legacy = self.parts.bridge.stop();
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
         while let Ok(report) = self.parts.inbox.try_recv() {
             if let Report::Counters { snapshot, .. } = report {
@@ -121,11 +125,12 @@ impl Control {
             return Err(failure);
         }
         // Before the workers look at the keys of their tunnels.
-        self.parts.door.set_keys(&settings.keys);
+        self.parts.door.set(&settings.keys, &settings.legacy);
         self.parts.budget.set_limit(settings.memory_limit);
         for worker in &self.parts.workers {
             worker.orders.send(Order::Configure(Box::new(settings.clone())));
         }
+        self.parts.bridge.orders.send(bridge::Order::Configure);
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
         Ok(fixed)
@@ -162,6 +167,7 @@ impl Control {
     fn ask_for_reports(&mut self) {
         self.totals = Totals {
             turned_away: self.parts.door.turned_away(),
+            legacy: self.parts.bridge.counters(),
             tunnel_bytes: self.parts.budget.used(),
             memory_limit: self.parts.settings.memory_limit,
             ..Totals::default()

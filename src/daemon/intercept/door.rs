@@ -1,10 +1,17 @@
 //! What the threads share: who is let in, and what was turned away.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::config::keys::TunnelKey;
+use crate::daemon::quiet::Quiet;
 use crate::tunnel::{Closed, KeyId, Secret};
-use crate::wire::{Prefix, Tally};
+use crate::wire::{Counted, Prefix, Tally, Time};
+
+/// The time between two log lines with the same reason.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a connection was turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,24 +95,35 @@ pub(super) struct Door(Arc<Mutex<State>>);
 struct State {
     /// `None`: no key is wanted.
     keys: Option<Arc<Keys>>,
+    /// The hosts that are spoken with in the C tools' protocol, and in no other.
+    legacy: Vec<Prefix>,
     turned_away: Tally<TurnedAway>,
 }
 
 impl Door {
-    pub(super) fn new(keys: &[TunnelKey]) -> Self {
-        let door = Self(Arc::new(Mutex::new(State { keys: None, turned_away: Tally::default() })));
-        door.set_keys(keys);
+    pub(super) fn new(keys: &[TunnelKey], legacy: &[Prefix]) -> Self {
+        let state = State { keys: None, legacy: Vec::new(), turned_away: Tally::default() };
+        let door = Self(Arc::new(Mutex::new(state)));
+        door.set(keys, legacy);
         door
     }
 
-    /// From now on, who connects has to have one of these keys; without any, none is wanted.
-    pub(super) fn set_keys(&self, keys: &[TunnelKey]) {
+    /// From now on, who connects has to have one of these keys; without any, none is wanted. Hosts in `legacy` are C
+    /// tcpcopys', which have none.
+    pub(super) fn set(&self, keys: &[TunnelKey], legacy: &[Prefix]) {
         let permit = |key: &TunnelKey| (key.secret.id(), key.clients.as_deref().map(Arc::from));
         let keys = (!keys.is_empty()).then(|| {
             let secrets = keys.iter().map(|key| key.secret.clone()).collect();
             Arc::new(Keys { secrets, permits: keys.iter().map(permit).collect() })
         });
-        self.state().keys = keys;
+        let mut state = self.state();
+        state.keys = keys;
+        state.legacy = legacy.to_vec();
+    }
+
+    /// Whether an address is one that C tcpcopys connect from.
+    pub(super) fn is_legacy(&self, address: IpAddr) -> bool {
+        self.state().legacy.iter().any(|prefix| prefix.contains(address))
     }
 
     pub(super) fn keys(&self) -> Option<Arc<Keys>> {
@@ -136,6 +154,27 @@ impl Door {
     }
 }
 
+/// What one thread turns away: counted, and logged unless that was done a moment ago.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    door: Door,
+    /// One for each reason.
+    quiet: Vec<Quiet>,
+}
+
+impl Refusals {
+    pub(super) fn new(door: Door) -> Self {
+        Self { door, quiet: vec![Quiet::new(1, LOG_INTERVAL); TurnedAway::ALL.len()] }
+    }
+
+    pub(super) fn complain(&mut self, now: Time, reason: TurnedAway, why: &fmt::Arguments<'_>) {
+        self.door.count(reason);
+        if let Some(kept_back) = self.quiet.get_mut(reason.index()).and_then(|quiet| quiet.allow(now)) {
+            tracing::warn!(reason = reason.name(), %why, kept_back, "a connection was turned away");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,17 +186,19 @@ mod tests {
             secret: Secret::new([n; 32]),
             clients,
         };
-        let door = Door::new(&[]);
+        let door = Door::new(&[], &[]);
         assert!(door.keys().is_none());
         assert_eq!(door.permit(None), Some(None), "without keys none is wanted");
         let clients = vec!["10.99.0.0/24".parse().expect("prefix")];
-        door.set_keys(&[key(1, None), key(2, Some(clients.clone()))]);
+        door.set(&[key(1, None), key(2, Some(clients.clone()))], &[]);
         let permit = |n: u8| door.permit(Some(Secret::new([n; 32]).id()));
         assert_eq!(permit(1), Some(None));
         assert_eq!(permit(2), Some(Some(clients.into())));
         assert_eq!(permit(3), None, "not everything: nothing");
         assert_eq!(door.permit(None), None);
-        door.set_keys(&[]);
+        door.set(&[], &["10.0.0.0/30".parse().expect("prefix")]);
         assert_eq!(permit(1), None, "it has been seen, and is no more");
+        let is_legacy = |text: &str| door.is_legacy(text.parse().expect("address"));
+        assert!(is_legacy("10.0.0.3") && !is_legacy("10.0.0.4") && !is_legacy("::ffff:10.0.0.3"));
     }
 }

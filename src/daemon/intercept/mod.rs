@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | main, as `control` | `control`, `rules`, `statistics` | signals, the rules and their watch, the statistics |
 //! | `acceptor` | `acceptor`, `strangers`, `door` | the listener, and connections until their hello |
+//! | `bridge` | `bridge` | connections of C tcpcopys |
 //! | `worker-0`… | `worker`, `connections` | a queue or a packet socket, its router, and the tunnels of those who claim its flows |
 //!
 //! Workers share nothing. The others speak to them through a channel and a waker, and they answer
@@ -15,6 +16,7 @@
 //! rules stay, closed: a response must not reach a real client because intercept is away.
 
 mod acceptor;
+mod bridge;
 mod budget;
 mod connections;
 mod control;
@@ -141,7 +143,8 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let (reports, inbox) = threads::inbox(poll.registry(), WAKER).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
     let (room, most) = room(descriptors, settings.workers);
-    let (door, budget) = (Door::new(&settings.keys), Budget::new(settings.memory_limit));
+    let door = Door::new(&settings.keys, &settings.legacy);
+    let budget = Budget::new(settings.memory_limit);
     for (index, inlet) in (0..).zip(inlets) {
         let shared = Shared { most, budget: budget.clone(), door: door.clone() };
         let worker =
@@ -149,7 +152,16 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         workers.push(worker::spawn(worker, reports.clone()).map_err(cannot("start a worker"))?);
     }
     let orders: Vec<_> = workers.iter().map(|handle| handle.orders.clone()).collect();
-    let acceptor = Acceptor::new(listener, orders, clock, (room, door.clone()))
+    let bridge = bridge::spawn(bridge::Parts {
+        clock,
+        door: door.clone(),
+        budget: budget.clone(),
+        workers: orders.clone(),
+        room: most,
+        max_flows: usize::try_from(settings.max_flows).unwrap_or(usize::MAX),
+    })
+    .map_err(cannot("start the bridge to C tcpcopys"))?;
+    let acceptor = Acceptor::new(listener, (orders, bridge.orders.clone()), clock, (room, door.clone()))
         .and_then(acceptor::spawn)
         .map_err(cannot("start accepting"))?;
 
@@ -175,6 +187,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         statistics,
         door,
         budget,
+        bridge,
         settings,
         level,
     };
@@ -184,13 +197,14 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     outcome
 }
 
-/// How many connections there may be: those that have not said hello, and the tunnels of each worker.
+/// How many connections there may be: those that have not said hello, and the tunnels of each worker. Of C tcpcopys, and
+/// pipes for them, there may be as many descriptors as one worker has tunnels.
 fn room(descriptors: Option<u64>, workers: u16) -> (Room, usize) {
     let own = OWN + OWN_OF_WORKER * u64::from(workers);
     let free =
         descriptors.map_or(usize::MAX, |all| usize::try_from(all.saturating_sub(own)).unwrap_or(usize::MAX));
-    // Each worker has its part, and the strangers have one.
-    let part = free / (usize::from(workers) + 1);
+    // Each worker has its part, and strangers and the bridge have one each.
+    let part = free / (usize::from(workers) + 2);
     let (strangers, tunnels) = (STRANGERS.min(part).max(FEWEST), TUNNELS.min(part).max(FEWEST));
     if part < STRANGERS.max(TUNNELS) {
         tracing::warn!(
@@ -228,8 +242,8 @@ mod tests {
             (all, one_address, tunnels)
         };
         assert_eq!(counts(None, 256), (1024, 256, 1024));
-        assert_eq!(counts(Some(65_536), 62), (1024, 256, 1024));
-        assert_eq!(counts(Some(1024), 2), (325, 82, 325));
+        assert_eq!(counts(Some(66_048), 61), (1024, 256, 1024));
+        assert_eq!(counts(Some(1024), 2), (244, 61, 244));
         assert_eq!(counts(Some(40), 2), (16, 4, 16), "some, and those that are too many wait");
     }
 }

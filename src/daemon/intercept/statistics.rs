@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::bridge::Legacy;
 use super::connections::Denied;
 use super::door::TurnedAway;
 use super::worker::Snapshot;
@@ -20,6 +21,8 @@ pub(super) struct Totals {
     pub(super) kernel_dropped: Option<u64>,
     /// By the acceptor.
     pub(super) turned_away: Tally<TurnedAway>,
+    /// By the bridge to C tcpcopys.
+    pub(super) legacy: Tally<Legacy>,
     /// What the tunnels' buffers take, and may take.
     pub(super) tunnel_bytes: usize,
     pub(super) memory_limit: u64,
@@ -29,6 +32,11 @@ impl Totals {
     /// Of these, what the receive buffers had no room for is always known.
     fn kernel_dropped(&self) -> u64 {
         self.kernel_dropped.unwrap_or(self.workers.intake.overruns)
+    }
+
+    /// Headers that a tcpcopy was too slow for.
+    fn headers_dropped(&self) -> u64 {
+        self.workers.router.outcomes.of(Outcome::TunnelFull) + self.legacy.of(Legacy::Dropped)
     }
 }
 
@@ -140,12 +148,12 @@ impl Statistics {
     }
 
     fn watch_tunnels(&mut self, now: Time, totals: &Totals) {
-        let dropped = |totals: &Totals| totals.workers.router.outcomes.of(Outcome::TunnelFull);
-        match self.tunnels.look(now, dropped(totals) - dropped(&self.before)) {
+        let dropped = totals.headers_dropped() - self.before.headers_dropped();
+        match self.tunnels.look(now, dropped) {
             None => {}
             Some(Turn::Begins) => tracing::warn!(
                 MESSAGE_ID = message_id::TUNNEL_FULL,
-                dropped = dropped(totals) - dropped(&self.before),
+                dropped,
                 "a tcpcopy reads its tunnel too slowly: headers are dropped, and the target sends the segments again"
             ),
             Some(Turn::Ends { lasted, count }) => tracing::info!(
@@ -244,6 +252,7 @@ impl Statistics {
             tunnel_bytes = totals.tunnel_bytes,
             denied = list(denied),
             turned_away = list(&totals.turned_away),
+            legacy = list(&totals.legacy),
             "stats"
         );
         self.logged = totals.clone();

@@ -48,6 +48,8 @@ pub(super) struct Newcomer {
     pub(super) pipe: Pipe,
     pub(super) server: Server,
     pub(super) hello: Hello,
+    /// It comes from the bridge, on behalf of a C tcpcopy, which has no key.
+    pub(super) bridged: bool,
 }
 
 /// What workers tell `control`.
@@ -333,7 +335,7 @@ mod tests {
         let target = ([10, 0, 0, 2], 80).into();
         let settings = router::Settings::new(vec![target], router::Unclaimed::Accept);
         let mut router = Router::new(Time::ZERO, settings);
-        let shared = Shared { most: 1, budget: Budget::new(0), door: Door::new(&[]) };
+        let shared = Shared { most: 1, budget: Budget::new(0), door: Door::new(&[], &[]) };
         let mut connections = Connections::new(FIRST_CONNECTION, 0, 1, shared);
         let mut rejects = Tally::default();
         let header = TcpHeader {

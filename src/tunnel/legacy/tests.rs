@@ -1,3 +1,5 @@
+//! Both ends against the bytes of the C tools, and against each other.
+
 use std::time::Duration;
 
 use super::codec::{self, Fault, MESSAGE, RECORD};

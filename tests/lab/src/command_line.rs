@@ -105,7 +105,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
         }
         Some("measure") => {
             let (switches, values) = (
-                ["--mirror", "--packet", "--syscalls"],
+                ["--mirror", "--mixed", "--packet", "--syscalls"],
                 ["--seconds", "--repeat", "--offloads", "--original", "--json"],
             );
             allow(&[&switches[..], &values].concat())?;
@@ -126,6 +126,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
                     .get(),
                 offloads: offloads == Some(Offloads::On),
                 original: option("--original").map(original).transpose()?,
+                mixed: option("--mixed").is_some(),
                 packet: option("--packet").is_some(),
                 mirror: option("--mirror").is_some(),
                 syscalls: option("--syscalls").is_some(),
@@ -150,7 +151,9 @@ fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Vec<Given<'_>>)>> 
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--help" | "-h" => return Ok(None),
-            "--long" | "--mirror" | "--packet" | "--syscalls" => options.push((argument.as_str(), "")),
+            "--long" | "--mirror" | "--mixed" | "--packet" | "--syscalls" => {
+                options.push((argument.as_str(), ""));
+            }
             "--offloads" | "--seconds" | "--json" | "--scratch" | "--repeat" | "--original" => {
                 let value = rest.next().with_context(|| format!("{argument} needs a value"))?;
                 options.push((argument.as_str(), value.as_str()));

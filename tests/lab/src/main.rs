@@ -17,6 +17,7 @@ mod leak;
 mod load;
 mod measure;
 mod middlebox;
+mod mimic;
 mod namespace;
 mod network;
 mod nginx;

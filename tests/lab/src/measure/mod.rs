@@ -51,6 +51,8 @@ pub(crate) struct Options {
     pub(crate) offloads: bool,
     /// The C programs, to compare with.
     pub(crate) original: Option<Original>,
+    /// Whether to compare with each of them and one of ours, too.
+    pub(crate) mixed: bool,
     /// Whether to compare with packet sockets as the source.
     pub(crate) packet: bool,
     /// Whether to compare with nginx's mirror module.
@@ -80,6 +82,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut ways = vec![Way::Nothing, Way::Ours];
     ways.extend(options.packet.then_some(Way::Packet));
     ways.extend(options.original.clone().map(Way::Original));
+    let mixed = options.original.clone().filter(|_| options.mixed);
+    ways.extend(mixed.map(Way::OriginalTcpcopy));
     ways.extend(options.mirror.then_some(Way::Mirror));
 
     let table = Table { ranges: options.repeat > 1 };
@@ -118,7 +122,7 @@ fn measure(case: &Case, ways: &[Way], options: &Options) -> Result<Vec<Outcome>>
                 Ok(run) if *way == Way::Nothing => off = Some(run.on),
                 Ok(run) => replayed.push((way.name(), run)),
                 // What we are compared with may fail where we may not.
-                Err(error) if matches!(way, Way::Original(_) | Way::Mirror) => {
+                Err(error) if way.is_compared() => {
                     say(&format!("  {} {}, repetition {}: {error:#}", case.name, way.name(), turn + 1));
                 }
                 Err(error) => return Err(error.context(way.name())),

@@ -23,6 +23,8 @@ pub(super) enum Way {
     Packet,
     /// The C programs.
     Original(Original),
+    /// The C tcpcopy with our intercept.
+    OriginalTcpcopy(Original),
     /// The mirror module of the online server.
     Mirror,
 }
@@ -40,6 +42,8 @@ pub(crate) struct Original {
 const TUNNEL: &str = ":8EAC";
 /// The first target, which must be known before there is a network.
 const TARGET: &str = "10.91.2.2:80";
+/// The first online host, likewise.
+const ONLINE: &str = "10.91.2.1";
 /// States of /proc/net/tcp.
 const ESTABLISHED: &str = "01";
 const LISTEN: &str = "0A";
@@ -52,6 +56,7 @@ impl Way {
             Self::Ours => "ours",
             Self::Packet => "packet",
             Self::Original(_) => "original",
+            Self::OriginalTcpcopy(_) => "c-tcpcopy",
             Self::Mirror => "mirror",
         }
     }
@@ -75,21 +80,39 @@ impl Way {
                 setup.behaviour.mirror = Some(TARGET.parse()?);
                 Ok(Stage::of(Chain::prepare(setup, scratch)?))
             }
-            Self::Original(original) => original.start(Chain::prepare(setup, scratch)?),
+            Self::Original(original) => {
+                let chain = Chain::prepare(setup, scratch)?;
+                let intercept = original.start_intercept(&chain)?;
+                let tcpcopy = original.start_tcpcopy(&chain)?;
+                let pids = Some((tcpcopy.pid(), intercept.pid()));
+                Ok(Stage { pids, daemons: vec![tcpcopy, intercept], chain })
+            }
+            Self::OriginalTcpcopy(original) => {
+                setup.intercept = vec!["--legacy".to_owned(), ONLINE.to_owned()];
+                let mut chain = Chain::prepare(setup, scratch)?;
+                chain.start_intercepts()?;
+                let tcpcopy = original.start_tcpcopy(&chain)?;
+                let pids = Some((tcpcopy.pid(), chain.intercept(0)?.pid()));
+                Ok(Stage { pids, daemons: vec![tcpcopy], chain })
+            }
+        }
+    }
+
+    /// Whether it is some program of others.
+    pub(super) fn is_compared(&self) -> bool {
+        match self {
+            Self::Nothing | Self::Ours | Self::Packet => false,
+            Self::Original(_) | Self::OriginalTcpcopy(_) | Self::Mirror => true,
         }
     }
 }
 
 impl Original {
-    fn start(&self, chain: Chain) -> Result<Stage> {
-        let network = chain.network();
-        let (online, assistant) = (network.host(Role::Online, 0)?, network.host(Role::Assistant, 0)?);
-        let target = network.target(0, Family::V4)?;
+    fn start_intercept(&self, chain: &Chain) -> Result<Daemon> {
+        let assistant = chain.network().host(Role::Assistant, 0)?;
+        let target = chain.network().target(0, Family::V4)?;
         let (address, port) = (target.ip().to_string(), target.port().to_string());
-        let log = |name| chain.scratch().join(name).to_string_lossy().into_owned();
-        let words = |line: String| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-
-        let mut arguments = words(format!("-l {}", log("original-intercept.log")));
+        let mut arguments = words(&format!("-l {}", log(chain, "original-intercept.log")));
         if self.captures_by_pcap()? {
             let filter = format!("tcp and src host {address} and src port {port}");
             arguments.extend(["-i".to_owned(), "back".to_owned(), "-F".to_owned(), filter]);
@@ -107,17 +130,22 @@ impl Original {
             chain.scratch(),
         )?;
         ready(&mut intercept, "intercept listens", |table| connected(table, LISTEN))?;
+        Ok(intercept)
+    }
 
-        let arguments = words(format!(
-            "-x {port}-{target} -s {} -l {}",
-            assistant.back(Family::V4),
-            log("original-tcpcopy.log")
+    fn start_tcpcopy(&self, chain: &Chain) -> Result<Daemon> {
+        let network = chain.network();
+        let (online, target) = (network.host(Role::Online, 0)?, network.target(0, Family::V4)?);
+        let arguments = words(&format!(
+            "-x {}-{target} -s {} -l {}",
+            target.port(),
+            network.host(Role::Assistant, 0)?.back(Family::V4),
+            log(chain, "original-tcpcopy.log")
         ));
         let mut tcpcopy =
             Daemon::run(&self.tcpcopy, "original-tcpcopy", online.namespace(), &arguments, chain.scratch())?;
         ready(&mut tcpcopy, "tcpcopy is connected", |table| connected(table, ESTABLISHED))?;
-        let pids = Some((tcpcopy.pid(), intercept.pid()));
-        Ok(Stage { pids, daemons: vec![tcpcopy, intercept], chain })
+        Ok(tcpcopy)
     }
 
     /// Only that build has a filter among its options.
@@ -125,6 +153,14 @@ impl Original {
         let help = std::process::Command::new(&self.intercept).arg("-h").output()?;
         Ok(String::from_utf8_lossy(&help.stdout).contains("-F <filter>"))
     }
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split(' ').map(str::to_owned).collect()
+}
+
+fn log(chain: &Chain, name: &str) -> String {
+    chain.scratch().join(name).to_string_lossy().into_owned()
 }
 
 /// Waits for what `/proc/net/tcp` of a daemon's host should show; the C programs do not say when they are ready.

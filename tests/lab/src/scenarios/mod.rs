@@ -10,6 +10,7 @@ mod fidelity;
 mod http;
 mod http2;
 mod itself;
+mod legacy;
 mod loss;
 mod memcached;
 mod midstream;
@@ -110,6 +111,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         outage::scenarios(),
         chaos::scenarios(),
         tunnel::scenarios(),
+        legacy::scenarios(),
         scale::scenarios(),
         slow::scenarios(),
         errors::scenarios(),

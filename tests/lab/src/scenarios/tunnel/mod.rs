@@ -5,8 +5,10 @@
 //! |---|---|
 //! | `strangers` | those without a key, on the target's network |
 //! | `holders` | those with a key, who want more than it is for or do not read |
+//! | `legacy` | those who speak as C tools do |
 
 mod holders;
+mod legacy;
 mod strangers;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -152,5 +154,6 @@ fn key_id(chain: &Chain) -> Result<[u8; 4]> {
 }
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    strangers::attacks().into_iter().chain(holders::attacks()).map(Attack::scenario).collect()
+    let attacks = [strangers::attacks(), holders::attacks(), legacy::attacks()];
+    attacks.into_iter().flatten().map(Attack::scenario).collect()
 }

@@ -55,7 +55,7 @@ pub(super) fn attacks() -> Vec<Attack> {
 }
 
 /// Does something on a host of the target's network.
-fn on_the_network<T: Send>(chain: &Chain, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(super) fn on_the_network<T: Send>(chain: &Chain, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     chain.network().host(Role::Target, 0)?.namespace().enter(work)?
 }
 
@@ -193,7 +193,7 @@ fn slow_loris(chain: &mut Chain, _: Option<&Relay>) -> Result<Refused> {
 }
 
 /// Says something and waits to be hung up on; how many bytes came back.
-fn say(intercept: SocketAddr, bytes: &[u8]) -> Result<usize> {
+pub(super) fn say(intercept: SocketAddr, bytes: &[u8]) -> Result<usize> {
     let mut stream = TcpStream::connect(intercept)?;
     // It may hang up before it has heard all.
     let _ = stream.write_all(bytes);

@@ -1,0 +1,115 @@
+//! With the C tools at the other end of the tunnel. `tunnel` has what goes wrong.
+//!
+//! The C programs themselves are tried by `lab measure --original A,B --mixed`.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+
+use super::ongoing::{self, after, begin, end};
+use super::{Context, Offloads, Scenario};
+use crate::chain::{Chain, Setup, keep_alive};
+use crate::forge::{ACK, Forger};
+use crate::mimic::{Header, Mimic};
+use crate::network::{Family, Plan, Role};
+use crate::wait;
+
+/// The host of the C tcpcopy: the second online host.
+const HOST: &str = "10.91.2.4";
+/// Where intercept listens.
+const PORT: u16 = 36524;
+/// Flows of each of its connections.
+const FLOWS: usize = 500;
+/// Bytes of a response without data or options.
+const BARE: u16 = 40;
+/// How long it may take until what was said has reached the workers: counters are looked at in the end only.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![Scenario::new("legacy/claims", Offloads::On, claims)]
+}
+
+/// What a C tcpcopy claims on each of two connections comes on that one; what it claims again on the other one comes there; and
+/// what it has claimed on one that ends is nobody's. A tcpcopy with a key goes on beside it and loses nothing.
+fn claims(context: &Context) -> Result<String> {
+    let plan = Plan { onlines: 2, forwarding: true, ..context.plan() };
+    let options = ["--legacy", HOST, "--workers", "2"].map(str::to_owned).to_vec();
+    let setup = Setup { replaying: 1, intercept: options, ..Setup::new(plan, Family::V4) };
+    let mut chain = Chain::start(setup, &context.scratch)?;
+    let load = begin(&mut chain, keep_alive(20), 60)?;
+    let SocketAddr::V4(target) = chain.network().target(0, Family::V4)? else { bail!("no IPv4") };
+    let intercept = SocketAddr::new(chain.network().host(Role::Assistant, 0)?.back(Family::V4), PORT);
+    let host = chain.network().host(Role::Online, 1)?.namespace();
+    let mut mimic = Mimic::connect(host, intercept, 2)?;
+    let clients = [clients(1), clients(2)];
+
+    for (connection, clients) in clients.iter().enumerate() {
+        mimic.claim(connection, clients, target)?;
+    }
+    answer(&chain, target, &clients.concat())?;
+    for (connection, clients) in clients.iter().enumerate() {
+        expect(&mut mimic, connection, clients, target)?;
+    }
+    let [ours, moved] = &clients;
+    mimic.claim(0, moved, target)?;
+    // The answers that follow show that the claims before them have arrived.
+    answer(&chain, target, ours)?;
+    expect(&mut mimic, 0, ours, target)?;
+    answer(&chain, target, moved)?;
+    expect(&mut mimic, 0, moved, target)?;
+    mimic.hang_up(0)?;
+    wait::until(PATIENCE, "intercept notices", || {
+        Ok(chain.intercept(0)?.output()?.contains("a C tcpcopy disconnected"))
+    })?;
+    answer(&chain, target, ours)?;
+    mimic.claim(1, moved, target)?;
+    answer(&chain, target, moved)?;
+    expect(&mut mimic, 1, moved, target)?;
+
+    after(&load, ongoing::RATE.into())?;
+    let mut report = end(load)?;
+    let comparison = chain.expect_perfect(1)?;
+    drop(mimic);
+    let counters = chain.finish_counting()?;
+    let flows = FLOWS as u64;
+    let counted = ["claims", "headers", "headers_dropped", "claims_full"]
+        .map(|name| counters.of(&format!("legacy.{name}")));
+    ensure!(counted == [4 * flows, 5 * flows, 0, 0], "{counted:?}: {counters}");
+    ensure!(
+        counters.of("released") >= flows,
+        "what nobody claims any more was not dropped as such: {counters}"
+    );
+    Ok(format!("{counted:?} claims, headers; {comparison}; {}", ongoing::production(&mut report)))
+}
+
+/// Replayed clients, of which there are none.
+fn clients(network: u8) -> Vec<SocketAddrV4> {
+    let address = |n: usize| Ipv4Addr::new(10, 99, network, u8::try_from(n % 200 + 1).unwrap_or(1));
+    (0..FLOWS).map(|n| SocketAddrV4::new(address(n), 10_000 + u16::try_from(n).unwrap_or(0))).collect()
+}
+
+/// The target sends each of them something.
+fn answer(chain: &Chain, target: SocketAddrV4, clients: &[SocketAddrV4]) -> Result<()> {
+    chain.network().host(Role::Target, 0)?.namespace().enter(|| {
+        let forger = Forger::open()?;
+        clients.iter().try_for_each(|client| forger.send(target, *client, ACK))
+    })?
+}
+
+/// The headers for these clients come on that connection, each once.
+fn expect(
+    mimic: &mut Mimic,
+    connection: usize,
+    clients: &[SocketAddrV4],
+    target: SocketAddrV4,
+) -> Result<()> {
+    let order = |header: &Header| (*header.to.ip(), header.to.port());
+    let mut seen = mimic.headers(connection, clients.len())?;
+    seen.sort_by_key(order);
+    let header = |client: &SocketAddrV4| Header { from: target, to: *client, flags: ACK, length: BARE };
+    let mut expected: Vec<Header> = clients.iter().map(header).collect();
+    expected.sort_by_key(order);
+    ensure!(seen == expected, "other headers than those of the claimed flows");
+    Ok(())
+}
