@@ -209,6 +209,19 @@ impl Output {
         true
     }
 
+    /// Puts a record in the place of the last one of a batch, which is of the same kind and length. `false` if that one
+    /// can be on its way.
+    pub(super) fn replace_last(&mut self, kind: Kind, bytes: &[u8]) -> bool {
+        let Some((_, at)) = self.open.filter(|(open, _)| *open == kind) else { return false };
+        let records = self.buffer.get_mut(at + LENGTH_BYTES + 1..).unwrap_or_default();
+        let Some(place) = records.len().checked_sub(bytes.len()).and_then(|start| records.get_mut(start..))
+        else {
+            return false;
+        };
+        place.copy_from_slice(bytes);
+        true
+    }
+
     pub(super) fn pending(&self) -> &[u8] {
         self.buffer.get(self.start..).unwrap_or_default()
     }

@@ -63,6 +63,12 @@ fn connected() -> (Client, Server, Vec<u8>) {
     (client, server, [opening, hello].concat())
 }
 
+/// Both ends, connected.
+pub(super) fn pair() -> (Client, Server) {
+    let (client, server, _) = connected();
+    (client, server)
+}
+
 fn end(client: &mut Client) -> Option<ClientEvent> {
     let event = client.poll_event();
     assert_eq!(client.poll_event(), None);

@@ -61,6 +61,8 @@ pub struct Server {
     limits: Limits,
     heard: Time,
     stats: Stats,
+    /// The last header sent.
+    last: Option<Response>,
 }
 
 impl Server {
@@ -82,6 +84,7 @@ impl Server {
             limits,
             heard: now,
             stats: Stats::default(),
+            last: None,
         }
     }
 
@@ -104,17 +107,40 @@ impl Server {
 
     /// Sends a response's header. `false` if the outgoing buffer is full or nobody is connected:
     /// the header is dropped and counted, and the target will send the segment again.
+    ///
+    /// One that continues the header before it, of the same flow and not yet on its way, makes one
+    /// of both: a long response is a few of them.
     #[must_use]
     pub fn response(&mut self, flow: FlowId, header: &TcpHeader, waited: Duration) -> bool {
-        let record = Response { flow, header: *header, waited };
-        let sent =
-            self.is_connected() && self.channel.output.record(Kind::Headers, record.bytes().as_flattened());
+        let sent = self.is_connected() && (self.join(flow, header) || self.append(flow, header, waited));
         if sent {
             self.stats.headers += 1;
         } else {
             self.stats.headers_dropped += 1;
         }
         sent
+    }
+
+    fn join(&mut self, flow: FlowId, header: &TcpHeader) -> bool {
+        let last = self.last.filter(|last| last.flow == flow);
+        let Some((last, header)) = last.and_then(|last| Some((last, last.header.joined(header)?))) else {
+            return false;
+        };
+        let record = Response { header, ..last };
+        let joined = self.channel.output.replace_last(Kind::Headers, record.bytes().as_flattened());
+        if joined {
+            self.last = Some(record);
+        }
+        joined
+    }
+
+    fn append(&mut self, flow: FlowId, header: &TcpHeader, waited: Duration) -> bool {
+        let record = Response { flow, header: *header, waited };
+        let appended = self.channel.output.record(Kind::Headers, record.bytes().as_flattened());
+        if appended {
+            self.last = Some(record);
+        }
+        appended
     }
 
     /// Tells that a claim is not, or no longer, held.

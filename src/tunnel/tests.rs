@@ -116,6 +116,39 @@ fn headers_gather_in_one_frame_until_it_is_being_sent() {
 }
 
 #[test]
+fn a_row_of_segments_is_one_header_until_it_is_being_sent() {
+    for (mut client, mut server) in [pair(1 << 20), keyed_tests::pair()] {
+        let mut row = TcpHeader { flags: Flags::ACK, payload_len: 1_000, ..header() };
+        let mut send = |server: &mut Server, flow: u64| {
+            assert!(server.response(FlowId(flow), &row, Duration::ZERO));
+            row.seq = row.end();
+        };
+        for flow in [1, 1, 1, 2, 1, 1] {
+            send(&mut server, flow);
+        }
+        assert!(server.report(6, 0));
+        send(&mut server, 1);
+        let mut first = server.pending().to_vec();
+        first.truncate(first.len() - 3);
+        server.sent(first.len());
+        client.handle_bytes(Time::ZERO, &first);
+        send(&mut server, 1);
+        send(&mut server, 1);
+        assert_eq!(server.stats().headers, 9);
+        while server.has_pending() {
+            carry(Time::ZERO, &mut server, &mut client);
+        }
+        let mut rows = Vec::new();
+        while let Some(event) = client.poll_event() {
+            if let ClientEvent::Response(Response { flow, header, .. }) = event {
+                rows.push((flow.0, header.payload_len));
+            }
+        }
+        assert_eq!(rows, [(1, 3_000), (2, 1_000), (1, 2_000), (1, 1_000), (1, 2_000)]);
+    }
+}
+
+#[test]
 fn a_full_buffer_costs_the_server_headers_and_the_client_its_connection() {
     let (mut client, mut server) = pair(1000);
     let taken = (0..100).filter(|flow| server.response(FlowId(*flow), &header(), Duration::ZERO)).count();

@@ -113,6 +113,21 @@ pub struct TcpHeader {
 }
 
 impl TcpHeader {
+    /// The most bytes that [`TcpHeader::joined`] makes one segment of: with the longest headers there are, an IP packet
+    /// can carry them, as it could what a network card has merged.
+    const JOINED: u32 = 65_535 - 120;
+
+    /// This segment and `next` as one, if `next` continues it and says nothing else: both carry data, and differ in PSH
+    /// alone, which ends a row. It is what receive offload makes of them.
+    pub fn joined(&self, next: &Self) -> Option<Self> {
+        let payload_len = self.payload_len.saturating_add(next.payload_len);
+        let plain = self.flags == Flags::ACK && next.flags.without(Flags::PSH) == Flags::ACK;
+        let continues = self.payload_len > 0 && next.payload_len > 0 && next.seq == self.end();
+        let alike = (self.ack, self.window, self.options) == (next.ack, next.window, next.options);
+        let joins = plain && continues && alike && payload_len <= Self::JOINED;
+        joins.then_some(Self { flags: next.flags, payload_len, ..*self })
+    }
+
     /// The sequence space taken: payload, SYN and FIN (RFC 9293: SEG.LEN).
     pub fn segment_len(&self) -> u32 {
         self.payload_len
@@ -129,10 +144,50 @@ impl TcpHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Timestamps;
 
     #[test]
     fn flags_print_like_tcpdump() {
         assert_eq!(format!("{:?}", Flags::SYN | Flags::ACK), "S.");
+    }
+
+    #[test]
+    fn segments_of_a_row_are_joined_and_no_others() {
+        let first = TcpHeader {
+            seq: Seq(u32::MAX - 999),
+            ack: Seq(7),
+            flags: Flags::ACK,
+            window: 3,
+            options: TcpOptions::default(),
+            payload_len: 1_000,
+        };
+        let next = TcpHeader { seq: Seq(0), payload_len: 500, ..first };
+        assert_eq!(first.joined(&next), Some(TcpHeader { payload_len: 1_500, ..first }));
+        let most = TcpHeader { payload_len: TcpHeader::JOINED - 1_000, ..next };
+        assert_eq!(first.joined(&most).map(|joined| joined.payload_len), Some(TcpHeader::JOINED));
+        let last = TcpHeader { flags: Flags::ACK | Flags::PSH, ..next };
+        let joined = TcpHeader { payload_len: 1_500, flags: last.flags, ..first };
+        assert_eq!(first.joined(&last), Some(joined));
+        assert_eq!(joined.joined(&TcpHeader { seq: Seq(500), ..next }), None, "it was pushed");
+
+        let timestamps = Some(Timestamps { value: 1, echo: 2 });
+        for other in [
+            TcpHeader { seq: Seq(1), ..next },
+            TcpHeader { seq: first.seq, ..next },
+            TcpHeader { payload_len: 0, ..next },
+            TcpHeader { payload_len: TcpHeader::JOINED - 999, ..next },
+            TcpHeader { ack: Seq(8), ..next },
+            TcpHeader { window: 4, ..next },
+            TcpHeader { options: TcpOptions { timestamps, ..first.options }, ..next },
+            TcpHeader { flags: Flags::ACK | Flags::FIN, ..next },
+            TcpHeader { flags: Flags::ACK | Flags::CWR, ..next },
+            TcpHeader { flags: Flags::RST, ..next },
+        ] {
+            assert_eq!(first.joined(&other), None, "{other:?}");
+        }
+        for flags in [Flags::ACK | Flags::SYN, Flags::ACK | Flags::URG] {
+            assert_eq!(TcpHeader { flags, ..first }.joined(&next), None, "{flags:?}");
+        }
     }
 
     #[test]
