@@ -170,6 +170,13 @@ fn a_key_is_made_once_and_taken_while_it_is_secret() {
         assert_eq!(run(INTERCEPT, &[&options[..], &[place]].concat()).code, Some(0), "{place}");
         assert_eq!(run(TCPCOPY, &[&remote[..], &[place]].concat()).code, Some(0), "{place}");
     }
+    let legacy = ["--legacy", "--insecure"];
+    assert_refused(
+        TCPCOPY,
+        &[&remote[..], &[keys], &legacy].concat(),
+        64,
+        "a C intercept has no key, and there",
+    );
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("mode");
     assert_refused(INTERCEPT, &[&options[..], &[keys]].concat(), 78, "mode 0640");
 }

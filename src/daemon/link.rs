@@ -16,6 +16,7 @@ use crate::sys::random;
 use crate::tunnel::frame::Response;
 use crate::tunnel::{
     ClaimRefusal, Claimer, Client, ClientEvent, Closed, Ephemeral, Hello, Limits, Refuse, Secret, Stats,
+    legacy,
 };
 use crate::wire::{FlowId, FlowKey, Reject, TcpHeader, Time};
 
@@ -25,6 +26,17 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(1);
 /// A connection that lasts shorter is to be tried ever more seldom too.
 const STABLE: Duration = Duration::from_secs(5);
+
+/// How an intercept is spoken with.
+#[derive(Clone, Debug)]
+pub enum Protocol {
+    /// Without a key.
+    Open,
+    /// With this key: nothing is said to an intercept without it.
+    Keyed(Secret),
+    /// As the C tools do, to a C intercept.
+    Legacy,
+}
 
 /// What happened on a [`Link`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +89,7 @@ enum State {
 pub struct Link {
     address: SocketAddr,
     hello: Hello,
-    secret: Option<Secret>,
+    protocol: Protocol,
     token: Token,
     limits: Limits,
     state: State,
@@ -91,13 +103,13 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link that makes its first attempt at the first [`Link::handle_timeout`]. With a `secret`, nothing is said to
-    /// an intercept without it. `seed` makes its delays differ from those of others.
+    /// A link that makes its first attempt at the first [`Link::handle_timeout`]. `seed` makes its delays differ from
+    /// those of others.
     pub fn new(
         now: Time,
         address: SocketAddr,
         hello: Hello,
-        secret: Option<Secret>,
+        protocol: Protocol,
         token: Token,
         limits: Limits,
         seed: u64,
@@ -105,7 +117,7 @@ impl Link {
         Self {
             address,
             hello,
-            secret,
+            protocol,
             token,
             limits,
             state: State::Waiting { until: now },
@@ -117,9 +129,9 @@ impl Link {
         }
     }
 
-    /// The next connection is made with that key. The one that is there stays.
-    pub fn set_secret(&mut self, secret: Option<Secret>) {
-        self.secret = secret;
+    /// The next connection is made so. The one that is there stays.
+    pub fn set_protocol(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
     }
 
     /// The token it registers under.
@@ -278,13 +290,14 @@ impl Link {
     }
 
     fn client(&self, now: Time) -> io::Result<Box<dyn Claimer + Send>> {
-        Ok(Box::new(match &self.secret {
-            None => Client::new(now, self.hello, self.limits),
-            Some(secret) => {
+        Ok(match &self.protocol {
+            Protocol::Open => Box::new(Client::new(now, self.hello, self.limits)),
+            Protocol::Keyed(secret) => {
                 let ephemeral = Ephemeral::new(random::bytes()?);
-                Client::keyed(now, self.hello, self.limits, secret, ephemeral)
+                Box::new(Client::keyed(now, self.hello, self.limits, secret, ephemeral))
             }
-        }))
+            Protocol::Legacy => Box::new(legacy::Client::new(self.limits)),
+        })
     }
 
     fn connected(&mut self, now: Time, workers: u16) {
@@ -413,7 +426,7 @@ mod tests {
         let start = std::time::Instant::now();
         let mut poll = mio::Poll::new().expect("poll");
         let hello = Hello { instance: 1, claimer: 0, worker: 1 };
-        let mut link = Link::new(Time::ZERO, address, hello, None, Token(7), Limits::default(), 3);
+        let mut link = Link::new(Time::ZERO, address, hello, Protocol::Open, Token(7), Limits::default(), 3);
         let mut seen = Vec::new();
         while !link.is_up() {
             assert!(start.elapsed() < Duration::from_secs(20), "{seen:?}");
@@ -431,10 +444,51 @@ mod tests {
     }
 
     #[test]
+    fn a_c_intercept_is_up_once_it_is_connected_and_told_of_claims_again() {
+        use std::io::{Read, Write};
+
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let serve = std::thread::spawn(move || {
+            let mut said = [[0; 28]; 2];
+            for said in &mut said {
+                let (mut stream, _) = listener.accept().expect("accept");
+                stream.read_exact(said).expect("a version and a claim");
+                // A header that is of no use: all zeros but for IPv4.
+                stream.write_all(&[0, 1, 0x45]).and_then(|()| stream.write_all(&[0; 63])).expect("write");
+            }
+            said
+        });
+        let start = std::time::Instant::now();
+        let mut poll = mio::Poll::new().expect("poll");
+        let hello = Hello { instance: 1, claimer: 0, worker: 0 };
+        let (now, limits) = (Time::ZERO, Limits::default());
+        let mut link = Link::new(now, address, hello, Protocol::Legacy, Token(7), limits, 3);
+        let mut seen = Vec::new();
+        while seen.iter().filter(|event| matches!(event, LinkEvent::Down { .. })).count() < 2 {
+            assert!(start.elapsed() < Duration::from_secs(20), "{seen:?}");
+            let events = drive(&mut link, &mut poll, start);
+            if events.contains(&LinkEvent::Up { workers: 1 }) {
+                let ends = [([10, 0, 0, 1], 5).into(), ([10, 0, 0, 2], 80).into()];
+                let [client, server] = ends;
+                link.claim(FlowId(9), FlowKey { client, server });
+                link.flush(Time::ZERO + start.elapsed());
+            }
+            seen.extend(events);
+        }
+        let (up, down) = (LinkEvent::Up { workers: 1 }, LinkEvent::Down { refused: None });
+        let unusable = LinkEvent::Unreadable(Reject::IpLength);
+        assert_eq!(seen, [up, unusable, down, up, unusable, down]);
+        let version = [0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0];
+        let claim = [10, 0, 0, 1, 0, 5, 0, 1, 10, 0, 0, 2, 0, 80];
+        assert!(serve.join().expect("server").iter().all(|said| *said == *[version, claim].as_flattened()));
+    }
+
+    #[test]
     fn delays_grow_and_stay_in_bounds() {
         let address = "127.0.0.1:1".parse().expect("address");
         let hello = Hello { instance: 1, claimer: 0, worker: 0 };
-        let mut link = Link::new(Time::ZERO, address, hello, None, Token(0), Limits::default(), 1);
+        let mut link = Link::new(Time::ZERO, address, hello, Protocol::Open, Token(0), Limits::default(), 1);
         let mut delays = Vec::new();
         for _ in 0..10 {
             link.fail(Time::ZERO, &Failure::Connect(io::ErrorKind::ConnectionRefused.into()));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 use tcpcopy::daemon::clock::Clock;
-use tcpcopy::daemon::link::{Link, LinkEvent};
+use tcpcopy::daemon::link::{Link, LinkEvent, Protocol};
 use tcpcopy::sys::raw::RawSender;
 use tcpcopy::tunnel::frame::Response;
 use tcpcopy::tunnel::{Hello, Limits};
@@ -216,7 +216,7 @@ impl Tcpcopy {
                 clock.now(),
                 address,
                 hello,
-                None,
+                Protocol::Open,
                 Token(worker.into()),
                 Limits::default(),
                 worker.into(),

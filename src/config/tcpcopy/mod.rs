@@ -22,6 +22,7 @@ use crate::session::{GateMode, Latency, MidStream};
 use crate::wire::{Mapping, Prefix};
 
 /// What `tcpcopy` is to do. Valid as it is.
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting by itself")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// What is captured and where it is replayed; at least one, no two capture the same connection.
@@ -45,6 +46,8 @@ pub struct Settings {
     pub insecure: bool,
     /// The keys of the tunnel, of which the last one is used; without any, there is no tunnel with a key.
     pub keys: Vec<TunnelKey>,
+    /// Whether the intercepts are C ones. Then all addresses are IPv4, and there are no keys.
+    pub legacy: bool,
     /// The number of the first worker's queue; that of the last one fits in 16 bits too.
     pub queue: u16,
     /// The time within which captured packets and responses are handled together when they come thick. It costs
@@ -145,6 +148,7 @@ pub(super) struct Raw {
     workers: Workers,
     keys: Text<KeysAt>,
     insecure: bool,
+    legacy: bool,
     gate: Text<GateMode>,
     response_timeout: Text<Span>,
     latency: Text<Latency>,
@@ -195,6 +199,7 @@ impl Settings {
         }
         let key = if same_kind { "ports" } else { "embedded" };
         common::keep(key, &mut self.embedded, &running.embedded, &mut keys);
+        common::keep("legacy", &mut self.legacy, &running.legacy, &mut keys);
         common::keep("sink", &mut self.sink, &running.sink, &mut keys);
         common::keep("table", &mut self.table, &running.table, &mut keys);
         common::keep("rules", &mut self.rules, &running.rules, &mut keys);
@@ -232,6 +237,7 @@ impl Settings {
                 .chain(common::warn_insecure(raw.insecure, &keys))
                 .collect(),
             keys,
+            legacy: raw.legacy,
             coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             mark: raw.mark.to(),
@@ -253,7 +259,8 @@ impl Settings {
             user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
         };
-        let refusals = settings.refuse_mappings().or_else(|| settings.refuse_intercepts());
+        let refusals = settings.refuse_mappings();
+        let refusals = refusals.or_else(|| settings.refuse_legacy()).or_else(|| settings.refuse_intercepts());
         match refusals.or_else(|| settings.refuse_pools()).or_else(|| settings.refuse_amounts()) {
             Some((key, message)) => Err(layers.refuse(key, &message)),
             None => Ok(settings),
@@ -300,11 +307,36 @@ impl Settings {
             return None;
         }
         let remote = self.intercepts.iter().find(|address| !address.ip().is_loopback())?;
+        let key = if self.legacy {
+            "a C one has no key:"
+        } else {
+            "there is no key: copy one of the intercept's to /etc/tcpcopy/keys, or"
+        };
         let message = format!(
-            "{remote} is on another host and there is no key: copy one of the intercept's to /etc/tcpcopy/keys, or add \
-             --insecure (insecure = true) if the network between is trusted"
+            "{remote} is on another host and {key} add --insecure (insecure = true) if the network between is trusted"
         );
         Some(("intercept", message))
+    }
+
+    /// What a C intercept cannot do.
+    fn refuse_legacy(&self) -> Option<(&'static str, String)> {
+        if !self.legacy {
+            return None;
+        }
+        let targets = self.mappings.iter().map(|mapping| mapping.target);
+        let message = if self.embedded.is_some() {
+            "there is no intercept with --embedded (embedded = true); leave one of them out".to_owned()
+        } else if !self.keys.is_empty() {
+            format!(
+                "a C intercept has no key, and there are keys here ({} of them), without which nothing is to be said; \
+                 take them away, or have intercepts of ours",
+                self.keys.len()
+            )
+        } else {
+            let address = targets.chain(self.intercepts.iter().copied()).find(SocketAddr::is_ipv6)?;
+            format!("{address} is IPv6, which the C intercept does not speak; leave it out")
+        };
+        Some(("legacy", message))
     }
 
     /// What is wrong with taking the responses on this host.

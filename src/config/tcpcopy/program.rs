@@ -99,6 +99,15 @@ const KEYS: &[Key] = &[
         "Allow a tunnel without a key to another host: who can reach it can read and forge headers",
     ),
     Key {
+        name: "legacy",
+        option: "legacy",
+        short: None,
+        kind: Kind::Flag,
+        value_name: "BOOL",
+        default: "false",
+        help: "The intercepts are C ones 1.x: IPv4, no key, spoken with in their protocol",
+    },
+    Key {
         name: "gate",
         option: "gate",
         short: None,

@@ -38,6 +38,7 @@ use super::clock::Clock;
 use super::descriptors;
 use super::exit::{self, Code, Failure};
 use super::keygen;
+use super::link::Protocol;
 use super::logging::Level;
 use super::privileges;
 use super::signals::Signals;
@@ -128,8 +129,17 @@ fn configuration(settings: &Settings, own: Option<&Own>, index: u16) -> Configur
     Configuration {
         replay: Arc::new(replayer_config(settings, own, index)),
         intercepts: settings.intercepts.clone(),
-        secret: settings.keys.last().map(|key| key.secret.clone()),
+        protocol: protocol(settings),
         coalesce: settings.coalesce,
+    }
+}
+
+/// How the intercepts are spoken with.
+fn protocol(settings: &Settings) -> Protocol {
+    match settings.keys.last() {
+        _ if settings.legacy => Protocol::Legacy,
+        Some(key) => Protocol::Keyed(key.secret.clone()),
+        None => Protocol::Open,
     }
 }
 

@@ -10,9 +10,10 @@ use mio::{Registry, Token};
 use super::embedded::Embedded;
 use super::tunnels::{Identity, Tunnels};
 use crate::capture::NfQueue;
+use crate::daemon::link::Protocol;
 use crate::daemon::queues::Intake;
 use crate::replayer::{Claim, Replayer};
-use crate::tunnel::{Limits, Secret};
+use crate::tunnel::Limits;
 use crate::wire::{Reject, Tally, Time};
 
 /// What [`Responses`] are made from.
@@ -35,19 +36,19 @@ pub(super) enum Responses {
 }
 
 impl Responses {
-    /// The responses for worker number `index`, from `intercepts` if they come from such, with the key for
+    /// The responses for worker number `index`, from `intercepts` if they come from such, with how to speak with
     /// them. Tokens are taken from `first_token` on.
     pub(super) fn new(
         now: Time,
         origin: Origin,
-        (intercepts, secret): (&[SocketAddr], Option<Secret>),
+        (intercepts, protocol): (&[SocketAddr], Protocol),
         index: u16,
         registry: &Registry,
         first_token: usize,
     ) -> io::Result<Self> {
         Ok(match origin {
             Origin::Intercepts { instance, limits } => {
-                let identity = Identity { instance, claimer: index, secret };
+                let identity = Identity { instance, claimer: index, protocol };
                 Self::Tunnels(Tunnels::new(now, intercepts, identity, limits, first_token))
             }
             Origin::Queue(queue) => {
@@ -65,10 +66,10 @@ impl Responses {
         }
     }
 
-    /// These are the intercepts now, and that is the key for tunnels that are made from now on.
-    pub(super) fn replace(&mut self, now: Time, intercepts: &[SocketAddr], secret: Option<Secret>) {
+    /// These are the intercepts now, and so tunnels speak that are made from now on.
+    pub(super) fn replace(&mut self, now: Time, intercepts: &[SocketAddr], protocol: Protocol) {
         match self {
-            Self::Tunnels(tunnels) => tunnels.replace(now, intercepts, secret),
+            Self::Tunnels(tunnels) => tunnels.replace(now, intercepts, protocol),
             Self::Embedded(_) => {}
         }
     }

@@ -260,7 +260,7 @@ impl Statistics {
             taken = list(&replay.taken),
             unused = list(&replay.unused),
             responses = embedded.then_some(responses.packets),
-            response_rejects = embedded.then(|| list(response_rejects)),
+            response_rejects = (embedded || response_rejects.total() > 0).then(|| list(response_rejects)),
             responses_dropped = totals.responses_dropped,
             answers = list(&replay.answers),
             exchanges = replay.exchanges.total(),

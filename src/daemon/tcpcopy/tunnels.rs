@@ -6,9 +6,9 @@ use std::time::Duration;
 use mio::event::Event;
 use mio::{Registry, Token};
 
-use crate::daemon::link::{Link, LinkEvent};
+use crate::daemon::link::{Link, LinkEvent, Protocol};
 use crate::replayer::{Claim, Replayer};
-use crate::tunnel::{ClaimRefusal, Hello, Limits, Refuse, Secret};
+use crate::tunnel::{ClaimRefusal, Hello, Limits, Refuse};
 use crate::wire::flow::split;
 use crate::wire::{FlowId, FlowKey, Reject, Tally, Time};
 
@@ -39,8 +39,8 @@ pub(super) struct Identity {
     pub(super) instance: u64,
     /// The worker.
     pub(super) claimer: u16,
-    /// The key, if it has one.
-    pub(super) secret: Option<Secret>,
+    /// How it speaks with them.
+    pub(super) protocol: Protocol,
 }
 
 /// The tunnels of one tcpcopy worker.
@@ -65,7 +65,7 @@ impl Tunnels {
         limits: Limits,
         first_token: usize,
     ) -> Self {
-        let secret = identity.secret.clone();
+        let protocol = identity.protocol.clone();
         let mut tunnels = Self {
             intercepts: Vec::new(),
             identity,
@@ -74,15 +74,15 @@ impl Tunnels {
             busy: false,
             rejects: Tally::default(),
         };
-        tunnels.replace(now, addresses, secret);
+        tunnels.replace(now, addresses, protocol);
         tunnels
     }
 
     /// These are the intercepts now: tunnels to others end, those to new ones are made. What an intercept refused of
-    /// ours it may take now. Tunnels that are made from now on have that key.
-    pub(super) fn replace(&mut self, now: Time, addresses: &[SocketAddr], secret: Option<Secret>) {
-        self.links().for_each(|link| link.set_secret(secret.clone()));
-        self.identity.secret = secret;
+    /// ours it may take now. Tunnels that are made from now on speak so.
+    pub(super) fn replace(&mut self, now: Time, addresses: &[SocketAddr], protocol: Protocol) {
+        self.links().for_each(|link| link.set_protocol(protocol.clone()));
+        self.identity.protocol = protocol;
         self.intercepts.retain(|intercept| addresses.contains(&intercept.address));
         for intercept in &mut self.intercepts {
             intercept.foreign_told = false;
@@ -108,10 +108,10 @@ impl Tunnels {
     fn link(&mut self, now: Time, address: SocketAddr, worker: u16) -> Link {
         let token = Token(self.next_token);
         self.next_token += 1;
-        let Identity { instance, claimer, ref secret } = self.identity;
+        let Identity { instance, claimer, ref protocol } = self.identity;
         let hello = Hello { instance, claimer, worker };
         let seed = instance ^ u64::try_from(token.0).unwrap_or_default();
-        Link::new(now, address, hello, secret.clone(), token, self.limits, seed)
+        Link::new(now, address, hello, protocol.clone(), token, self.limits, seed)
     }
 
     fn links(&mut self) -> impl Iterator<Item = &mut Link> {
@@ -379,7 +379,7 @@ mod tests {
         let address = listener.local_addr().expect("bound");
         let (end, ended) = mpsc::channel();
         let intercept = std::thread::spawn(move || welcome(&listener, &ended));
-        let identity = Identity { instance: 1, claimer: 0, secret: None };
+        let identity = Identity { instance: 1, claimer: 0, protocol: Protocol::Open };
         let limits = Limits { output: 1 << 20, ..Limits::default() };
         let mut tunnels = Tunnels::new(Time::ZERO, &[address], identity, limits, 0);
         let (mut replayer, start) = (replayer(), Instant::now());

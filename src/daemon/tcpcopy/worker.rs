@@ -16,12 +16,12 @@ use super::responses::{Origin, Responses};
 use crate::capture::{Checksums, Received};
 use crate::daemon::clock::Clock;
 use crate::daemon::intake;
+use crate::daemon::link::Protocol;
 use crate::daemon::queues::{self, AnySource, BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
 use crate::replayer::{self, Claim, Histogram, Replayer, Target};
-use crate::tunnel::Secret;
 use crate::wire::{Outgoing, Reject, Tally, Time};
 
 const WAKER: Token = Token(0);
@@ -116,7 +116,8 @@ pub(super) struct Parts {
 pub(super) struct Configuration {
     pub(super) replay: Arc<replayer::Config>,
     pub(super) intercepts: Vec<SocketAddr>,
-    pub(super) secret: Option<Secret>,
+    /// How the intercepts are spoken with.
+    pub(super) protocol: Protocol,
     pub(super) coalesce: Duration,
 }
 
@@ -129,12 +130,12 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         watch(poll.registry(), fd, SOURCE)?;
     }
     let now = parts.clock.now();
-    let Configuration { replay, intercepts, secret, coalesce } = parts.configuration;
+    let Configuration { replay, intercepts, protocol, coalesce } = parts.configuration;
     let mut worker = Worker {
         responses: Responses::new(
             now,
             parts.origin,
-            (&intercepts, secret),
+            (&intercepts, protocol),
             index,
             poll.registry(),
             FIRST_RESPONSES,
@@ -344,10 +345,10 @@ impl Worker {
         true
     }
 
-    fn configure(&mut self, Configuration { replay, intercepts, secret, coalesce }: Configuration) {
+    fn configure(&mut self, Configuration { replay, intercepts, protocol, coalesce }: Configuration) {
         let now = self.clock.now();
         self.replayer.configure(now, replay);
-        self.responses.replace(now, &intercepts, secret);
+        self.responses.replace(now, &intercepts, protocol);
         self.spacing = Spacing::new(coalesce);
     }
 

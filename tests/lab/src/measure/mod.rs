@@ -83,7 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     ways.extend(options.packet.then_some(Way::Packet));
     ways.extend(options.original.clone().map(Way::Original));
     let mixed = options.original.clone().filter(|_| options.mixed);
-    ways.extend(mixed.map(Way::OriginalTcpcopy));
+    ways.extend(mixed.into_iter().flat_map(|c| [Way::OriginalTcpcopy(c.clone()), Way::OriginalIntercept(c)]));
     ways.extend(options.mirror.then_some(Way::Mirror));
 
     let table = Table { ranges: options.repeat > 1 };

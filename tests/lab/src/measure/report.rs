@@ -165,7 +165,7 @@ All hosts share this machine, so measure when it does nothing else, and see `oth
   --repeat N     everything N times, the ways in turns; medians, and of prices (least-most)
   --original A,B also with the C programs tcpcopy and intercept at these paths; intercept may be built for NFQUEUE
                  (--traditional --nfqueue; needs iptables) or for pcap
-  --mixed        also with the C tcpcopy and our intercept (`legacy`)
+  --mixed        also with the C tcpcopy and our intercept, and the other way round (`legacy`)
   --packet       also with our programs and packet sockets as the source of both (capture.source)
   --mirror       also with nginx's mirror module in the online server. It opens a connection to the target for each
                  request, and closes it at the header of the response: the target's answers to large GETs are cut short

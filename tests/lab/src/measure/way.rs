@@ -25,6 +25,8 @@ pub(super) enum Way {
     Original(Original),
     /// The C tcpcopy with our intercept.
     OriginalTcpcopy(Original),
+    /// Our tcpcopy with the C intercept.
+    OriginalIntercept(Original),
     /// The mirror module of the online server.
     Mirror,
 }
@@ -57,6 +59,7 @@ impl Way {
             Self::Packet => "packet",
             Self::Original(_) => "original",
             Self::OriginalTcpcopy(_) => "c-tcpcopy",
+            Self::OriginalIntercept(_) => "c-intercept",
             Self::Mirror => "mirror",
         }
     }
@@ -95,6 +98,14 @@ impl Way {
                 let pids = Some((tcpcopy.pid(), chain.intercept(0)?.pid()));
                 Ok(Stage { pids, daemons: vec![tcpcopy], chain })
             }
+            Self::OriginalIntercept(original) => {
+                let setup = Setup { keyed: false, ..setup.tcpcopy("--legacy") };
+                let mut chain = Chain::prepare(setup, scratch)?;
+                let intercept = original.start_intercept(&chain)?;
+                chain.start_tcpcopies()?;
+                let pids = Some((chain.tcpcopy(0)?.pid(), intercept.pid()));
+                Ok(Stage { pids, daemons: vec![intercept], chain })
+            }
         }
     }
 
@@ -102,7 +113,7 @@ impl Way {
     pub(super) fn is_compared(&self) -> bool {
         match self {
             Self::Nothing | Self::Ours | Self::Packet => false,
-            Self::Original(_) | Self::OriginalTcpcopy(_) | Self::Mirror => true,
+            Self::Original(_) | Self::OriginalTcpcopy(_) | Self::OriginalIntercept(_) | Self::Mirror => true,
         }
     }
 }

@@ -8,13 +8,17 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 
 use super::ongoing::{self, after, begin, end};
+use super::outage::{Fault, outlived};
 use super::{Context, Offloads, Scenario};
-use crate::chain::{Chain, Setup, keep_alive};
+use crate::chain::{Chain, Setup, keep_alive, short};
 use crate::forge::{ACK, Forger};
+use crate::load::{Connections, Pace};
 use crate::mimic::{Header, Mimic};
 use crate::network::{Family, Plan, Role};
 use crate::wait;
 
+/// The first online host.
+const ONLINE: &str = "10.91.2.1";
 /// The host of the C tcpcopy: the second online host.
 const HOST: &str = "10.91.2.4";
 /// Where intercept listens.
@@ -27,7 +31,55 @@ const BARE: u16 = 40;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario::new("legacy/claims", Offloads::On, claims)]
+    let mut scenarios = vec![Scenario::new("legacy/claims", Offloads::On, claims)];
+    for (kind, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
+        let name = |what: &str| format!("legacy/{what}{kind}");
+        scenarios.push(Scenario::new(name(""), Offloads::Both, move |context| arrives(context, connections)));
+        scenarios.push(Scenario::new(name("intercept-killed-"), Offloads::On, move |context| {
+            let kill: Fault = |chain| chain.intercept(0)?.kill();
+            outlived(context, setup(context), connections, kill, Chain::start_intercepts)
+        }));
+        scenarios.push(Scenario::new(name("tcpcopy-restarted-"), Offloads::On, move |context| {
+            restarted(context, connections)
+        }));
+    }
+    scenarios
+}
+
+/// Both programs are ours and speak as the C tools do.
+fn setup(context: &Context) -> Setup {
+    let intercept = ["--legacy", ONLINE, "--workers", "2"].map(str::to_owned).to_vec();
+    let setup = Setup::new(context.plan(), Family::V4).tcpcopy("--legacy --workers 2");
+    Setup { keyed: false, intercept, ..setup }
+}
+
+/// Every request arrives once.
+fn arrives(context: &Context, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(setup(context), &context.scratch)?;
+    let load = chain.load(Pace::Rate(ongoing::RATE), connections, context.seconds(2))?;
+    let mut report = chain.run(load)?;
+    let comparison = chain.expect_perfect(1)?;
+    let counters = chain.finish_counting()?;
+    let (claims, headers) = (counters.of("legacy.claims"), counters.of("legacy.headers"));
+    ensure!(claims > 0 && headers == counters.of("forwarded") + counters.of("forwarded_late"), "{counters}");
+    Ok(format!("{comparison}, {claims} claims, {headers} headers; {}", ongoing::production(&mut report)))
+}
+
+/// The tcpcopy ends and another one comes: what it began is over on the target, and every request arrives that is made to
+/// either of them.
+fn restarted(context: &Context, connections: Connections) -> Result<String> {
+    let mut chain = Chain::start(setup(context), &context.scratch)?;
+    let load = chain.load(Pace::Rate(ongoing::RATE), connections, context.seconds(1))?;
+    chain.run(load)?;
+    let before = chain.expect_perfect(1)?;
+    chain.stop_tcpcopies()?;
+    chain.start_tcpcopies()?;
+    let load = chain.load(Pace::Rate(ongoing::RATE), connections, context.seconds(1))?;
+    chain.run(load)?;
+    let comparison = chain.expect_perfect(1)?;
+    ensure!(comparison.replayed > before.replayed, "{comparison}");
+    chain.finish()?;
+    Ok(comparison.to_string())
 }
 
 /// What a C tcpcopy claims on each of two connections comes on that one; what it claims again on the other one comes there; and
