@@ -6,6 +6,8 @@
 
 mod flows;
 mod peer;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
