@@ -130,7 +130,7 @@ impl Control {
         for worker in &self.parts.workers {
             worker.orders.send(Order::Configure(Box::new(settings.clone())));
         }
-        self.parts.bridge.orders.send(bridge::Order::Configure);
+        self.parts.bridge.orders.send(bridge::Order::Configure { max_flows: settings.max_flows });
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
         Ok(fixed)

@@ -158,7 +158,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         budget: budget.clone(),
         workers: orders.clone(),
         room: most,
-        max_flows: usize::try_from(settings.max_flows).unwrap_or(usize::MAX),
+        max_flows: settings.max_flows,
     })
     .map_err(cannot("start the bridge to C tcpcopys"))?;
     let acceptor = Acceptor::new(listener, (orders, bridge.orders.clone()), clock, (room, door.clone()))

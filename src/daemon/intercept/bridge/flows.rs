@@ -39,6 +39,11 @@ impl Flows {
         Self { all: HashMap::new(), by_key: HashMap::new(), next: 0, ending: VecDeque::new(), most }
     }
 
+    /// From now on, no more than `most` are taken.
+    pub(super) fn set_most(&mut self, most: usize) {
+        self.most = most;
+    }
+
     /// A connection claims a flow. `None` if there is no room for it.
     pub(super) fn claim(&mut self, now: Time, key: FlowKey, connection: usize) -> Option<FlowId> {
         if let Some(id) = self.by_key.get(&key)

@@ -75,8 +75,11 @@ crate::counted!(Legacy {
 pub(super) enum Order {
     /// A connection of a host that C tcpcopys may be on.
     Connection(TcpStream, SocketAddr),
-    /// To look again who they are.
-    Configure,
+    /// To look again who they are, and to go by another limit.
+    Configure {
+        /// As [`Parts::max_flows`].
+        max_flows: u32,
+    },
     /// To end.
     Stop,
 }
@@ -131,8 +134,14 @@ pub(super) struct Parts {
     pub(super) workers: Vec<Outbox<worker::Order>>,
     /// Descriptors that it may have.
     pub(super) room: usize,
-    /// Flows that the C tcpcopys of one host may claim.
-    pub(super) max_flows: usize,
+    /// Flows that all tcpcopys together may claim.
+    pub(super) max_flows: u32,
+}
+
+/// Flows that the C tcpcopys of one host may have here. The routers keep to the limit, and give up the flow that was idle
+/// for longest; while they do, as many as they have may be on their way.
+fn most_flows(max_flows: u32) -> usize {
+    usize::try_from(max_flows).unwrap_or(usize::MAX).saturating_mul(2)
 }
 
 /// Starts the thread.
@@ -149,7 +158,7 @@ pub(super) fn spawn(parts: Parts) -> io::Result<Handle> {
             instance: u64::from_ne_bytes(random::bytes()?),
             budget: parts.budget,
             workers: parts.workers,
-            max_flows: parts.max_flows,
+            most_flows: most_flows(parts.max_flows),
             tally: Tally::default(),
             quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
         },
@@ -176,7 +185,7 @@ struct Context {
     instance: u64,
     budget: Budget,
     workers: Vec<Outbox<worker::Order>>,
-    max_flows: usize,
+    most_flows: usize,
     tally: Tally<Legacy>,
     quiet: Quiet,
 }
@@ -230,7 +239,7 @@ impl Bridge {
                         self.refusals.complain(now, TurnedAway::Failed, &format_args!("{address}: {error}"));
                     }
                 }
-                Order::Configure => self.look_again(now),
+                Order::Configure { max_flows } => self.configure(now, max_flows),
                 Order::Stop => return false,
             }
         }
@@ -259,8 +268,10 @@ impl Bridge {
     }
 
     /// Who may not be a C tcpcopy any more is hung up on.
-    fn look_again(&mut self, now: Time) {
+    fn configure(&mut self, now: Time, max_flows: u32) {
+        self.context.most_flows = most_flows(max_flows);
         for (_, peer) in &mut self.peers {
+            peer.set_most_flows(self.context.most_flows);
             if !self.door.is_legacy(peer.host()) {
                 peer.end(now, &mut self.context, "its address is no longer in `legacy`");
             }

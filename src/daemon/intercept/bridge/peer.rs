@@ -72,7 +72,7 @@ impl Peer {
             first_token,
             outers: Slab::new(),
             inners: context.workers.iter().map(|_| Inner { link: None, again: now }).collect(),
-            flows: Flows::new(context.max_flows),
+            flows: Flows::new(context.most_flows),
         }
     }
 
@@ -114,6 +114,11 @@ impl Peer {
         let server = Server::new(now, Limits { output: OUTPUT, ..limits() });
         entry.insert(Outer { pipe, server, greeted: false, memory: context.budget.open() });
         Ok(())
+    }
+
+    /// It may claim so many flows.
+    pub(super) fn set_most_flows(&mut self, most: usize) {
+        self.flows.set_most(most);
     }
 
     /// Takes an event of its token of that number.
@@ -199,11 +204,13 @@ impl Peer {
         let Some(inner) = self.inners.get_mut(worker) else { return };
         if inner.link.is_none() && inner.again <= now {
             inner.again = now + AGAIN;
-            match connect(now, self.address, self.instance, worker, context) {
-                Ok((mut pipe, client)) => {
-                    let registered = pipe.register(registry, Token(self.first_token + worker));
-                    inner.link = registered.is_ok().then_some((pipe, client));
-                }
+            let token = Token(self.first_token + worker);
+            let made = connect(now, self.address, self.instance, worker, context).and_then(|mut link| {
+                link.0.register(registry, token)?;
+                Ok(link)
+            });
+            match made {
+                Ok(link) => inner.link = Some(link),
                 Err(error) => warn(now, context, self.address, &error),
             }
         }

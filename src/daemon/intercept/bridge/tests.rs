@@ -84,7 +84,7 @@ impl World {
             budget: budget.clone(),
             workers: orders,
             room,
-            max_flows: 100,
+            max_flows: 50,
         };
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         Self { bridge: spawn(parts).expect("started"), door, budget, workers, listener }
@@ -260,7 +260,7 @@ fn who_is_no_longer_listed_is_hung_up_on() {
     stream.write_all(&claim(1)).expect("room");
     let [(worker, ..)] = world.claims(1)[..] else { panic!("one claim") };
     world.door.set(&[], &[]);
-    world.bridge.orders.send(Order::Configure);
+    world.bridge.orders.send(Order::Configure { max_flows: 100 });
     expect_end(&mut stream);
     let start = Instant::now();
     while world.workers[worker].tunnel.is_some() {
