@@ -28,6 +28,10 @@ const ISS_STEP: u32 = 1 << 24;
 /// add up to less in a connection of a few exchanges, and to more only where they go on adding up.
 const BEHIND: Duration = Duration::from_millis(10);
 
+/// Before so many exchanges are over, rests cannot have added up to that: what is late then is late because processors
+/// are busy, and to do without rests would keep them busier.
+const BEHIND_AFTER: u32 = 4;
+
 /// An answer within this time did not take long.
 const PROMPT: Duration = Duration::from_millis(3);
 
@@ -70,6 +74,8 @@ pub struct Session {
     syn_seen: bool,
     /// How many connections were opened.
     connections: u32,
+    /// How many exchanges are over.
+    exchanges: u32,
 }
 
 impl Session {
@@ -111,6 +117,7 @@ impl Session {
             isn: None,
             syn_seen: false,
             connections: 0,
+            exchanges: 0,
         }
     }
 
@@ -470,10 +477,12 @@ impl Session {
                 self.gate.answered_after(at - connection.last_sent);
             }
             let answered_in = receiver.last_at() - connection.last_sent + self.lag();
-            if how == Opened::Answered && answered_in < PROMPT && now - mark.captured > BEHIND {
+            let late = now - mark.captured > BEHIND && self.exchanges >= BEHIND_AFTER;
+            if how == Opened::Answered && answered_in < PROMPT && late {
                 self.events.push_back(Event::Behind);
             }
             self.report(mark.offset, self.gate.online_response(mark), how.into());
+            self.exchanges = self.exchanges.saturating_add(1);
         }
         self.gate.pass(mark, so_far, how);
         self.burst_start = mark.offset;
