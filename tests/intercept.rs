@@ -32,58 +32,104 @@ fn target_host() {
 #[test]
 fn claimed_responses_come_back_and_others_end_here() {
     isolated("claimed_responses_come_back_and_others_end_here", || {
+        claimed_responses(&[], &["workers=2", "queue=36540", "listen=[::]:36524", "rules="]);
+    });
+}
+
+#[test]
+fn packet_sockets_see_the_responses_that_the_rules_drop() {
+    isolated("packet_sockets_see_the_responses_that_the_rules_drop", || {
+        let fields = ["workers=2", "source=\"packet\"", "listen=[::]:36524", "rules=\"drop\""];
+        claimed_responses(&["--capture-source", "packet"], &fields);
+        let rules = run("nft", &["list", "ruleset"]);
+        assert!(rules.contains("chain blackhole") && !rules.contains("chain responses"), "{rules}");
+    });
+}
+
+/// With these options besides, and then these fields in the entry `ready`.
+fn claimed_responses(options: &[&str], fields: &[&str]) {
+    let _target = Target::start();
+    let intercept = Intercept::start(&[&OPTIONS[..], options].concat());
+    let ready = intercept.logged(" ready ").expect("it is");
+    for field in fields {
+        assert!(ready.contains(field), "{ready}");
+    }
+    let mut tcpcopy = Tcpcopy::connect(1, 2);
+    for (id, client) in
+        [(1, "10.99.0.1:4000"), (2, "[fd99::1]:4000"), (3, "10.99.0.2:4002"), (4, "10.99.0.2:4003")]
+    {
+        let flow = key(client);
+        tcpcopy.claim(id, flow);
+        tcpcopy.send(flow, Flags::SYN, 100, Seq(0));
+        let answer = tcpcopy.response(id, Flags::SYN | Flags::ACK);
+        assert_eq!(answer.header.ack, Seq(101));
+        assert!(answer.header.options.mss.is_some());
+        tcpcopy.send(flow, Flags::ACK, 101, answer.header.seq.add(1));
+        let greeting = tcpcopy.response(id, Flags::PSH);
+        assert_eq!(greeting.header.payload_len, GREETING);
+        assert_eq!(greeting.header.seq, answer.header.seq.add(1));
+    }
+
+    // A response that beats its claim waits for it.
+    let seen = packets("seen");
+    let late = key("10.99.0.3:4000");
+    tcpcopy.send(late, Flags::SYN, 200, Seq(0));
+    wait_for("the response", || (packets("seen") > seen).then_some(()));
+    tcpcopy.claim(5, late);
+    assert_eq!(tcpcopy.response(5, Flags::SYN).header.ack, Seq(201));
+
+    // What nobody claims ends here, and so does what comes when nobody listens.
+    let seen = packets("seen");
+    tcpcopy.send(key("10.99.0.4:4000"), Flags::SYN, 300, Seq(0));
+    tcpcopy.send(key("[fd99::4]:4000"), Flags::SYN, 300, Seq(0));
+    wait_for("unclaimed responses", || (packets("seen") >= seen + 4).then_some(()));
+    assert_eq!(packets("leaked"), 0);
+
+    // Every packet ended in one outcome.
+    let mut intercept = intercept;
+    intercept.end("TERM");
+    let stats = wait_for("statistics", || intercept.logged(" stats "));
+    let count = |name: &str| -> u64 {
+        let field = stats.split(' ').find_map(|word| word.strip_prefix(&format!("{name}=")));
+        field.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {stats}"))
+    };
+    let outcomes = ["forwarded", "forwarded_late", "tunnel_full", "orphaned", "released"];
+    let others = ["unclaimed_dropped", "unclaimed_accepted", "hold_full", "unreadable", "held"];
+    let sum: u64 = outcomes.iter().chain(&others).map(|name| count(name)).sum();
+    assert_eq!(sum, count("responses"));
+    assert!(count("forwarded") >= 8 && count("forwarded_late") >= 1, "{stats}");
+    assert!(count("unclaimed_dropped") + count("held") >= 2, "{stats}");
+    assert_eq!((count("kernel_dropped"), count("malformed"), count("verdicts_refused")), (0, 0, 0));
+}
+
+#[test]
+fn packet_sockets_follow_a_reload() {
+    isolated("packet_sockets_follow_a_reload", || {
         let _target = Target::start();
-        let intercept = Intercept::start(&OPTIONS);
-        let ready = intercept.logged(" ready ").expect("it is");
-        for field in ["workers=2", "queue=36540", "listen=[::]:36524", "rules="] {
-            assert!(ready.contains(field), "{ready}");
-        }
-        let mut tcpcopy = Tcpcopy::connect(1, 2);
-        for (id, client) in
-            [(1, "10.99.0.1:4000"), (2, "[fd99::1]:4000"), (3, "10.99.0.2:4002"), (4, "10.99.0.2:4003")]
-        {
-            let flow = key(client);
-            tcpcopy.claim(id, flow);
-            tcpcopy.send(flow, Flags::SYN, 100, Seq(0));
-            let answer = tcpcopy.response(id, Flags::SYN | Flags::ACK);
-            assert_eq!(answer.header.ack, Seq(101));
-            assert!(answer.header.options.mss.is_some());
-            tcpcopy.send(flow, Flags::ACK, 101, answer.header.seq.add(1));
-            let greeting = tcpcopy.response(id, Flags::PSH);
-            assert_eq!(greeting.header.payload_len, GREETING);
-            assert_eq!(greeting.header.seq, answer.header.seq.add(1));
-        }
-
-        // A response that beats its claim waits for it.
-        let seen = packets("seen");
-        let late = key("10.99.0.3:4000");
-        tcpcopy.send(late, Flags::SYN, 200, Seq(0));
-        wait_for("the response", || (packets("seen") > seen).then_some(()));
-        tcpcopy.claim(5, late);
-        assert_eq!(tcpcopy.response(5, Flags::SYN).header.ack, Seq(201));
-
-        // What nobody claims ends here, and so does what comes when nobody listens.
-        let seen = packets("seen");
-        tcpcopy.send(key("10.99.0.4:4000"), Flags::SYN, 300, Seq(0));
-        tcpcopy.send(key("[fd99::4]:4000"), Flags::SYN, 300, Seq(0));
-        wait_for("unclaimed responses", || (packets("seen") >= seen + 4).then_some(()));
-        assert_eq!(packets("leaked"), 0);
-
-        // Every packet ended in one outcome.
-        let mut intercept = intercept;
-        intercept.end("TERM");
-        let stats = wait_for("statistics", || intercept.logged(" stats "));
-        let count = |name: &str| -> u64 {
-            let field = stats.split(' ').find_map(|word| word.strip_prefix(&format!("{name}=")));
-            field.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {stats}"))
+        let directory = std::env::temp_dir().join(format!("tcpcopy-intercept-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let file = directory.join("intercept.toml");
+        let configure = |targets: &str| {
+            let text =
+                format!("target = [{targets}]\ninsecure = true\ncapture.source = 'packet'\nworkers = 1\n");
+            std::fs::write(&file, text).expect("a file");
         };
-        let outcomes = ["forwarded", "forwarded_late", "tunnel_full", "orphaned", "released"];
-        let others = ["unclaimed_dropped", "unclaimed_accepted", "hold_full", "unreadable", "held"];
-        let sum: u64 = outcomes.iter().chain(&others).map(|name| count(name)).sum();
-        assert_eq!(sum, count("responses"));
-        assert!(count("forwarded") >= 8 && count("forwarded_late") >= 1, "{stats}");
-        assert!(count("unclaimed_dropped") + count("held") >= 2, "{stats}");
-        assert_eq!((count("kernel_dropped"), count("malformed"), count("verdicts_refused")), (0, 0, 0));
+        configure("'10.91.2.2:80'");
+        let intercept = Intercept::start(&["--config", file.to_str().expect("UTF-8")]);
+        let mut tcpcopy = Tcpcopy::connect(1, 1);
+        let flow = key("[fd99::1]:4000");
+        tcpcopy.claim(1, flow);
+        tcpcopy.wait("a refusal", |tcpcopy| (!tcpcopy.refused.is_empty()).then_some(()));
+
+        configure("'10.91.2.2:80', '[fd91:2::2]:80'");
+        intercept.signal("HUP");
+        wait_for("the reload", || intercept.logged("configuration was read again"));
+        tcpcopy.claim(2, flow);
+        tcpcopy.send(flow, Flags::SYN, 100, Seq(0));
+        assert_eq!(tcpcopy.response(2, Flags::SYN | Flags::ACK).header.ack, Seq(101));
+        assert_eq!(packets("leaked"), 0);
+        drop(intercept);
+        std::fs::remove_dir_all(&directory).expect("removed");
     });
 }
 

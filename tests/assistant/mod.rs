@@ -173,9 +173,14 @@ impl Intercept {
         self.log.lock().expect("no panics there").iter().find(|line| line.contains(text)).cloned()
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: &str) {
+        sh(&format!("kill -{signal} {}", self.child.id()));
+    }
+
     /// Sends a signal and waits for the end.
     pub(crate) fn end(&mut self, signal: &str) -> ExitStatus {
-        sh(&format!("kill -{signal} {}", self.child.id()));
+        self.signal(signal);
         self.child.wait().expect("wait")
     }
 }
