@@ -1,8 +1,9 @@
 //! A tcpcopy that speaks to an intercept as the C one does, and replays nothing.
 
-use std::io::{Read, Write};
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
@@ -16,8 +17,9 @@ const CLAIM: u16 = 1;
 /// Bytes of a record, and how many of them a frame has at most.
 const RECORD: usize = 64;
 const RECORDS: u16 = 16;
-/// How long a header may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long headers may take, and until the target repeats what brought none.
+const PATIENCE: Duration = Duration::from_secs(10);
+const REPEAT: Duration = Duration::from_millis(300);
 /// Receive buffer: one that reads slowly has little.
 const BUFFER: usize = 16 << 10;
 
@@ -43,7 +45,6 @@ impl Mimic {
             socket.set_recv_buffer_size(BUFFER)?;
             socket.connect(&intercept.into())?;
             let mut stream = TcpStream::from(socket);
-            stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(&OPENING)?;
             Ok(stream)
         };
@@ -66,23 +67,34 @@ impl Mimic {
         Ok(())
     }
 
-    /// Waits for the next so many headers on one of them; frames end with them.
-    pub(crate) fn headers(&mut self, connection: usize, count: usize) -> Result<Vec<Header>> {
-        let stream = self.stream(connection)?;
-        let mut headers = Vec::new();
-        while headers.len() < count {
-            let mut number = [0; 2];
-            stream.read_exact(&mut number).with_context(|| format!("{} of {count}", headers.len()))?;
-            let number = u16::from_be_bytes(number);
-            ensure!((1..=RECORDS).contains(&number), "a frame of {number} records");
-            for _ in 0..number {
-                let mut record = [0; RECORD];
-                stream.read_exact(&mut record)?;
-                headers.push(header(&record)?);
+    /// Waits until a header has come on one of them for each of these clients, to whom `answer` has the target send
+    /// something: to those still missing again and again, as a target repeats what is not acknowledged.
+    pub(crate) fn await_headers(
+        &mut self,
+        connection: usize,
+        clients: &[SocketAddrV4],
+        mut answer: impl FnMut(&[SocketAddrV4]) -> Result<()>,
+    ) -> Result<Vec<Header>> {
+        let (start, mut headers) = (Instant::now(), Vec::new());
+        let mut missing: BTreeSet<SocketAddrV4> = clients.iter().copied().collect();
+        while !missing.is_empty() {
+            ensure!(start.elapsed() < PATIENCE, "no header for {} of {}", missing.len(), clients.len());
+            answer(&missing.iter().copied().collect::<Vec<_>>())?;
+            let stream = self.stream(connection)?;
+            while !missing.is_empty()
+                && let Some(frame) = frame(stream)?
+            {
+                missing.retain(|client| frame.iter().all(|header| header.to != *client));
+                headers.extend(frame);
             }
         }
-        ensure!(headers.len() == count, "{} headers, not {count}", headers.len());
         Ok(headers)
+    }
+
+    /// Passes over what has come on one of them.
+    pub(crate) fn pass_over(&mut self, connection: usize) -> Result<()> {
+        while frame(self.stream(connection)?)?.is_some() {}
+        Ok(())
     }
 
     /// Ends one of them.
@@ -94,6 +106,26 @@ impl Mimic {
     fn stream(&mut self, connection: usize) -> Result<&mut TcpStream> {
         self.0.get_mut(connection).context("no such connection")
     }
+}
+
+/// The next frame; `None` if none has begun within [`REPEAT`].
+fn frame(stream: &mut TcpStream) -> Result<Option<Vec<Header>>> {
+    stream.set_read_timeout(Some(REPEAT))?;
+    match stream.peek(&mut [0]) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+        peeked => ensure!(peeked? > 0, "it is hung up on"),
+    }
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut number = [0; 2];
+    stream.read_exact(&mut number)?;
+    let number = u16::from_be_bytes(number);
+    ensure!((1..=RECORDS).contains(&number), "a frame of {number} records");
+    let mut record = [0; RECORD];
+    let headers = (0..number).map(|_| {
+        stream.read_exact(&mut record)?;
+        header(&record)
+    });
+    headers.collect::<Result<_>>().map(Some)
 }
 
 /// What a record says, where a C tcpcopy looks.
