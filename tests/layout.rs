@@ -70,6 +70,9 @@ const FORBIDDEN: [&str; 29] = [
     "RandomState",
 ];
 
+/// But for these: a hash table's seed, as every `HashMap` has one, decides nothing that can be seen.
+const EXCEPTIONS: [(&str, &str); 1] = [("replayer/index.rs", "RandomState")];
+
 const MOST_LINES: usize = 600;
 
 /// A source file of the library or a binary.
@@ -270,7 +273,9 @@ fn unsafe_code_is_in_sys_only() {
 fn modules_without_io_touch_no_clock_socket_or_environment() {
     let mut faults = Vec::new();
     for source in sources().iter().filter(|source| SANS_IO.contains(&source.module.as_str())) {
-        for word in FORBIDDEN {
+        let excepted =
+            |word: &&str| EXCEPTIONS.iter().any(|(file, but)| source.path.ends_with(file) && word == but);
+        for word in FORBIDDEN.into_iter().filter(|word| !excepted(word)) {
             for line in lines_with(&source.code, word) {
                 faults.push(format!("{}:{line}: {word} in a module that does no I/O", source.path.display()));
             }

@@ -15,7 +15,7 @@ use crate::wire::{
 };
 
 /// Flows of one session that may be refused before it ends.
-const MAX_REFUSED: usize = 16;
+const MAX_REFUSED: u16 = 16;
 
 /// What to tell the intercepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,7 +382,9 @@ impl Replayer {
         let (client, target, copy) = (entry.connection.client, entry.target, entry.copy);
         let refused = entry.refused;
         let free = |local: &SocketAddr| self.table.is_free(&FlowKey { client: *local, server: target });
-        let Some(local) = candidates(&self.config, client, target, copy).skip(refused).find(free) else {
+        let Some(local) =
+            candidates(&self.config, client, target, copy).skip(usize::from(refused)).find(free)
+        else {
             self.counters.no_address += 1;
             if let Some(entry) = self.table.entry(slot) {
                 entry.session.end(now, End::Shed);

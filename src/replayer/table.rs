@@ -1,11 +1,12 @@
 //! The session table: entries by slot, found by client connection, by replayed flow and by deadline.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 
 use slab::Slab;
 
+use super::index::Index;
 use crate::session::{Ledger, Session};
 use crate::wire::{FlowId, FlowKey, Time};
 
@@ -18,12 +19,12 @@ pub(super) struct Entry {
     /// Which copy of it this is.
     pub(super) copy: u16,
     /// The next copy of the same connection.
-    sibling: Option<usize>,
+    sibling: Option<u32>,
     pub(super) target: SocketAddr,
     /// The replayed flow, while it has one.
     pub(super) flow: Option<(FlowId, SocketAddr)>,
     /// How many of the flows it could have were refused: somebody else has them.
-    pub(super) refused: usize,
+    pub(super) refused: u16,
     /// Bytes and memory of the session that are in [`Table::buffered`] and [`Table::memory`].
     accounted: Accounted,
     /// The deadline that stands in the heap.
@@ -41,8 +42,8 @@ struct Accounted {
     memory: usize,
 }
 
-/// What an entry takes besides its session: in the slab, the maps, which are half full at worst, and the heap.
-const ENTRY: usize = size_of::<Entry>() - size_of::<Session>() + 4 * size_of::<(FlowKey, usize)>() + 64;
+/// What an entry takes besides its session: in the slab, the indexes, which are half full at worst, and the heap.
+const ENTRY: usize = size_of::<Entry>() - size_of::<Session>() + 4 * size_of::<u32>() + 64;
 
 /// Deadlines of no session that may stand in the heap, beside four for each session.
 const STALE: usize = 1024;
@@ -55,10 +56,11 @@ const COMPARED: usize = 32;
 pub(super) struct Table {
     entries: Slab<Entry>,
     /// Captured connection to its first copy.
-    by_connection: HashMap<FlowKey, usize>,
+    by_connection: Index,
     /// Replayed flows in use.
-    by_flow: HashMap<FlowKey, usize>,
-    deadlines: BinaryHeap<Reverse<(Time, usize, u32)>>,
+    by_flow: Index,
+    /// Deadline, slot, serial.
+    deadlines: BinaryHeap<Reverse<(Time, u32, u32)>>,
     queue: VecDeque<usize>,
     serial: u32,
     buffered: usize,
@@ -92,12 +94,12 @@ impl Table {
 
     /// The first copy's slot of a captured connection.
     pub(super) fn of_connection(&self, connection: &FlowKey) -> Option<usize> {
-        self.by_connection.get(connection).copied()
+        self.by_connection.find(connection, |slot| connection_of(&self.entries, slot))
     }
 
     /// The slot after `slot` among the copies of one connection.
     pub(super) fn sibling(&self, slot: usize) -> Option<usize> {
-        self.entries.get(slot)?.sibling
+        self.entries.get(slot)?.sibling.map(wide)
     }
 
     /// The entry that a header from the target is for.
@@ -109,12 +111,12 @@ impl Table {
 
     /// The name of a replayed flow in use.
     pub(super) fn id_of(&self, flow: &FlowKey) -> Option<FlowId> {
-        let slot = self.by_flow.get(flow)?;
-        self.entries.get(*slot)?.flow.map(|(id, _)| id)
+        let slot = self.by_flow.find(flow, |slot| flow_of(&self.entries, slot))?;
+        self.entries.get(slot)?.flow.map(|(id, _)| id)
     }
 
     pub(super) fn is_free(&self, flow: &FlowKey) -> bool {
-        !self.by_flow.contains_key(flow)
+        self.by_flow.find(flow, |slot| flow_of(&self.entries, slot)).is_none()
     }
 
     /// Adds a session as one more copy of its connection.
@@ -139,16 +141,16 @@ impl Table {
             queued: false,
             serial,
         });
-        let first = self.by_connection.insert(connection, slot);
+        let first = self.by_connection.insert(&connection, slot, |slot| connection_of(&self.entries, slot));
         if let Some(entry) = self.entries.get_mut(slot) {
-            entry.sibling = first;
+            entry.sibling = first.and_then(narrow);
         }
         slot
     }
 
     /// The sessions of a connection go on, but its packets no longer find them.
     pub(super) fn detach(&mut self, connection: &FlowKey) {
-        self.by_connection.remove(connection);
+        self.by_connection.remove(connection, |slot| connection_of(&self.entries, slot));
     }
 
     /// Gives a session a replayed flow, which must be free, and returns its new name.
@@ -157,39 +159,42 @@ impl Table {
         let entry = self.entries.get_mut(slot)?;
         let id = FlowId(u64::try_from(slot).ok()? << 32 | u64::from(serial));
         entry.flow = Some((id, local));
-        self.by_flow.insert(FlowKey { client: local, server: entry.target }, slot);
+        let flow = FlowKey { client: local, server: entry.target };
+        self.by_flow.insert(&flow, slot, |slot| flow_of(&self.entries, slot));
         Some(id)
     }
 
     /// Takes the replayed flow from a session, and returns it.
     pub(super) fn unassign(&mut self, slot: usize) -> Option<(FlowId, FlowKey)> {
-        let entry = self.entries.get_mut(slot)?;
-        let (id, client) = entry.flow.take()?;
-        let flow = FlowKey { client, server: entry.target };
-        self.by_flow.remove(&flow);
+        let flow = flow_of(&self.entries, slot)?;
+        self.by_flow.remove(&flow, |slot| flow_of(&self.entries, slot));
+        let (id, _) = self.entries.get_mut(slot)?.flow.take()?;
         Some((id, flow))
     }
 
     /// Removes a session, which has no flow any more.
     pub(super) fn remove(&mut self, slot: usize) {
+        let Some(connection) = connection_of(&self.entries, slot) else { return };
+        let first = self.of_connection(&connection);
+        if first == Some(slot) {
+            self.detach(&connection);
+        }
         let Some(entry) = self.entries.try_remove(slot) else { return };
         self.buffered -= entry.accounted.buffered;
         self.memory -= entry.accounted.memory;
-        let Some(first) = self.by_connection.get(&entry.connection).copied() else { return };
-        if first == slot {
-            match entry.sibling {
-                Some(next) => self.by_connection.insert(entry.connection, next),
-                None => self.by_connection.remove(&entry.connection),
-            };
+        if first == Some(slot) {
+            if let Some(next) = entry.sibling.map(wide) {
+                self.by_connection.insert(&connection, next, |slot| connection_of(&self.entries, slot));
+            }
             return;
         }
-        let mut at = Some(first);
+        let mut at = first;
         while let Some(previous) = at.and_then(|at| self.entries.get_mut(at)) {
-            if previous.sibling == Some(slot) {
+            if previous.sibling.map(wide) == Some(slot) {
                 previous.sibling = entry.sibling;
                 return;
             }
-            at = previous.sibling;
+            at = previous.sibling.map(wide);
         }
     }
 
@@ -215,6 +220,7 @@ impl Table {
         let Some(entry) = self.entries.get_mut(slot) else { return };
         entry.queued = false;
         if let Some(deadline) = entry.session.poll_timeout()
+            && let Some(slot) = narrow(slot)
             && entry.armed.is_none_or(|armed| deadline < armed)
         {
             entry.armed = Some(deadline);
@@ -229,7 +235,7 @@ impl Table {
     fn sweep_deadlines(&mut self) {
         let Self { deadlines, entries, .. } = self;
         deadlines.retain(|Reverse((due, slot, serial))| {
-            entries.get(*slot).is_some_and(|entry| entry.serial == *serial && entry.armed == Some(*due))
+            entries.get(wide(*slot)).is_some_and(|entry| entry.serial == *serial && entry.armed == Some(*due))
         });
     }
 
@@ -282,6 +288,7 @@ impl Table {
                 return None;
             }
             self.deadlines.pop();
+            let slot = wide(slot);
             let current = self.entries.get_mut(slot).filter(|entry| entry.serial == serial);
             if let Some(entry) = current
                 && entry.armed == Some(due)
@@ -296,6 +303,26 @@ impl Table {
         self.serial = self.serial.wrapping_add(1);
         self.serial
     }
+}
+
+/// The captured connection of the session in a slot.
+fn connection_of(entries: &Slab<Entry>, slot: usize) -> Option<FlowKey> {
+    entries.get(slot).map(|entry| entry.connection)
+}
+
+/// The replayed flow of the session in a slot.
+fn flow_of(entries: &Slab<Entry>, slot: usize) -> Option<FlowKey> {
+    let entry = entries.get(slot)?;
+    entry.flow.map(|(_, client)| FlowKey { client, server: entry.target })
+}
+
+/// Slots are below `max_sessions`, so that half the width does.
+fn narrow(slot: usize) -> Option<u32> {
+    u32::try_from(slot).ok()
+}
+
+fn wide(slot: u32) -> usize {
+    usize::try_from(slot).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

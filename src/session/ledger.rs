@@ -6,7 +6,7 @@
 //! lost has no fate, but where the stream shows that it is missing, it is counted apart.
 
 use super::event::End;
-use crate::wire::{Counted, Tally};
+use crate::wire::Tally;
 
 /// What became of a captured upstream byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,38 +65,51 @@ impl Ledger {
     }
 }
 
-/// What one session has not entered into a [`Ledger`] yet.
+/// What one session has not entered into a [`Ledger`] yet: little at a time, and nothing between turns.
 #[derive(Debug, Default)]
-pub(super) struct Entries {
-    fates: [u64; <Fate as Counted>::ALL.len()],
-    discarded: Option<(End, u64)>,
-    missing: u64,
+pub(super) struct Entries(Vec<(Entry, u64)>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    Fate(Fate),
+    Discarded(End),
+    Missing,
 }
 
 impl Entries {
     pub(super) fn add(&mut self, fate: Fate, bytes: u64) {
-        if let Some(count) = self.fates.get_mut(fate.index()) {
-            *count += bytes;
-        }
+        self.put(Entry::Fate(fate), bytes);
     }
 
     pub(super) fn discard(&mut self, why: End, bytes: u64) {
-        self.discarded = Some((why, bytes));
+        self.put(Entry::Discarded(why), bytes);
     }
 
     pub(super) fn miss(&mut self, bytes: u64) {
-        self.missing += bytes;
+        self.put(Entry::Missing, bytes);
+    }
+
+    fn put(&mut self, entry: Entry, bytes: u64) {
+        match self.0.iter_mut().find(|(known, _)| *known == entry) {
+            Some((_, sum)) => *sum += bytes,
+            None if bytes == 0 => {}
+            None => self.0.push((entry, bytes)),
+        }
     }
 
     /// Moves everything over.
     pub(super) fn enter(&mut self, ledger: &mut Ledger) {
-        let Self { fates, discarded, missing } = std::mem::take(self);
-        for ((fate, _), bytes) in Fate::ALL.iter().zip(fates) {
-            ledger.fates.add(*fate, bytes);
+        for (entry, bytes) in self.0.drain(..) {
+            match entry {
+                Entry::Fate(fate) => ledger.fates.add(fate, bytes),
+                Entry::Discarded(why) => ledger.discarded.add(why, bytes),
+                Entry::Missing => ledger.missing += bytes,
+            }
         }
-        if let Some((why, bytes)) = discarded {
-            ledger.discarded.add(why, bytes);
-        }
-        ledger.missing += missing;
+    }
+
+    /// Gives back the room that nothing needs now.
+    pub(super) fn shrink(&mut self) {
+        self.0.shrink_to_fit();
     }
 }

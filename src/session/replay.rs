@@ -17,6 +17,8 @@ use super::sender::Range;
 use super::upstream::{Close, Inserted, Mark, Upstream};
 use crate::wire::{Flags, Seq, TcpHeader, Time};
 
+/// A session without a packet for this long rests: most connections of many do, and what they take is to be little.
+const REST: Duration = Duration::from_secs(2);
 /// How long the target may keep its side open after it has acknowledged our FIN.
 const LINGER: Duration = Duration::from_secs(60);
 
@@ -67,6 +69,8 @@ pub struct Session {
     pub(super) first_answer: Option<Time>,
     pub(super) reports: Reports,
     pub(super) last_activity: Time,
+    /// Buffers may have room for more than is in them.
+    pub(super) roomy: bool,
     /// Resets by the target since it last acknowledged something.
     pub(super) resets: u8,
     joining: Joining,
@@ -112,6 +116,7 @@ impl Session {
             first_answer: None,
             reports: Reports::default(),
             last_activity: now,
+            roomy: false,
             resets: 0,
             joining: Joining::default(),
             isn: None,
@@ -199,6 +204,7 @@ impl Session {
             Phase::Live => {}
         }
         self.last_activity = now;
+        self.roomy = true;
         let was_connected = self.client.is_connected();
         let gate = self.client.observe(now, header);
         if !was_connected
@@ -292,6 +298,11 @@ impl Session {
         {
             return self.end(now, why);
         }
+        if self.rest_due().is_some_and(|due| now >= due) {
+            self.roomy = false;
+            self.upstream.shrink();
+            self.events.shrink_to_fit();
+        }
         while self.hole_due().is_some_and(|due| now >= due) {
             self.upstream.skip_hole();
             self.after_client(now);
@@ -349,7 +360,12 @@ impl Session {
             Decision::Open(_) => Time::ZERO,
         });
         let expiry = self.expiry().map(|(due, _)| due);
-        [expiry, self.hole_due(), timer, ack, gate].into_iter().flatten().min()
+        [expiry, self.rest_due(), self.hole_due(), timer, ack, gate].into_iter().flatten().min()
+    }
+
+    /// When the buffers give back the room that they do not need.
+    fn rest_due(&self) -> Option<Time> {
+        self.roomy.then(|| self.last_activity + REST)
     }
 
     /// What happened, or is wanted.

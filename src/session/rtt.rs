@@ -9,25 +9,26 @@ const INITIAL_RTO: Duration = Duration::from_secs(1);
 /// Upper bound. Below the RFC's 60 s, so that sessions resume soon after a target comes back.
 const MAX_RTO: Duration = Duration::from_secs(4);
 
-/// The estimator of one connection.
+/// The estimator of one connection. In microseconds, and no more of them than 71 minutes have: there are many.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rtt {
-    smoothed: Option<Duration>,
-    variation: Duration,
+    smoothed: Option<u32>,
+    variation: u32,
     backoff: u8,
 }
 
 impl Rtt {
     /// Takes a measurement in, and ends the back-off.
     pub(super) fn sample(&mut self, rtt: Duration) {
+        let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         match self.smoothed {
             None => {
                 self.smoothed = Some(rtt);
                 self.variation = rtt / 2;
             }
             Some(smoothed) => {
-                self.variation = (self.variation * 3 + smoothed.abs_diff(rtt)) / 4;
-                self.smoothed = Some((smoothed * 7 + rtt) / 8);
+                self.variation = weighted(self.variation, 4, smoothed.abs_diff(rtt));
+                self.smoothed = Some(weighted(smoothed, 8, rtt));
             }
         }
         self.backoff = 0;
@@ -35,12 +36,13 @@ impl Rtt {
 
     /// The smoothed round-trip time, once measured.
     pub(super) fn smoothed(&self) -> Option<Duration> {
-        self.smoothed
+        self.smoothed.map(micros)
     }
 
     /// The timeout in force.
     pub(super) fn rto(&self) -> Duration {
-        let base = self.smoothed.map_or(INITIAL_RTO, |smoothed| smoothed + self.variation * 4);
+        let base =
+            self.smoothed.map_or(INITIAL_RTO, |smoothed| micros(smoothed) + micros(self.variation) * 4);
         base.max(MIN_RTO).saturating_mul(1 << self.backoff.min(8)).min(MAX_RTO)
     }
 
@@ -58,6 +60,17 @@ impl Rtt {
     pub(super) fn progress(&mut self) {
         self.backoff = 0;
     }
+}
+
+/// The mean, in which the new value has one part of `parts`.
+fn weighted(old: u32, parts: u8, new: u32) -> u32 {
+    let parts = u64::from(parts);
+    let sum = u64::from(old) * (parts - 1) + u64::from(new);
+    u32::try_from(sum / parts).unwrap_or(u32::MAX)
+}
+
+fn micros(micros: u32) -> Duration {
+    Duration::from_micros(micros.into())
 }
 
 #[cfg(test)]

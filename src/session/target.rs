@@ -18,6 +18,7 @@ impl Session {
     pub fn handle_target(&mut self, now: Time, header: &TcpHeader) -> Answer {
         let Some(connection) = &self.connection else { return Answer::Stray };
         self.last_activity = now;
+        self.roomy = true;
         match connection.state {
             State::SynSent => self.answer_in_syn_sent(now, header),
             State::Open | State::TimeWait(_) => self.answer_when_synchronized(now, header),

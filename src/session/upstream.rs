@@ -206,6 +206,13 @@ impl Upstream {
             + self.marks.capacity() * size_of::<Mark>()
     }
 
+    /// Gives back the room that nothing needs now.
+    pub(super) fn shrink(&mut self) {
+        self.chunks.shrink_to_fit();
+        self.marks.shrink_to_fit();
+        self.entries.shrink();
+    }
+
     /// Since when a hole keeps segments, or the close, waiting.
     pub(super) fn hole_since(&self) -> Option<Time> {
         let close = self.close.filter(|close| close.offset() > self.end).map(|_| self.close_mark.1);

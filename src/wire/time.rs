@@ -1,29 +1,38 @@
 //! Monotonic time as the sans-IO modules see it.
 
+use std::num::NonZero;
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
 
 /// A point in monotonic time: microseconds since a start the caller chose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Time(u64);
+///
+/// It holds one more than their number, so that `Option<Time>` takes no more: sessions have many of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(NonZero<u64>);
 
 impl Time {
     /// The start.
-    pub const ZERO: Self = Self(0);
+    pub const ZERO: Self = Self(NonZero::<u64>::MIN);
 
     /// `micros` microseconds after the start.
     pub const fn from_micros(micros: u64) -> Self {
-        Self(micros)
+        Self(NonZero::<u64>::MIN.saturating_add(micros))
     }
 
     /// Microseconds since the start.
     pub const fn micros(self) -> u64 {
-        self.0
+        self.0.get() - 1
     }
 
     /// The time from `earlier` to `self`; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
+        Duration::from_micros(self.micros().saturating_sub(earlier.micros()))
+    }
+}
+
+impl Default for Time {
+    fn default() -> Self {
+        Self::ZERO
     }
 }
 
