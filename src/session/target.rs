@@ -131,13 +131,16 @@ impl Session {
             }
             return Answer::Unacceptable;
         }
-        if matches!(connection.state, State::TimeWait(_)) {
+        let unacknowledged = connection.sender.una();
+        let last_is_under_way = matches!(self.upstream.close(), Some(Close::Fin(at))
+            if unacknowledged == at && connection.sender.max() > at);
+        if matches!(connection.state, State::TimeWait(_)) || (receiver.finished() && last_is_under_way) {
             // RFC 9293, 3.10.7.4: both sides had closed, this changes nothing. The target forgets a
-            // connection with our last ACK, and answers what comes after it with a reset.
+            // connection with our last ACK, or after TIME-WAIT when its own was lost, and answers what
+            // comes after that with a reset.
             self.end(now, End::Completed);
             return Answer::Reset;
         }
-        let unacknowledged = connection.sender.una();
         if self.first_answer.is_none() && self.acknowledged() > self.burst_start {
             // Its TCP took the request, and nobody answered it. It may have been served, so it is not
             // sent again.

@@ -62,6 +62,22 @@ fn a_reset_in_time_wait_is_no_failure() {
 }
 
 #[test]
+fn a_reset_for_want_of_the_last_acknowledgment_is_no_failure() {
+    for (closed, end) in [(true, End::Completed), (false, End::TargetReset)] {
+        let mut b = Bench::established();
+        let target = if closed { Flags::FIN } else { Flags::NONE };
+        b.target(1, 1, target | A, 0);
+        b.client(1, 1 + u32::from(closed), Flags::FIN | A, b"");
+        let ours: Vec<_> = b.run().into_iter().filter(|sent| sent.flags.fin()).collect();
+        assert_eq!(ours.len(), 1, "the FIN leaves");
+        // The target's acknowledgment of it was lost, and it has forgotten the connection since.
+        assert_eq!(b.target(1 + u32::from(closed), 0, Flags::RST, 0), Answer::Reset);
+        b.run();
+        assert_eq!(b.ended(), Some(end), "closed by the target: {closed}");
+    }
+}
+
+#[test]
 fn client_segments_that_cannot_belong_to_the_connection_change_nothing() {
     let mut b = Bench::established();
     assert_eq!(b.client(1, 1, pa(), b"one"), Taken::Data);
