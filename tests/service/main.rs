@@ -224,7 +224,12 @@ fn root_becomes_the_service_user_and_everything_works_on() {
         let thread = |name: &str, capabilities| (name.to_owned(), "54321".to_owned(), capabilities);
         assert_eq!(
             threads(&intercept),
-            [thread("acceptor", 0), thread("intercept", NET_ADMIN), thread("worker-0", NET_ADMIN)]
+            [
+                thread("acceptor", 0),
+                thread("bridge", 0),
+                thread("intercept", NET_ADMIN),
+                thread("worker-0", NET_ADMIN)
+            ]
         );
         assert_eq!(
             threads(&tcpcopy),
