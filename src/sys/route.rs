@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use super::netlink::{self, Malformed};
 use super::rtnetlink::{
-    IFINFOMSG_LEN, RTA_DST, RTA_OIF, RTM_GETLINK, RTN_UNICAST, Rtnetlink, address as netlink_address,
-    family_number, number, octets,
+    RTA_DST, RTA_OIF, RTN_UNICAST, Rtnetlink, Which, address as address_of, family_number, number, octets,
 };
 
 const RTM_GETROUTE: u16 = 26;
@@ -19,15 +18,12 @@ const RTA_VIA: u16 = 18;
 const RTAX_MTU: u16 = 2;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_MTU: u16 = 4;
 
 /// `struct rtmsg`, `struct ndmsg`.
 const RTMSG_LEN: usize = 12;
 const NDMSG_LEN: usize = 12;
 /// A neighbour's address is known: `NUD_REACHABLE`, `STALE`, `DELAY`, `PROBE`, `NOARP`, `PERMANENT`.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
-const ARPHRD_ETHER: u16 = 1;
 
 /// The address this host sends from to reach `address`: that address itself if it is one of this host.
 ///
@@ -92,20 +88,14 @@ pub fn next_hop(address: IpAddr, mark: u32) -> io::Result<Option<NextHop>> {
         other => other?,
     };
     let Some(destination) = destination else { return Ok(None) };
-    let link = rtnetlink.ask(
-        RTM_GETLINK,
-        |writer| {
-            let [i0, i1, i2, i3] = route.interface.to_ne_bytes();
-            // `struct ifinfomsg`: family, padding, type, interface, flags, which of them to change.
-            writer.put(&[0, 0, 0, 0, i0, i1, i2, i3, 0, 0, 0, 0, 0, 0, 0, 0]);
-        },
-        parse_ethernet,
-    )?;
-    Ok(link.map(|(source, mtu)| NextHop {
-        interface: route.interface,
-        source,
-        destination,
-        mtu: route.mtu.map_or(mtu, |of_route| of_route.min(mtu)),
+    let link = rtnetlink.link(Which::Index(route.interface))?;
+    Ok(link.and_then(|link| {
+        Some(NextHop {
+            interface: route.interface,
+            source: link.ethernet?,
+            destination,
+            mtu: route.mtu.map_or(link.mtu, |of_route| of_route.min(link.mtu)),
+        })
     }))
 }
 
@@ -125,9 +115,9 @@ fn parse_route(body: &[u8]) -> Result<Option<Route>, Malformed> {
         let attribute = attribute?;
         match attribute.kind {
             RTA_OIF => interface = number(attribute.payload),
-            RTA_GATEWAY => gateway = netlink_address(attribute.payload),
+            RTA_GATEWAY => gateway = address_of(attribute.payload),
             // `struct rtvia`: the family, and an address of it.
-            RTA_VIA => gateway = attribute.payload.get(2..).and_then(netlink_address),
+            RTA_VIA => gateway = attribute.payload.get(2..).and_then(address_of),
             RTA_METRICS => {
                 for metric in netlink::attributes(attribute.payload) {
                     let metric = metric?;
@@ -147,29 +137,14 @@ fn parse_neighbour(body: &[u8]) -> Result<Option<[u8; 6]>, Malformed> {
     let header = body.first_chunk::<NDMSG_LEN>().ok_or(Malformed)?;
     let [_, _, _, _, _, _, _, _, s0, s1, ..] = *header;
     let valid = u16::from_ne_bytes([s0, s1]) & NUD_VALID != 0;
-    attribute(body.get(NDMSG_LEN..).unwrap_or_default(), NDA_LLADDR)
-        .map(|payload| payload.and_then(|payload| payload.try_into().ok()).filter(|_| valid))
-}
-
-/// Address and MTU of an `RTM_NEWLINK` message's link, if it is an Ethernet.
-fn parse_ethernet(body: &[u8]) -> Result<Option<([u8; 6], u32)>, Malformed> {
-    let header = body.first_chunk::<IFINFOMSG_LEN>().ok_or(Malformed)?;
-    let [_, _, t0, t1, ..] = *header;
-    let ethernet = u16::from_ne_bytes([t0, t1]) == ARPHRD_ETHER;
-    let attributes = body.get(IFINFOMSG_LEN..).unwrap_or_default();
-    let address = attribute(attributes, IFLA_ADDRESS)?.and_then(|payload| payload.try_into().ok());
-    let mtu = attribute(attributes, IFLA_MTU)?.and_then(number);
-    Ok(address.zip(mtu).filter(|_| ethernet))
-}
-
-fn attribute(attributes: &[u8], kind: u16) -> Result<Option<&[u8]>, Malformed> {
-    for attribute in netlink::attributes(attributes) {
+    let mut address = None;
+    for attribute in netlink::attributes(body.get(NDMSG_LEN..).unwrap_or_default()) {
         let attribute = attribute?;
-        if attribute.kind == kind {
-            return Ok(Some(attribute.payload));
+        if attribute.kind == NDA_LLADDR {
+            address = attribute.payload.try_into().ok();
         }
     }
-    Ok(None)
+    Ok(address.filter(|_| valid))
 }
 
 #[cfg(test)]
@@ -223,18 +198,6 @@ mod tests {
         assert_eq!(neighbour(0x02, &[]), Ok(None));
         assert_eq!(neighbour(0x02, &[(NDA_LLADDR, &[1, 2, 3, 4])]), Ok(None), "no Ethernet address");
         assert_eq!(parse_neighbour(&[0; 11]), Err(Malformed));
-    }
-
-    #[test]
-    fn only_ethernet_links_count() {
-        let link = |kind: u16| {
-            let [t0, t1] = kind.to_ne_bytes();
-            let header = [0, 0, t0, t1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-            parse_ethernet(&body(&header, &[(IFLA_ADDRESS, &[6; 6]), (IFLA_MTU, &1500_u32.to_ne_bytes())]))
-        };
-        assert_eq!(link(ARPHRD_ETHER), Ok(Some(([6; 6], 1500))));
-        assert_eq!(link(772), Ok(None), "the loopback");
-        assert_eq!(parse_ethernet(&[0; 15]), Err(Malformed));
     }
 
     #[test]

@@ -12,10 +12,12 @@ use super::socket;
 
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_DELLINK: u16 = 17;
-pub(super) const RTM_GETLINK: u16 = 18;
+const RTM_GETLINK: u16 = 18;
 const RTM_NEWROUTE: u16 = 24;
 
+const IFLA_ADDRESS: u16 = 1;
 pub(super) const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
@@ -34,6 +36,7 @@ pub(super) const RTN_UNICAST: u8 = 1;
 pub(super) const IFF_UP: u32 = 0x1;
 const IFF_NOARP: u32 = 0x80;
 const IFF_MULTICAST: u32 = 0x1000;
+const ARPHRD_ETHER: u16 = 1;
 
 /// `struct ifinfomsg`.
 pub(super) const IFINFOMSG_LEN: usize = 16;
@@ -59,6 +62,10 @@ pub(super) struct Link {
     pub(super) flags: u32,
     pub(super) name: String,
     pub(super) alias: Option<String>,
+    /// Its own address, if it is an Ethernet.
+    pub(super) ethernet: Option<[u8; 6]>,
+    /// The longest packet, in bytes; 0 if the message does not say.
+    pub(super) mtu: u32,
 }
 
 /// How a link is named in a request.
@@ -285,7 +292,7 @@ impl Which<'_> {
 /// such as a bridge's that a port has left, rather than the link's own.
 pub(super) fn parse_link(body: &[u8]) -> Result<Option<Link>, Malformed> {
     let header = body.first_chunk::<IFINFOMSG_LEN>().ok_or(Malformed)?;
-    let [family, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *header;
+    let [family, _, t0, t1, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *header;
     if i32::from(family) != libc::AF_UNSPEC {
         return Ok(None);
     }
@@ -294,12 +301,17 @@ pub(super) fn parse_link(body: &[u8]) -> Result<Option<Link>, Malformed> {
         flags: u32::from_ne_bytes([f0, f1, f2, f3]),
         name: String::new(),
         alias: None,
+        ethernet: None,
+        mtu: 0,
     };
+    let is_ethernet = u16::from_ne_bytes([t0, t1]) == ARPHRD_ETHER;
     for attribute in netlink::attributes(body.get(IFINFOMSG_LEN..).unwrap_or_default()) {
         let attribute = attribute?;
         match attribute.kind {
             IFLA_IFNAME => link.name = text(attribute.payload),
             IFLA_IFALIAS => link.alias = Some(text(attribute.payload)),
+            IFLA_ADDRESS if is_ethernet => link.ethernet = attribute.payload.try_into().ok(),
+            IFLA_MTU => link.mtu = number(attribute.payload).unwrap_or_default(),
             _ => {}
         }
     }
@@ -370,8 +382,21 @@ mod tests {
             flags: u32::from_ne_bytes([1, 0, 0, 0]),
             name: "sink".into(),
             alias: Some("alias".into()),
+            ethernet: None,
+            mtu: 0,
         };
         assert_eq!(link, Ok(Some(expected)));
+    }
+
+    #[test]
+    fn only_an_ethernet_has_an_address_for_packets() {
+        let attributes: [(u16, &[u8]); 2] = [(IFLA_ADDRESS, &[6; 6]), (IFLA_MTU, &1500_u32.to_ne_bytes())];
+        let mut body = body(0, &attributes);
+        for (kind, address) in [(ARPHRD_ETHER, Some([6; 6])), (772, None)] {
+            body[2..4].copy_from_slice(&kind.to_ne_bytes());
+            let link = parse_link(&body).unwrap().unwrap();
+            assert_eq!((link.ethernet, link.mtu), (address, 1500), "type {kind}");
+        }
     }
 
     #[test]
