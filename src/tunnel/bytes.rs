@@ -12,8 +12,8 @@ pub(super) struct Bytes {
 impl Bytes {
     /// Room to read into, of `want` bytes or more.
     pub(super) fn space(&mut self, want: usize) -> &mut [u8] {
-        if self.start > 0 {
-            // Less than a record is left over.
+        if self.start == self.end || self.start >= want {
+            // What was taken makes at least as much room as is wanted.
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;

@@ -3,7 +3,9 @@
 //! A frame is a length (u32, of what follows it), a kind (u8) and a body. Numbers are in network
 //! byte order. Batches are frames whose body is a sequence of records.
 
+use super::bytes::Bytes;
 use super::frame::{Kind, Reader, Record};
+use super::going::Going;
 
 /// The largest frame after the handshake, its length field not counted.
 pub(super) const MAX_FRAME: usize = 1 << 16;
@@ -35,11 +37,8 @@ pub enum FrameError {
 /// Bytes to frames, in place.
 #[derive(Debug)]
 pub(super) struct Decoder {
-    buffer: Vec<u8>,
-    /// What is not yet consumed: `start..end` of the buffer.
-    start: usize,
-    end: usize,
-    /// The frame being read, with where it ends.
+    came: Bytes,
+    /// The frame being read, with what is left of it.
     frame: Option<(Kind, usize)>,
     max_frame: usize,
     unknown: u64,
@@ -48,7 +47,7 @@ pub(super) struct Decoder {
 impl Decoder {
     /// A decoder that takes small frames only, until [`Decoder::open_up`].
     pub(super) fn new() -> Self {
-        Self { buffer: Vec::new(), start: 0, end: 0, frame: None, max_frame: MAX_HELLO, unknown: 0 }
+        Self { came: Bytes::default(), frame: None, max_frame: MAX_HELLO, unknown: 0 }
     }
 
     /// The handshake is over: frames may have their full size.
@@ -63,12 +62,12 @@ impl Decoder {
 
     /// Memory that it takes, in bytes.
     pub(super) fn memory(&self) -> usize {
-        self.buffer.capacity()
+        self.came.memory()
     }
 
     /// Bytes that wait to be decoded.
     pub(super) fn buffered(&self) -> usize {
-        self.end - self.start
+        self.unread().len()
     }
 
     pub(super) fn space(&mut self) -> &mut [u8] {
@@ -77,34 +76,19 @@ impl Decoder {
 
     /// Room for `want` bytes or more.
     pub(super) fn room(&mut self, want: usize) -> &mut [u8] {
-        if self.start == self.end && self.frame.is_none() {
-            self.start = 0;
-            self.end = 0;
-        } else if self.start >= want {
-            // Past frames make at least as much room as is wanted.
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            if let Some((_, frame_end)) = &mut self.frame {
-                *frame_end -= self.start;
-            }
-            self.start = 0;
-        }
-        if self.buffer.len() < self.end + want {
-            self.buffer.resize(self.end + want, 0);
-        }
-        self.buffer.get_mut(self.end..).unwrap_or_default()
+        self.came.space(want)
     }
 
     pub(super) fn filled(&mut self, n: usize) {
-        self.end = self.buffer.len().min(self.end + n);
+        self.came.filled(n);
     }
 
     /// The kind of the frame that records are read from: the current one, else the next one if it
     /// is there as a whole.
     pub(super) fn frame(&mut self) -> Result<Option<Kind>, FrameError> {
         loop {
-            if let Some((kind, frame_end)) = self.frame {
-                if self.start < frame_end || !kind.is_batch() {
+            if let Some((kind, left)) = self.frame {
+                if left > 0 || !kind.is_batch() {
                     return Ok(Some(kind));
                 }
                 self.frame = None;
@@ -124,13 +108,12 @@ impl Decoder {
             else {
                 return Ok(None);
             };
-            let frame_end = self.start + LENGTH_BYTES + frame_len;
             if let Some(kind) = Kind::from_code(code) {
-                self.start += LENGTH_BYTES + 1;
-                self.frame = Some((kind, frame_end));
+                self.came.consume(LENGTH_BYTES + 1);
+                self.frame = Some((kind, frame_len - 1));
             } else {
                 self.unknown += 1;
-                self.start = frame_end;
+                self.came.consume(LENGTH_BYTES + frame_len);
             }
         }
     }
@@ -138,24 +121,26 @@ impl Decoder {
     /// The next record of the current frame. A frame that is no batch holds one; what follows it in
     /// the body belongs to later minor versions and is passed over.
     pub(super) fn record<R: Record>(&mut self) -> Result<R, FrameError> {
-        let Some((kind, frame_end)) = self.frame else {
+        let Some((kind, left)) = self.frame else {
             return Err(FrameError::Body(Kind::Hello));
         };
-        let body = self.buffer.get(self.start..frame_end).unwrap_or_default();
+        let body = self.came.unread().get(..left).unwrap_or_default();
         let mut reader = Reader(body);
         let record = R::read(&mut reader).ok_or(FrameError::Body(kind))?;
         if kind.is_batch() {
-            self.start += body.len() - reader.0.len();
+            let taken = left - reader.0.len();
+            self.frame = Some((kind, reader.0.len()));
+            self.came.consume(taken);
         } else {
-            self.start = frame_end;
             self.frame = None;
+            self.came.consume(left);
         }
         Ok(record)
     }
 
     /// What is not yet consumed.
     pub(super) fn unread(&self) -> &[u8] {
-        self.buffer.get(self.start..self.end).unwrap_or_default()
+        self.came.unread()
     }
 }
 
@@ -164,22 +149,20 @@ pub(super) fn frame(kind: Kind, bytes: &[u8]) -> Vec<u8> {
     let mut output = Output::new(MAX_HELLO);
     let fits = output.record(kind, bytes);
     debug_assert!(fits, "{kind:?} is no frame of the handshake");
-    output.buffer
+    output.pending().to_vec()
 }
 
 /// Frames to bytes, bounded.
 #[derive(Debug)]
 pub(super) struct Output {
-    buffer: Vec<u8>,
-    start: usize,
+    going: Going,
     /// The last frame, while records can join it: its kind and where its length field is.
     open: Option<(Kind, usize)>,
-    limit: usize,
 }
 
 impl Output {
     pub(super) fn new(limit: usize) -> Self {
-        Self { buffer: Vec::new(), start: 0, open: None, limit }
+        Self { going: Going::new(limit, KEPT), open: None }
     }
 
     /// Appends a record: to the last frame if it is of the same batch kind, has room and none of it
@@ -187,24 +170,23 @@ impl Output {
     /// lost, leave a quarter of the room (at most [`RESERVE`]) to what cannot.
     #[must_use]
     pub(super) fn record(&mut self, kind: Kind, bytes: &[u8]) -> bool {
-        let reserve = if kind == Kind::Headers { RESERVE.min(self.limit / 4) } else { 0 };
-        if self.pending().len() + bytes.len() + LENGTH_BYTES + 1 > self.limit - reserve {
+        let reserve = if kind == Kind::Headers { RESERVE.min(self.going.limit() / 4) } else { 0 };
+        if !self.going.has_room(bytes.len() + LENGTH_BYTES + 1 + reserve) {
             return false;
         }
         let at = match self.open {
-            Some((open, at)) if open == kind && self.buffer.len() - at + bytes.len() <= BATCH => at,
+            Some((open, at)) if open == kind && self.going.end() - at + bytes.len() <= BATCH => at,
             Some(_) | None => {
-                let at = self.buffer.len();
-                self.buffer.extend_from_slice(&[0; LENGTH_BYTES]);
-                self.buffer.push(kind.code());
+                let at = self.going.end();
+                self.going.push(&[0; LENGTH_BYTES]);
+                self.going.push(&[kind.code()]);
                 self.open = kind.is_batch().then_some((kind, at));
                 at
             }
         };
-        self.buffer.extend_from_slice(bytes);
-        let length = u32::try_from(self.buffer.len() - at - LENGTH_BYTES).unwrap_or(u32::MAX);
-        if let Some(field) = self.buffer.get_mut(at..at + LENGTH_BYTES) {
-            field.copy_from_slice(&length.to_be_bytes());
+        self.going.push(bytes);
+        if let Some((field, rest)) = self.going.since(at).and_then(<[u8]>::split_first_chunk_mut) {
+            *field = u32::try_from(rest.len()).unwrap_or(u32::MAX).to_be_bytes();
         }
         true
     }
@@ -213,7 +195,7 @@ impl Output {
     /// can be on its way.
     pub(super) fn replace_last(&mut self, kind: Kind, bytes: &[u8]) -> bool {
         let Some((_, at)) = self.open.filter(|(open, _)| *open == kind) else { return false };
-        let records = self.buffer.get_mut(at + LENGTH_BYTES + 1..).unwrap_or_default();
+        let records = self.going.since(at + LENGTH_BYTES + 1).unwrap_or_default();
         let Some(place) = records.len().checked_sub(bytes.len()).and_then(|start| records.get_mut(start..))
         else {
             return false;
@@ -223,35 +205,20 @@ impl Output {
     }
 
     pub(super) fn pending(&self) -> &[u8] {
-        self.buffer.get(self.start..).unwrap_or_default()
+        self.going.pending()
     }
 
     /// Memory that it takes, in bytes.
     pub(super) fn memory(&self) -> usize {
-        self.buffer.capacity()
+        self.going.memory()
     }
 
     pub(super) fn sent(&mut self, n: usize) {
-        self.start = self.buffer.len().min(self.start + n);
-        if self.start == self.buffer.len() {
-            self.buffer.clear();
-            self.start = 0;
+        let moved = self.going.sent(n);
+        // A frame of which something is written takes no more records.
+        self.open = self.open.and_then(|(kind, at)| Some((kind, at.checked_sub(moved)?)));
+        if self.open.is_some_and(|(_, at)| self.going.since(at).is_none()) {
             self.open = None;
-            // What a peer's slowness, or many claims at once, took is given back.
-            if self.buffer.capacity() > KEPT {
-                self.buffer = Vec::new();
-            }
-            return;
-        }
-        if self.open.is_some_and(|(_, at)| self.start > at) {
-            self.open = None;
-        }
-        if self.start > self.limit / 2 {
-            self.buffer.drain(..self.start);
-            if let Some((_, at)) = &mut self.open {
-                *at -= self.start;
-            }
-            self.start = 0;
         }
     }
 }

@@ -30,6 +30,7 @@ mod channel;
 mod client;
 mod codec;
 pub mod frame;
+mod going;
 #[cfg(test)]
 mod keyed_tests;
 pub mod legacy;

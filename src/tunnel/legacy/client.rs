@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::super::bytes::Bytes;
+use super::super::going::Going;
 use super::super::{Claimer, ClientEvent, Closed, Endpoint, Limits};
+use super::KEPT;
 use super::codec::{self, Fault, MAX_RECORDS, MESSAGE, RECORD};
-use super::going::Going;
 use crate::wire::{FlowId, FlowKey, Time};
 
 /// Room offered to one read.
@@ -36,7 +37,7 @@ pub struct Client {
 impl Client {
     /// A connection just made: its version is pending. Of the limits, that of the output counts.
     pub fn new(limits: Limits) -> Self {
-        let mut going = Going::new(limits.output);
+        let mut going = Going::new(limits.output, KEPT);
         going.push(&codec::opening());
         Self { state: State::Fresh, came: Bytes::default(), records: 0, going }
     }
@@ -137,6 +138,6 @@ impl Endpoint for Client {
     }
 
     fn sent(&mut self, n: usize) {
-        self.going.sent(n);
+        let _ = self.going.sent(n);
     }
 }

@@ -21,10 +21,12 @@
 
 mod client;
 mod codec;
-mod going;
 mod server;
 #[cfg(test)]
 mod tests;
+
+/// Room that an empty output keeps.
+const KEPT: usize = 64 << 10;
 
 pub use client::Client;
 pub(super) use codec::is_opening;

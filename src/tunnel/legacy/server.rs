@@ -1,9 +1,10 @@
 //! intercept's end of a connection with a C tcpcopy.
 
 use super::super::bytes::Bytes;
+use super::super::going::Going;
 use super::super::{Closed, Endpoint, Limits};
+use super::KEPT;
 use super::codec::{self, MAX_RECORDS, MESSAGE, Message, RECORD};
-use super::going::Going;
 use crate::wire::{FlowKey, Outgoing, TcpHeader, Time};
 
 /// Room offered to one read.
@@ -145,7 +146,7 @@ impl Endpoint for Server {
     }
 
     fn sent(&mut self, n: usize) {
-        self.going.closed.sent(n);
+        let _ = self.going.closed.sent(n);
     }
 }
 
@@ -159,7 +160,7 @@ struct Frames {
 
 impl Frames {
     fn new(limit: usize) -> Self {
-        Self { closed: Going::new(limit), open: Vec::new() }
+        Self { closed: Going::new(limit, KEPT), open: Vec::new() }
     }
 
     fn push(&mut self, record: &[u8; RECORD]) -> bool {
