@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use namespace::isolated;
 use tcpcopy::capture::{
-    HeaderSource, PacketOptions, PacketSource, PacketTap, ResponseOptions, Source, open_header_sources,
-    open_packet_sources,
+    Captured, HeaderSource, PacketOptions, PacketSource, PacketTap, ResponseOptions, Source,
+    open_header_sources, open_packet_sources,
 };
 use tcpcopy::sys::raw::RawSender;
-use tcpcopy::wire::{Flags, Mapping, Outgoing, Seq, TcpHeader, TcpOptions, flow, parse};
+use tcpcopy::wire::{Flags, Mapping, Outgoing, Packet, Seq, TcpHeader, TcpOptions, flow, parse};
 
 const OWN_MARK: u32 = 7;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -47,18 +47,23 @@ fn streamed(segments: &[Segment]) -> u32 {
     ranges.iter().fold(0, |end, (at, len)| if *at <= end { end.max(at + len) } else { end })
 }
 
-/// Takes what has come, each packet at the worker it belongs to, and all of them with a checksum or none.
-fn take(sources: &mut [PacketSource], has_checksum: bool, seen: &mut Seen) {
+/// Takes what has come, each packet at the worker that its client's end, by `client_of`, belongs to. `check` looks at each.
+fn take_all<S: Source>(
+    sources: &mut [S],
+    client_of: fn(&Packet<'_>) -> SocketAddr,
+    check: impl Fn(&Captured<'_>, &Packet<'_>),
+    seen: &mut Seen,
+) {
     let workers = u16::try_from(sources.len()).unwrap();
     for (worker, source) in (0..).zip(sources) {
         loop {
             let received = source
                 .receive(&mut |captured| {
                     let packet = parse(captured.bytes, captured.original_len).unwrap();
-                    assert_eq!((packet.dst.port(), flow::split(packet.src, workers)), (80, worker));
-                    assert_eq!(packet.payload.len(), packet.header.payload_len as usize);
-                    assert_eq!(captured.has_checksum, has_checksum);
-                    let segments = seen.entry(packet.src).or_default();
+                    let client = client_of(&packet);
+                    assert_eq!(flow::split(client, workers), worker);
+                    check(&captured, &packet);
+                    let segments = seen.entry(client).or_default();
                     segments.push((packet.header.flags, packet.header.seq, packet.header.payload_len));
                 })
                 .unwrap();
@@ -67,6 +72,26 @@ fn take(sources: &mut [PacketSource], has_checksum: bool, seen: &mut Seen) {
                 break;
             }
         }
+    }
+}
+
+/// Takes what clients have sent, all of it with a checksum or none.
+fn take(sources: &mut [PacketSource], has_checksum: bool, seen: &mut Seen) {
+    let check = |captured: &Captured<'_>, packet: &Packet<'_>| {
+        assert_eq!((packet.dst.port(), captured.has_checksum), (80, has_checksum));
+        assert_eq!(packet.payload.len(), packet.header.payload_len as usize);
+    };
+    take_all(sources, |packet| packet.src, check, seen);
+}
+
+/// These clients and no others were seen, each with one SYN, one FIN and all of its bytes.
+fn expect_streams(seen: &Seen, mut clients: Vec<SocketAddr>, bytes: usize) {
+    clients.sort();
+    assert_eq!(seen.keys().copied().collect::<Vec<_>>(), clients);
+    for (client, segments) in seen {
+        let with = |flag: fn(&Flags) -> bool| segments.iter().filter(|(flags, ..)| flag(flags)).count();
+        assert_eq!((with(|f| f.syn()), with(|f| f.fin())), (1, 1), "{client}");
+        assert_eq!(streamed(segments) as usize, bytes, "{client}");
     }
 }
 
@@ -107,15 +132,10 @@ fn each_worker_gets_its_clients_packets_whole_and_once() {
             converse(&listeners[0], 10);
             take(&mut sources, false, &mut seen);
 
-            clients.sort();
-            assert_eq!(seen.keys().copied().collect::<Vec<_>>(), clients, "{workers} workers");
+            expect_streams(&seen, clients, BYTES);
             for (client, segments) in &seen {
-                let with =
-                    |flag: fn(&Flags) -> bool| segments.iter().filter(|(flags, ..)| flag(flags)).count();
                 let pure = |(flags, _, len): &&Segment| *len == 0 && !flags.syn() && !flags.fin();
-                assert_eq!((with(|f| f.syn()), with(|f| f.fin())), (1, 1), "{client}");
                 assert_eq!(segments.iter().filter(pure).count(), 1, "{client}: {segments:?}");
-                assert_eq!(streamed(segments) as usize, BYTES, "{client}");
             }
             let counters = tap.counters().unwrap();
             assert_eq!(counters.dropped, 0);
@@ -168,26 +188,13 @@ fn open_headers(workers: u16, targets: &[SocketAddr]) -> (Vec<HeaderSource>, Pac
     open_header_sources(ResponseOptions { targets, clients: &[] }, workers).unwrap()
 }
 
-/// Takes the responses that have come, each at the worker it belongs to.
+/// Takes the headers of the responses that have come.
 fn take_headers(sources: &mut [HeaderSource], seen: &mut Seen) {
-    let workers = u16::try_from(sources.len()).unwrap();
-    for (worker, source) in (0..).zip(sources) {
-        loop {
-            let received = source
-                .receive(&mut |captured| {
-                    let packet = parse(captured.bytes, captured.original_len).unwrap();
-                    assert_eq!((packet.src.port(), flow::split(packet.dst, workers)), (80, worker));
-                    assert!(captured.bytes.len() <= 128 && packet.payload.len() < 128);
-                    let segments = seen.entry(packet.dst).or_default();
-                    segments.push((packet.header.flags, packet.header.seq, packet.header.payload_len));
-                })
-                .unwrap();
-            assert_eq!((received.malformed, received.overruns, received.refused), (0, 0, 0));
-            if !received.full {
-                break;
-            }
-        }
-    }
+    let check = |captured: &Captured<'_>, packet: &Packet<'_>| {
+        assert_eq!(packet.src.port(), 80);
+        assert!(captured.bytes.len() <= 128 && packet.payload.len() < 128);
+    };
+    take_all(sources, |packet| packet.dst, check, seen);
 }
 
 /// A connection on which so many bytes come from the server, which closes it. Returns the client's end.
@@ -226,14 +233,7 @@ fn each_worker_gets_the_headers_of_its_responses_once() {
             download(&listeners[0], 10);
             take_headers(&mut sources, &mut seen);
 
-            clients.sort();
-            assert_eq!(seen.keys().copied().collect::<Vec<_>>(), clients, "{workers} workers");
-            for (client, segments) in &seen {
-                let with =
-                    |flag: fn(&Flags) -> bool| segments.iter().filter(|(flags, ..)| flag(flags)).count();
-                assert_eq!((with(|f| f.syn()), with(|f| f.fin())), (1, 1), "{client}");
-                assert_eq!(streamed(segments) as usize, BYTES, "{client}");
-            }
+            expect_streams(&seen, clients, BYTES);
             let merged = seen.values().flatten().filter(|(.., len)| *len > 60_000).count();
             assert!(merged > 0, "no super-packet was among them");
             let segments: usize = seen.values().map(Vec::len).sum();

@@ -95,26 +95,14 @@ pub(super) fn selected<T: Hash>(connection: &T, percent: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-    use std::sync::Arc;
 
     use super::super::config::Local;
     use super::*;
     use crate::wire::FlowKey;
 
     fn config(pools: &[&str], workers: u16, worker: u16) -> Config {
-        Config {
-            session: Arc::default(),
-            mappings: Vec::new(),
-            pools: pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
-            local: None,
-            copies: 1,
-            percent: 100,
-            workers,
-            worker,
-            mtu: 1500,
-            max_sessions: 10,
-            memory_limit: 1000,
-        }
+        let pools = pools.iter().map(|pool| pool.parse().expect("prefix")).collect();
+        Config { pools, workers, worker, ..Config::new(Vec::new()) }
     }
 
     fn addr(text: &str) -> SocketAddr {

@@ -46,6 +46,23 @@ pub struct Local {
 }
 
 impl Config {
+    /// One worker that replays all of it once, from the clients' own addresses, without limits.
+    pub fn new(mappings: Vec<Mapping>) -> Self {
+        Self {
+            session: Arc::default(),
+            mappings,
+            pools: Vec::new(),
+            local: None,
+            copies: 1,
+            percent: 100,
+            workers: 1,
+            worker: 0,
+            mtu: 1500,
+            max_sessions: usize::MAX,
+            memory_limit: usize::MAX,
+        }
+    }
+
     /// The target of connections to `online`. A mapping that names the address goes before one that
     /// does not.
     pub(super) fn target_of(&self, online: SocketAddr) -> Option<SocketAddr> {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use slab::Slab;
 
-use super::index::Index;
+use super::index::{Index, narrow, wide};
 use crate::session::{Ledger, Session};
 use crate::wire::{FlowId, FlowKey, Time};
 
@@ -314,15 +314,6 @@ fn connection_of(entries: &Slab<Entry>, slot: usize) -> Option<FlowKey> {
 fn flow_of(entries: &Slab<Entry>, slot: usize) -> Option<FlowKey> {
     let entry = entries.get(slot)?;
     entry.flow.map(|(_, client)| FlowKey { client, server: entry.target })
-}
-
-/// Slots are below `max_sessions`, so that half the width does.
-fn narrow(slot: usize) -> Option<u32> {
-    u32::try_from(slot).ok()
-}
-
-fn wide(slot: u32) -> usize {
-    usize::try_from(slot).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

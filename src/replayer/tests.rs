@@ -18,19 +18,8 @@ fn addr(text: &str) -> SocketAddr {
 }
 
 fn config() -> Config {
-    Config {
-        session: Arc::default(),
-        mappings: vec![Mapping { online: None, port: 80, target: addr(TARGET) }],
-        pools: Vec::new(),
-        local: None,
-        copies: 1,
-        percent: 100,
-        workers: 1,
-        worker: 0,
-        mtu: 1500,
-        max_sessions: 100,
-        memory_limit: 1 << 20,
-    }
+    let mapping = Mapping { online: None, port: 80, target: addr(TARGET) };
+    Config { max_sessions: 100, memory_limit: 1 << 20, ..Config::new(vec![mapping]) }
 }
 
 fn header(seq: u32, ack: u32, flags: Flags, payload_len: usize) -> TcpHeader {

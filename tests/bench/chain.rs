@@ -66,19 +66,7 @@ pub(crate) struct Chain {
 
 impl Chain {
     pub(crate) fn new() -> Self {
-        let config = Config {
-            session: Arc::default(),
-            mappings: vec![Mapping { online: None, port: 80, target: target() }],
-            pools: Vec::new(),
-            local: None,
-            copies: 1,
-            percent: 100,
-            workers: 1,
-            worker: 0,
-            mtu: 1500,
-            max_sessions: usize::MAX,
-            memory_limit: usize::MAX,
-        };
+        let config = Config::new(vec![Mapping { online: None, port: 80, target: target() }]);
         let now = Time::from_micros(1_000_000);
         let mut replayer = Replayer::new(Arc::new(config));
         replayer.set_reachable(now, true);

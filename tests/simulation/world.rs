@@ -90,18 +90,14 @@ impl World {
         let targets =
             ["10.2.0.2", "fd02::2"].map(|ip| SocketAddr::new(ip.parse().expect("address"), target::PORT));
         let dialogues = client::dialogues(&setup, online, &mut rng);
+        let mappings = targets.map(|target| Mapping { online: None, port: 80, target }).to_vec();
         let config = Config {
             session: Arc::new(setup.session.clone()),
-            mappings: targets.map(|target| Mapping { online: None, port: 80, target }).to_vec(),
             pools: setup.pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
-            local: None,
             copies: setup.copies,
-            percent: 100,
-            workers: 1,
-            worker: 0,
-            mtu: 1500,
             max_sessions: 10_000,
             memory_limit: setup.memory_limit,
+            ..Config::new(mappings)
         };
         let seen = dialogues.iter().map(|dialogue| vec![false; dialogue.packets.len()]).collect();
         let mut world = Self {

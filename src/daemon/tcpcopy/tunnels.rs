@@ -344,19 +344,7 @@ mod tests {
     use crate::wire::flow::SPLIT_SEED;
 
     fn replayer() -> Replayer {
-        Replayer::new(Arc::new(Config {
-            session: Arc::default(),
-            mappings: Vec::new(),
-            pools: Vec::new(),
-            local: None,
-            copies: 1,
-            percent: 100,
-            workers: 1,
-            worker: 0,
-            mtu: 1500,
-            max_sessions: 1,
-            memory_limit: 1 << 20,
-        }))
+        Replayer::new(Arc::new(Config { memory_limit: 1 << 20, ..Config::new(Vec::new()) }))
     }
 
     /// An intercept of one worker that reads a hello, and then nothing until it is told to go.
