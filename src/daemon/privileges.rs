@@ -7,7 +7,29 @@ use nix::unistd::{self, Gid, User};
 
 use super::exit::{Code, Failure};
 use crate::config::DEFAULT_USER;
-use crate::sys::capabilities::{Capability, has_more_than, keep_capabilities};
+use crate::sys::capabilities::{Capability, has_more_than, is_ambient, keep_capabilities, lower_ambient};
+use crate::sys::handover::{self, Kind};
+
+/// Gives up CAP_NET_RAW if a service manager has handed it down: the program executes itself again without, and with
+/// sockets of these kinds open. In a sandbox there is no other way, as it forbids [`give_up`] to do it.
+///
+/// To be called before anything else is open. It returns if there is nothing to give up, if the sockets cannot be
+/// opened, which is told where they are used, or with the error that the execution failed with.
+pub(super) fn execute_without_net_raw(kinds: impl Iterator<Item = Kind>) -> io::Result<()> {
+    if !is_ambient(Capability::NetRaw) {
+        return Ok(());
+    }
+    let mut sockets = Vec::new();
+    for kind in kinds {
+        match kind.open() {
+            Ok(socket) => sockets.push(socket),
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            Err(_) => return Ok(()),
+        }
+    }
+    lower_ambient(Capability::NetRaw)?;
+    Err(handover::execute_again(sockets))
+}
 
 /// Becomes `user`, if the process is root and there is such a user, and keeps no capability but `needed`. To be called
 /// after all that root alone may do, and before there are other threads: they have no more than this one.
@@ -20,6 +42,7 @@ pub(super) fn give_up(user: &str, needed: &[Capability]) -> Result<(), Failure> 
     if let Err(error) = prctl::set_no_new_privs() {
         tracing::warn!(%error, "the process could gain privileges by starting programs; it starts none");
     }
+    handover::close();
     keep(needed);
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::fmt;
 
 use crate::config::{CaptureSource, intercept, tcpcopy};
 use crate::sys::capabilities::{Capability, has_capability};
+use crate::sys::handover;
 use host::Host;
 
 /// What was looked at.
@@ -83,7 +84,12 @@ pub fn online(settings: &tcpcopy::Settings) -> Vec<Finding> {
         CaptureSource::Packet if settings.embedded.is_some() => Netfilter::Queues,
         CaptureSource::Packet => Netfilter::Nothing,
     };
-    let mut findings = privileges("tcpcopy", &[Capability::NetAdmin, Capability::NetRaw], netfilter);
+    let mut needed = vec![Capability::NetAdmin];
+    // The sockets that take it may be open already.
+    if !handover::has_sockets() {
+        needed.push(Capability::NetRaw);
+    }
+    let mut findings = privileges("tcpcopy", &needed, netfilter);
     findings.extend(online_host(settings));
     findings
 }

@@ -6,6 +6,7 @@
 
 pub mod capabilities;
 pub mod expr;
+pub mod handover;
 pub mod links;
 pub mod mmsg;
 pub mod netlink;

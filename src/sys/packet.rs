@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 
+use super::handover::Kind;
 use super::mmsg::ReceiveBatch;
 use super::socket::{self, BufferSize};
 
@@ -84,6 +85,10 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
+    /// What it is opened from, CAP_NET_RAW being needed for it. Without a protocol it is not bound, and receives nothing
+    /// before the filter is there.
+    pub const KIND: Kind = Kind { domain: Domain::PACKET, r#type: Type::DGRAM, protocol: None };
+
     /// Opens one that takes nothing yet. Needs CAP_NET_RAW, and CAP_NET_ADMIN for a large buffer.
     pub fn open(version: IpVersion, receive_buffer: usize) -> io::Result<Self> {
         let mut this = Self::unbound()?;
@@ -95,8 +100,7 @@ impl PacketSocket {
 
     /// One to be set up further before it is bound.
     pub(super) fn unbound() -> io::Result<Self> {
-        // Without a protocol it is not bound, and receives nothing before the filter is there.
-        let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+        let socket = Self::KIND.open()?;
         socket.set_nonblocking(true)?;
         let this = Self { socket, buffer: None };
         this.close()?;

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::handover::Kind;
 use super::socket::{self, BufferSize};
 
 /// Bytes that may wait in the network stack for each family before a send fails with `WouldBlock`.
@@ -25,6 +26,11 @@ pub struct RawSender {
 }
 
 impl RawSender {
+    /// What it is opened from, CAP_NET_RAW being needed for it.
+    pub fn kinds() -> [Kind; 2] {
+        [Domain::IPV4, Domain::IPV6].map(kind)
+    }
+
     /// Opens both families' sockets, whose packets carry `mark` (`SO_MARK`). A host without IPv6 is no error.
     ///
     /// Needs CAP_NET_RAW, and CAP_NET_ADMIN for the mark.
@@ -76,13 +82,17 @@ impl RawSender {
 }
 
 fn open_family(domain: Domain, mark: u32) -> io::Result<Socket> {
-    // IPPROTO_RAW is send-only: a raw socket receives packets of its own protocol number, and nobody sends 255.
-    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+    let socket = kind(domain).open()?;
     socket.set_nonblocking(true)?;
     socket.set_mark(mark)?;
     // Should somebody send 255 after all, it finds no room to pile up.
     socket.set_recv_buffer_size(0)?;
     Ok(socket)
+}
+
+fn kind(domain: Domain) -> Kind {
+    // IPPROTO_RAW is send-only: a raw socket receives packets of its own protocol number, and nobody sends 255.
+    Kind { domain, r#type: Type::RAW, protocol: Some(Protocol::from(libc::IPPROTO_RAW)) }
 }
 
 /// The kernel reads a raw IPv6 address's port as a protocol number and refuses any but its own and 0.

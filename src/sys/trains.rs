@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 
 use socket2::{Domain, Socket, Type};
 
+use super::handover::Kind;
 use super::packet::{self, IpVersion};
 use super::route::NextHop;
 use super::socket;
@@ -47,10 +48,12 @@ pub struct TrainSender {
 }
 
 impl TrainSender {
+    /// What it is opened from, CAP_NET_RAW being needed for it. Without a protocol it receives nothing.
+    pub const KIND: Kind = Kind { domain: Domain::PACKET, r#type: Type::RAW, protocol: None };
+
     /// Opens it; what it sends carries `mark`. Needs CAP_NET_RAW, and CAP_NET_ADMIN for the mark.
     pub fn open(mark: u32) -> io::Result<Self> {
-        // Without a protocol it receives nothing.
-        let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+        let socket = Self::KIND.open()?;
         socket.set_nonblocking(true)?;
         socket.set_mark(mark)?;
         packet::set(&socket, PACKET_VNET_HDR, &1_u32)?;

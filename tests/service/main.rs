@@ -188,7 +188,7 @@ fn the_watchdog_is_fed_while_workers_answer() {
     });
 }
 
-/// What `/proc` says of each thread: its name, user and effective capabilities.
+/// What `/proc` says of each thread: its name, user and permitted capabilities.
 fn threads(service: &Service) -> Vec<(String, String, u64)> {
     let directory = format!("/proc/{}/task", service.pid());
     let tasks = fs::read_dir(directory).expect("a running process");
@@ -199,16 +199,17 @@ fn threads(service: &Service) -> Vec<(String, String, u64)> {
                 let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
                 line.split_whitespace().next().expect("a value").to_owned()
             };
-            (field("Name:"), field("Uid:"), u64::from_str_radix(&field("CapEff:"), 16).expect("a mask"))
+            (field("Name:"), field("Uid:"), u64::from_str_radix(&field("CapPrm:"), 16).expect("a mask"))
         })
         .collect();
     threads.sort();
     threads
 }
 
+const NET_ADMIN: u64 = 1 << 12;
+
 #[test]
 fn root_becomes_the_service_user_and_everything_works_on() {
-    const NET_ADMIN: u64 = 1 << 12;
     site("root_becomes_the_service_user_and_everything_works_on", |journal, manager| {
         let users = fs::read_to_string("/etc/passwd").expect("users");
         let others =
@@ -246,6 +247,50 @@ fn root_becomes_the_service_user_and_everything_works_on() {
         assert!(sh("nft list ruleset").contains("tcp dport 81"));
         assert_eq!((tcpcopy.stop(), intercept.stop()), (Some(0), Some(0)));
         assert!(!sh("ip link").contains("tcpcopy0"));
+    });
+}
+
+/// What hands capabilities down as a service manager does, to an ordinary user who may read the program.
+fn handed_down(program: &str, options: &[&str]) -> Service {
+    fs::copy(program, "/run/program").expect("a copy of the program");
+    let mut arguments = vec!["--reuid=54321", "--regid=54321", "--clear-groups"];
+    arguments.extend([
+        "--inh-caps=+net_admin,+net_raw",
+        "--ambient-caps=+net_admin,+net_raw",
+        "--no-new-privs",
+    ]);
+    arguments.extend(["/run/program"]);
+    arguments.extend(options);
+    Service::start("setpriv", &arguments, &[])
+}
+
+#[test]
+fn a_capability_that_was_handed_down_goes_once_the_sockets_are_open() {
+    site("a_capability_that_was_handed_down_goes_once_the_sockets_are_open", |journal, manager| {
+        let intercept = intercept();
+        journal.wait_for(message_id::READY);
+        // For each of two workers: raw sockets of both families; packet sockets of both, and one for trains.
+        for (source, segmentation, sockets) in [("nfqueue", "own", 4), ("packet", "offload", 10)] {
+            configure("tcpcopy", TCPCOPY_CONFIG);
+            let source = format!("--capture-source={source}");
+            let segmentation = format!("--segmentation={segmentation}");
+            let options = ["--config", "/run/tcpcopy.toml", &source, &segmentation];
+            let tcpcopy = handed_down(TCPCOPY, &options);
+            journal.wait_for(message_id::READY);
+            manager.wait_for("STATUS=0 sessions, 0 requests/s, 1 of 1 intercepts up");
+            let threads = threads(&tcpcopy);
+            assert_eq!(threads.len(), 3, "{threads:?}");
+            for (name, user, capabilities) in &threads {
+                let mine = (user.as_str(), capabilities & !NET_ADMIN);
+                assert_eq!(mine, ("54321", 0), "{name}: {capabilities:x}");
+            }
+            // Not by capset, which a sandbox may refuse.
+            let environment =
+                fs::read_to_string(format!("/proc/{}/environ", tcpcopy.pid())).expect("an environment");
+            assert!(environment.contains(&format!("LISTEN_FDS={sockets}\0")), "{environment:?}");
+            assert_eq!(tcpcopy.stop(), Some(0));
+        }
+        assert_eq!(intercept.stop(), Some(0));
     });
 }
 

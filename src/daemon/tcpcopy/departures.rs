@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::tcpcopy::Segmentation;
 use crate::replayer::Transmit;
+use crate::sys::handover::Kind;
 use crate::sys::packet::IpVersion;
 use crate::sys::raw::RawSender;
 use crate::sys::route::{self, NextHop};
@@ -95,6 +96,15 @@ struct Trains {
 }
 
 impl Departures {
+    /// The sockets they are opened from, CAP_NET_RAW being needed for these.
+    pub(super) fn kinds(segmentation: Segmentation) -> impl Iterator<Item = Kind> {
+        let trains = match segmentation {
+            Segmentation::Own => None,
+            Segmentation::Offload => Some(TrainSender::KIND),
+        };
+        RawSender::kinds().into_iter().chain(trains)
+    }
+
     /// Opens them; what they send carries `mark`.
     pub(super) fn open(mark: u32, segmentation: Segmentation) -> io::Result<Self> {
         let trains = match segmentation {

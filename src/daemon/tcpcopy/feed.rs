@@ -1,6 +1,8 @@
 //! What leads packets to the workers' sources: the packet sockets' filters, or rules and a sink; and, where the responses
 //! are taken on this host, rules for those.
 
+use std::iter;
+
 use super::embedded::Own;
 use super::responses::Origin;
 use super::rules::Rules;
@@ -13,7 +15,9 @@ use crate::daemon::queues::{self, AnySource, KernelDrops};
 use crate::daemon::start::cannot;
 use crate::netfilter::{Capture, Device, Families, OnlineSpec, Queues, TableName};
 use crate::sys::capabilities::Capability;
+use crate::sys::handover::Kind;
 use crate::sys::links::LinkWatch;
+use crate::sys::packet::PacketSocket;
 use crate::wire::Time;
 
 /// What opens the way from clients to the workers, and from targets if responses are taken on this host.
@@ -28,6 +32,16 @@ pub(super) struct Feed {
     drops: KernelDrops,
     /// The same of the queues of responses.
     response_drops: Option<KernelDrops>,
+}
+
+/// The sockets that one worker's source is opened from, as far as they take CAP_NET_RAW.
+pub(super) fn kinds(source: CaptureSource) -> impl Iterator<Item = Kind> {
+    let sockets = match source {
+        CaptureSource::Nfqueue => 0,
+        // One of each IP version.
+        CaptureSource::Packet => 2,
+    };
+    iter::repeat_n(PacketSocket::KIND, sockets)
 }
 
 /// Opens a source for each worker, and a queue of responses if they are taken here. Packets come once [`Prepared::start`]

@@ -47,6 +47,7 @@ use super::threads;
 use crate::config::Action;
 use crate::config::tcpcopy::{PROGRAM, Segmentation, Settings};
 use crate::replayer;
+use crate::sys::handover::Kind;
 use crate::sys::links::LinkWatch;
 use crate::tunnel::Limits;
 use crate::wire::MAX_TRAIN;
@@ -61,10 +62,20 @@ pub fn main() -> ExitCode {
             Err(Failure::new(Code::Usage, "the rules come and go with tcpcopy"))
         }
         Action::Run(settings) => {
+            let executed = privileges::execute_without_net_raw(sockets(&settings));
             let level = start::begin(&settings.log, &settings.warnings, || doctor::online(&settings))?;
+            if let Err(error) = executed {
+                tracing::warn!(%error, "cannot execute itself again: keeps CAP_NET_RAW, which it does not need");
+            }
             run(settings, level)
         }
     })
+}
+
+/// The sockets that are opened once and take CAP_NET_RAW.
+fn sockets(settings: &Settings) -> impl Iterator<Item = Kind> {
+    (0..settings.workers)
+        .flat_map(|_| feed::kinds(settings.source).chain(Departures::kinds(settings.segmentation)))
 }
 
 fn run(settings: Settings, level: Level) -> Result<(), Failure> {

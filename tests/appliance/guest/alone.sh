@@ -134,6 +134,9 @@ for unit in tcpcopy intercept intercept-rules; do
   systemctl is-active --quiet "$unit" || fail "$unit is not active"
   systemctl status --no-pager --lines 1 "$unit" >>"$results/status-texts" || true
 done
+for unit in tcpcopy intercept; do
+  needs_what_it_has "$unit" || fail "$unit has capabilities that it does not need"
+done
 grep 'Status:' "$results/status-texts"
 [[ $(ps -o user= -p "$(main_pid tcpcopy)") == tcpcopy ]] || fail "tcpcopy runs as $(ps -o user= -p "$(main_pid tcpcopy)")"
 

@@ -28,6 +28,20 @@ within() {
   done
 }
 
+# Whether each thread of a unit's process has the capabilities it needs, and no more: CAP_NET_ADMIN, or none where
+# strangers are read. What goes before a command that is for the unit's host follows the unit's name.
+needs_what_it_has() {
+  # shellcheck disable=SC2016  # The other shell's.
+  "${@:2}" sh -c 'grep -h -e ^Name: -e ^CapPrm: "/proc/$(systemctl show --property MainPID --value "$1")/task/"*/status' \
+    sh "$1" | awk '
+      $1 == "Name:" { name = $2; threads++ }
+      $1 == "CapPrm:" && $2 != (name ~ /^(acceptor|bridge)$/ ? "0000000000000000" : "0000000000001000") {
+        print name " may do " $2
+        wrong = 1
+      }
+      END { exit wrong || threads < 2 }'
+}
+
 # Whether the last ten requests, which all clients had a part in, have reached the target.
 caught_up() {
   local last number

@@ -219,6 +219,10 @@ look_at_units() {
     on "$host" systemctl is-active --quiet "$unit" || fail "$unit is not active"
     on "$host" systemd-analyze security --no-pager "$unit" 2>/dev/null | tee -a "$results/security" | tail -n 1
   done
+  for unit in online/tcpcopy assistant/intercept; do
+    host=${unit%/*} unit=${unit#*/}
+    needs_what_it_has "$unit" on "$host" || fail "$unit has capabilities that it does not need"
+  done
   on online nft list table ip tcpcopy >"$results/rules-online"
   on assistant nft list table ip intercept >"$results/rules-assistant"
   grep -q ' queue ' "$results/rules-online" || fail "tcpcopy does not use the native queue"
