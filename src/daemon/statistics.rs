@@ -18,7 +18,7 @@ const STUCK: Duration = Duration::from_secs(10);
 /// The watchdog is fed so often in its interval.
 const FEEDS: u32 = 4;
 
-/// Rounds of asking all workers.
+/// Rounds of asking all threads.
 #[derive(Debug)]
 pub(super) struct Rounds {
     round: Duration,
@@ -26,8 +26,8 @@ pub(super) struct Rounds {
     next: Time,
     /// When the one under way began.
     began: Time,
-    /// Which workers have yet to answer.
-    awaited: Vec<bool>,
+    /// The threads, and whether they have yet to answer.
+    threads: Vec<(String, bool)>,
     /// It was told that they do not.
     told: bool,
     feeds: bool,
@@ -37,13 +37,13 @@ pub(super) struct Rounds {
 impl Rounds {
     /// The first round is due at once; the first line of log after one period. If the service manager has a watchdog,
     /// rounds feed it.
-    pub(super) fn new(now: Time, workers: usize) -> Self {
+    pub(super) fn new(now: Time, threads: impl IntoIterator<Item = String>) -> Self {
         let watchdog = notify::watchdog();
         Self {
             round: watchdog.map_or(ROUND, |interval| ROUND.min(interval / FEEDS)),
             next: now,
             began: now,
-            awaited: vec![false; workers],
+            threads: threads.into_iter().map(|name| (name, false)).collect(),
             told: false,
             feeds: watchdog.is_some(),
             log_at: now + PERIOD,
@@ -55,34 +55,36 @@ impl Rounds {
         self.next
     }
 
-    /// Whether a round is due. It begins then, and all workers are to be asked. While one is under way none is: who
+    /// Whether a round is due. It begins then, and all threads are to be asked. While one is under way none is: who
     /// does not answer is not asked again, but told of.
     pub(super) fn is_due(&mut self, now: Time) -> bool {
         if now < self.next {
             return false;
         }
         self.next = now + self.round;
-        if let Some(worker) = self.awaited.iter().position(|awaited| *awaited) {
+        if let Some((thread, _)) = self.threads.iter().find(|(_, awaited)| *awaited) {
             if now >= self.began + STUCK && !std::mem::replace(&mut self.told, true) {
                 tracing::error!(
                     MESSAGE_ID = message_id::WORKER_STUCK,
-                    worker,
+                    thread,
                     seconds = now.since(self.began).as_secs(),
-                    "a worker makes no progress; a service manager with a watchdog restarts the program"
+                    "a thread makes no progress; a service manager with a watchdog restarts the program"
                 );
             }
             return false;
         }
         self.began = now;
         self.told = false;
-        self.awaited.fill(true);
+        self.threads.iter_mut().for_each(|(_, awaited)| *awaited = true);
         true
     }
 
-    /// Notes one worker's answer. Returns whether it was the last one of the round, and feeds the watchdog then.
-    pub(super) fn answered(&mut self, worker: u16) -> bool {
-        let Some(awaited) = self.awaited.get_mut(usize::from(worker)) else { return false };
-        if !std::mem::replace(awaited, false) || self.awaited.contains(&true) {
+    /// Notes a thread's answer. Returns whether it was the last one of the round, and feeds the watchdog then.
+    pub(super) fn answered(&mut self, thread: &str) -> bool {
+        let Some((_, awaited)) = self.threads.iter_mut().find(|(name, _)| name == thread) else {
+            return false;
+        };
+        if !std::mem::replace(awaited, false) || self.threads.iter().any(|(_, awaited)| *awaited) {
             return false;
         }
         if self.feeds {
@@ -135,7 +137,7 @@ mod tests {
     use super::*;
 
     fn rounds() -> Rounds {
-        Rounds { feeds: false, round: ROUND, ..Rounds::new(Time::ZERO, 2) }
+        Rounds { feeds: false, round: ROUND, ..Rounds::new(Time::ZERO, ["a", "b"].map(str::to_owned)) }
     }
 
     #[test]
@@ -143,8 +145,8 @@ mod tests {
         let mut rounds = rounds();
         assert!(rounds.is_due(Time::ZERO));
         assert!(!rounds.is_due(Time::ZERO));
-        assert_eq!([rounds.answered(0), rounds.answered(0), rounds.answered(1)], [false, false, true]);
-        assert!(!rounds.answered(1));
+        assert_eq!(["a", "a", "b"].map(|thread| rounds.answered(thread)), [false, false, true]);
+        assert!(!rounds.answered("b"));
         let late = rounds.next() + Duration::from_secs(1);
         assert!(rounds.is_due(late));
         assert_eq!(rounds.next(), late + ROUND);
@@ -154,12 +156,12 @@ mod tests {
     fn who_does_not_answer_is_not_asked_again() {
         let mut rounds = rounds();
         assert!(rounds.is_due(Time::ZERO));
-        rounds.answered(0);
+        rounds.answered("a");
         assert!(!rounds.is_due(Time::ZERO + ROUND));
         assert!(!rounds.told);
         assert!(!rounds.is_due(Time::ZERO + STUCK));
         assert!(rounds.told);
-        assert!(rounds.answered(1));
+        assert!(rounds.answered("b"));
         assert!(rounds.is_due(Time::ZERO + STUCK + ROUND));
     }
 

@@ -1,4 +1,4 @@
-//! Worker threads and how they and the control thread speak: a channel each way, with a waker for
+//! The threads of a program and how they and the control thread speak: a channel each way, with a waker for
 //! the mio loop at its end.
 
 use std::any::Any;
@@ -43,7 +43,7 @@ pub(super) fn inbox<M>(registry: &Registry, token: Token) -> io::Result<(Outbox<
     Ok((Outbox { sender, waker }, receiver))
 }
 
-/// A running worker.
+/// A running thread.
 #[derive(Debug)]
 pub(super) struct Handle<M> {
     /// How it is told something.
@@ -51,49 +51,52 @@ pub(super) struct Handle<M> {
     thread: JoinHandle<()>,
 }
 
-/// Gives all workers their last order, and waits until they have ended.
-pub(super) fn end<M>(workers: Vec<Handle<M>>, last: impl Fn() -> M) {
-    for worker in &workers {
-        worker.orders.send(last());
-    }
-    for worker in workers {
-        // A panic of the worker was caught in the thread and told.
-        let _ = worker.thread.join();
+/// Gives all these threads their last order, and waits until they have ended.
+pub(super) fn end<M>(threads: impl IntoIterator<Item = Handle<M>>, last: impl Fn() -> M) {
+    let threads: Vec<_> = threads.into_iter().inspect(|thread| thread.orders.send(last())).collect();
+    for Handle { thread, .. } in threads {
+        // A panic was caught in the thread and told.
+        let _ = thread.join();
     }
 }
 
-/// What a worker's last report says: it has ended, by order or for a reason.
+/// What a thread's last report says: it has ended, by order or for a reason.
 #[derive(Debug)]
 pub(super) struct Ended {
-    worker: u16,
+    thread: String,
     why: Option<String>,
 }
 
 impl Ended {
     /// The failure that it is if no order was given, with what to do.
     pub(super) fn failure(self, remedy: &str) -> Failure {
-        let Self { worker, why } = self;
+        let Self { thread, why } = self;
         let why = why.unwrap_or_else(|| "without a reason".to_owned());
-        Failure::new(Code::Software, format_args!("worker {worker} has ended: {why}; {remedy}"))
+        Failure::new(Code::Software, format_args!("the thread {thread} has ended: {why}; {remedy}"))
     }
 }
 
-/// Starts the thread `worker-<index>`, which runs `body`. What ended it, if not an order, is an error or
+/// The name of a worker's thread.
+pub(super) fn worker(index: u16) -> String {
+    format!("worker-{index}")
+}
+
+/// Starts the thread `name`, which runs `body`. What ended it, if not an order, is an error or
 /// a panic: its last report says so.
 pub(super) fn spawn<M, R: Send + 'static>(
-    index: u16,
+    name: String,
     orders: Outbox<M>,
     reports: Outbox<R>,
     last: fn(Ended) -> R,
     body: impl FnOnce(&Outbox<R>) -> io::Result<()> + Send + 'static,
 ) -> io::Result<Handle<M>> {
-    let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+    let thread = thread::Builder::new().name(name.clone()).spawn(move || {
         let why = match catch_unwind(AssertUnwindSafe(|| body(&reports))) {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(panic) => Some(panic_text(panic.as_ref())),
         };
-        reports.send(last(Ended { worker: index, why }));
+        reports.send(last(Ended { thread: name, why }));
     })?;
     Ok(Handle { orders, thread })
 }
@@ -102,4 +105,34 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("panic: {}", text.unwrap_or("without a message"))
+}
+
+#[cfg(test)]
+mod tests {
+    use mio::Poll;
+
+    use super::*;
+
+    #[test]
+    fn whatever_ends_a_thread_is_its_last_report() {
+        let (theirs, poll) = (Poll::new().expect("poll"), Poll::new().expect("poll"));
+        let (orders, _inbox) = inbox::<()>(theirs.registry(), Token(0)).expect("a waker");
+        let (reports, told) = inbox(poll.registry(), Token(0)).expect("a waker");
+        let start = |name: &str, body: fn() -> io::Result<()>| {
+            spawn(name.to_owned(), orders.clone(), reports.clone(), |ended| ended, move |_| body())
+                .expect("started")
+        };
+        let failing = start("failing", || Err(io::ErrorKind::BrokenPipe.into()));
+        end([failing], || ());
+        let panicking = start("panicking", || panic!("on purpose"));
+        end([panicking], || ());
+        let messages = told.try_iter().map(|ended| ended.failure("restart it").message);
+        assert_eq!(
+            messages.collect::<Vec<_>>(),
+            [
+                "the thread failing has ended: broken pipe; restart it",
+                "the thread panicking has ended: panic: on purpose; restart it",
+            ]
+        );
+    }
 }

@@ -33,24 +33,26 @@ pub fn has_capability(capability: Capability) -> io::Result<bool> {
     Ok(effective & (1 << capability as u8) != 0)
 }
 
-/// Whether `capability` is handed down to the programs that this thread executes: by a service manager that hands it down
-/// to this one.
+/// Whether `capability` is handed down to the programs that this thread executes, as a service manager has handed it
+/// down to this one.
 pub fn is_ambient(capability: Capability) -> bool {
-    ambient(libc::PR_CAP_AMBIENT_IS_SET, capability).is_ok_and(|is_set| is_set == 1)
+    ambient(IS_SET, capability).is_ok_and(|is_set| is_set == 1)
 }
 
-/// From now on `capability` is not handed down to programs that this thread executes. This takes no privilege and is never refused by a
-/// sandbox that lets prctl(2) be called at all.
+/// From now on `capability` is not handed down to programs that this thread executes. This takes no privilege.
 pub fn lower_ambient(capability: Capability) -> io::Result<()> {
-    ambient(libc::PR_CAP_AMBIENT_LOWER, capability).map(drop)
+    ambient(LOWER, capability).map(drop)
 }
 
-fn ambient(what: libc::c_int, capability: Capability) -> io::Result<libc::c_int> {
+// What to do with the ambient set, of linux/prctl.h.
+const IS_SET: libc::c_ulong = 1;
+const LOWER: libc::c_ulong = 3;
+
+fn ambient(what: libc::c_ulong, capability: Capability) -> io::Result<libc::c_int> {
     let unused: libc::c_ulong = 0;
     // SAFETY: the call takes numbers only, five of this width, the last two of them 0.
-    let result = unsafe {
-        libc::prctl(libc::PR_CAP_AMBIENT, what as libc::c_ulong, capability as libc::c_ulong, unused, unused)
-    };
+    let result =
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, what, capability as libc::c_ulong, unused, unused) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 

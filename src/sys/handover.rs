@@ -1,9 +1,9 @@
 //! Sockets that this program opened before it executed itself again, with a capability that it no longer has.
 //!
-//! Of a capability that a service manager hands down (the ambient set of capabilities(7)), a process gets rid by capset(2),
-//! or by an execve(2) before which it takes it out of that set. The sandbox of the packaged units refuses capset. So the sockets that
-//! take the capability stay open over an execve, and are passed as service managers pass sockets: from descriptor 3 on
-//! (sd_listen_fds(3)).
+//! A process gets rid of a capability that a service manager hands down (the ambient set of capabilities(7)) by
+//! capset(2), or by an execve(2) before which it takes it out of that set. The sandbox of the packaged units refuses
+//! capset. So the sockets that take the capability stay open over an execve, and are passed as service managers pass
+//! sockets: from descriptor 3 on (sd_listen_fds(3)).
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -52,8 +52,8 @@ pub fn close() {
     passed().clear();
 }
 
-/// Executes this program again, with the arguments and the environment it has, and passes `sockets`. Returns only if that
-/// fails; the sockets are closed then.
+/// Executes this program again, with the arguments and the environment it has, and passes `sockets`. Returns only if
+/// that fails; the sockets are closed then.
 ///
 /// To be called before there are threads and before anything is open that is to be closed in order. Descriptors from 3
 /// on that are not `sockets`' are taken for these.
@@ -100,7 +100,8 @@ fn passed() -> MutexGuard<'static, Vec<Socket>> {
 fn claim() -> Vec<Socket> {
     let Ok(descriptors) = sd_notify::listen_fds() else { return Vec::new() };
     // SAFETY: who says, in the environment and with this process's number, that these descriptors are passed to it
-    // has left them to it, and `PASSED` is the only one to ask, once. They are open: `listen_fds` has set CLOEXEC on each.
+    // has left them to it, and `PASSED` is the only one to ask, once. They are open: `listen_fds` has set CLOEXEC on
+    // each.
     descriptors.map(|descriptor| unsafe { Socket::from_raw_fd(descriptor) }).collect()
 }
 

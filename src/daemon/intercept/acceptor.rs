@@ -5,24 +5,23 @@
 //! is known for what it is after a few hashes, before any computation on curves.
 
 use std::io;
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::WAKER;
 use super::bridge;
 use super::door::{Door, Refusals, TurnedAway};
 use super::strangers::{Room, Strangers};
-use super::worker::{Newcomer, Order};
+use super::worker::{self, Newcomer, Report};
 use crate::daemon::clock::Clock;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::privileges;
-use crate::daemon::threads::Outbox;
+use crate::daemon::threads::{self, Handle, Outbox};
 use crate::daemon::wait::wait;
 use crate::sys::random;
 use crate::tunnel::{Closed, Ephemeral, Hello, Limits, Refuse, Server, ServerEvent};
@@ -32,6 +31,9 @@ use crate::wire::Time;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Connections accepted in one turn, so that those that are there are heard.
 const ACCEPTS: usize = 64;
+
+/// The thread's name.
+pub(super) const NAME: &str = "acceptor";
 
 const LISTENER: Token = Token(1);
 const FIRST_STRANGER: usize = 2;
@@ -43,11 +45,21 @@ pub(super) fn limits() -> Limits {
     Limits { output: 4 << 20, silence: Duration::from_secs(30), ..Limits::default() }
 }
 
+/// What the acceptor is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// To report that it makes progress.
+    Report,
+    /// To end.
+    Stop,
+}
+
 /// The listener and those who have not said hello.
 #[derive(Debug)]
 pub(super) struct Acceptor {
     poll: Poll,
-    stop: Arc<Stop>,
+    orders: Outbox<Order>,
+    inbox: Receiver<Order>,
     clock: Clock,
     listener: TcpListener,
     /// The listener has connections, or may have.
@@ -55,60 +67,36 @@ pub(super) struct Acceptor {
     resume: Option<Time>,
     strangers: Strangers,
     door: Door,
-    workers: Vec<Outbox<Order>>,
+    workers: Vec<Outbox<worker::Order>>,
     /// Where connections of C tcpcopys' hosts go.
     bridge: Outbox<bridge::Order>,
     refusals: Refusals,
 }
 
-#[derive(Debug)]
-struct Stop {
-    asked: AtomicBool,
-    waker: Waker,
-}
-
-/// The running thread.
-#[derive(Debug)]
-pub(super) struct Handle {
-    stop: Arc<Stop>,
-    thread: JoinHandle<()>,
-}
-
-impl Handle {
-    /// Stops accepting and waits for the thread's end.
-    pub(super) fn stop(self) {
-        self.stop.asked.store(true, Ordering::Release);
-        let woken = self.stop.waker.wake();
-        if woken.is_ok() && self.thread.join().is_err() {
-            tracing::error!("the acceptor had panicked");
-        }
-    }
-}
-
 /// Starts the thread.
-pub(super) fn spawn(mut acceptor: Acceptor) -> io::Result<Handle> {
-    let stop = Arc::clone(&acceptor.stop);
-    let thread = thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
+pub(super) fn spawn(mut acceptor: Acceptor, reports: Outbox<Report>) -> io::Result<Handle<Order>> {
+    let orders = acceptor.orders.clone();
+    threads::spawn(NAME.to_owned(), orders, reports, Report::Ended, move |reports| {
         // What strangers send is read here, and nothing of that takes a capability.
         privileges::keep(&[]);
-        acceptor.run();
-    })?;
-    Ok(Handle { stop, thread })
+        acceptor.run(reports)
+    })
 }
 
 impl Acceptor {
     pub(super) fn new(
         mut listener: TcpListener,
-        (workers, bridge): (Vec<Outbox<Order>>, Outbox<bridge::Order>),
+        (workers, bridge): (Vec<Outbox<worker::Order>>, Outbox<bridge::Order>),
         clock: Clock,
         (room, door): (Room, Door),
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let waker = Waker::new(poll.registry(), WAKER)?;
+        let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
         Ok(Self {
             poll,
-            stop: Arc::new(Stop { asked: AtomicBool::new(false), waker }),
+            orders,
+            inbox,
             clock,
             listener,
             accepting: true,
@@ -121,14 +109,17 @@ impl Acceptor {
         })
     }
 
-    fn run(&mut self) {
+    fn run(&mut self, reports: &Outbox<Report>) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
-        while !self.stop.asked.load(Ordering::Acquire) {
+        loop {
             let now = self.clock.now();
             let deadline = self.deadline(now);
-            if let Err(error) = wait(&mut self.poll, &mut events, now, deadline) {
-                tracing::error!(%error, "the acceptor cannot wait for connections: no new tcpcopy can connect");
-                return;
+            wait(&mut self.poll, &mut events, now, deadline)?;
+            while let Ok(order) = self.inbox.try_recv() {
+                match order {
+                    Order::Report => reports.send(Report::Progress { thread: NAME }),
+                    Order::Stop => return Ok(()),
+                }
             }
             let now = self.clock.now();
             for event in &events {
@@ -250,7 +241,7 @@ impl Acceptor {
             Ok(()) => {
                 let newcomer =
                     Newcomer { pipe: stranger.pipe, server: stranger.server, hello, bridged: false };
-                worker.send(Order::Connection(Box::new(newcomer)));
+                worker.send(worker::Order::Connection(Box::new(newcomer)));
             }
             Err(error) => {
                 self.refusals.complain(

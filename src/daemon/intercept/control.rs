@@ -6,6 +6,7 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
 
+use super::acceptor;
 use super::bridge;
 use super::budget::Budget;
 use super::door::Door;
@@ -44,6 +45,7 @@ pub(super) struct Parts {
     /// What is shared with the other threads.
     pub(super) door: Door,
     pub(super) budget: Budget,
+    pub(super) acceptor: Handle<acceptor::Order>,
     pub(super) bridge: bridge::Handle,
     /// In force.
     pub(super) settings: Settings,
@@ -64,7 +66,9 @@ impl Control {
         watch(registry, parts.signals.as_fd(), SIGNALS)?;
         watch(registry, parts.rules.as_fd(), RULES)?;
         let now = parts.clock.now();
-        Ok(Self { rounds: Rounds::new(now, parts.workers.len()), totals: Totals::default(), parts })
+        let others = [acceptor::NAME, bridge::NAME].map(str::to_owned);
+        let threads = (0..parts.settings.workers).map(threads::worker).chain(others);
+        Ok(Self { rounds: Rounds::new(now, threads), totals: Totals::default(), parts })
     }
 
     /// Runs until a signal, or until a worker ends for another reason; then stops the workers.
@@ -74,6 +78,7 @@ impl Control {
         // Reports under way are of another round.
         while self.parts.inbox.try_recv().is_ok() {}
         self.ask_for_reports();
+        threads::end([self.parts.acceptor], || acceptor::Order::Stop);
         // Before the workers, whose ends it would miss.
         self.totals.legacy = self.parts.bridge.stop();
         threads::end(std::mem::take(&mut self.parts.workers), || Order::Stop);
@@ -130,7 +135,7 @@ impl Control {
         for worker in &self.parts.workers {
             worker.orders.send(Order::Configure(Box::new(settings.clone())));
         }
-        self.parts.bridge.orders.send(bridge::Order::Configure { max_flows: settings.max_flows });
+        self.parts.bridge.thread.orders.send(bridge::Order::Configure { max_flows: settings.max_flows });
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
         Ok(fixed)
@@ -141,10 +146,9 @@ impl Control {
             match report {
                 Report::Counters { worker, snapshot } => {
                     self.totals.workers.merge(&snapshot);
-                    if self.rounds.answered(worker) {
-                        self.conclude_round();
-                    }
+                    self.note_answer(&threads::worker(worker));
                 }
+                Report::Progress { thread } => self.note_answer(thread),
                 Report::Ended(ended) => {
                     return Err(ended.failure("the rules stay closed, restart intercept"));
                 }
@@ -153,8 +157,10 @@ impl Control {
         Ok(())
     }
 
-    /// All workers have answered.
-    fn conclude_round(&mut self) {
+    fn note_answer(&mut self, thread: &str) {
+        if !self.rounds.answered(thread) {
+            return;
+        }
         let now = self.parts.clock.now();
         let totals = std::mem::take(&mut self.totals);
         if let Some(time) = self.rounds.is_log_due(now) {
@@ -172,6 +178,8 @@ impl Control {
             memory_limit: self.parts.settings.memory_limit,
             ..Totals::default()
         };
+        self.parts.acceptor.orders.send(acceptor::Order::Report);
+        self.parts.bridge.thread.orders.send(bridge::Order::Report);
         let drops = self.parts.feed.kernel_dropped();
         self.totals.kernel_dropped = drops.as_ref().map(|each| each.iter().sum());
         let each = drops.unwrap_or_default().into_iter().chain(std::iter::repeat(0));

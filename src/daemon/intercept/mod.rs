@@ -152,17 +152,18 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         workers.push(worker::spawn(worker, reports.clone()).map_err(cannot("start a worker"))?);
     }
     let orders: Vec<_> = workers.iter().map(|handle| handle.orders.clone()).collect();
-    let bridge = bridge::spawn(bridge::Parts {
+    let parts = bridge::Parts {
         clock,
         door: door.clone(),
         budget: budget.clone(),
         workers: orders.clone(),
         room: most,
         max_flows: settings.max_flows,
-    })
-    .map_err(cannot("start the bridge to C tcpcopys"))?;
-    let acceptor = Acceptor::new(listener, (orders, bridge.orders.clone()), clock, (room, door.clone()))
-        .and_then(acceptor::spawn)
+    };
+    let bridge = bridge::spawn(parts, reports.clone()).map_err(cannot("start the bridge to C tcpcopys"))?;
+    let others = (orders, bridge.thread.orders.clone());
+    let acceptor = Acceptor::new(listener, others, clock, (room, door.clone()))
+        .and_then(|acceptor| acceptor::spawn(acceptor, reports))
         .map_err(cannot("start accepting"))?;
 
     tracing::info!(
@@ -187,14 +188,12 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         statistics,
         door,
         budget,
+        acceptor,
         bridge,
         settings,
         level,
     };
-    let control = Control::new(parts).map_err(cannot("poll"))?;
-    let outcome = control.run();
-    acceptor.stop();
-    outcome
+    Control::new(parts).map_err(cannot("poll"))?.run()
 }
 
 /// How many connections there may be: those that have not said hello, and the tunnels of each worker. Of C tcpcopys, and

@@ -52,12 +52,14 @@ pub(super) struct Newcomer {
     pub(super) bridged: bool,
 }
 
-/// What workers tell `control`.
+/// What the other threads tell `control`.
 #[derive(Debug)]
 pub(super) enum Report {
     /// Counters, as ordered.
     Counters { worker: u16, snapshot: Box<Snapshot> },
-    /// The worker has ended: by order, or for a reason.
+    /// A thread that is no worker, and has nothing to tell, makes progress.
+    Progress { thread: &'static str },
+    /// The thread has ended: by order, or for a reason.
     Ended(Ended),
 }
 
@@ -90,7 +92,7 @@ impl Snapshot {
 /// Starts a worker's thread.
 pub(super) fn spawn(mut worker: Worker, reports: Outbox<Report>) -> io::Result<Handle<Order>> {
     let (index, orders) = (worker.index, worker.orders.clone());
-    threads::spawn(index, orders, reports, Report::Ended, move |reports| worker.run(reports))
+    threads::spawn(threads::worker(index), orders, reports, Report::Ended, move |reports| worker.run(reports))
 }
 
 /// A worker, before and while it runs.

@@ -66,7 +66,7 @@ impl Control {
         Ok(Self {
             reachable: vec![false; parts.workers.len()],
             ready: false,
-            rounds: Rounds::new(parts.clock.now(), parts.workers.len()),
+            rounds: Rounds::new(parts.clock.now(), (0..parts.settings.workers).map(threads::worker)),
             totals: Totals::default(),
             parts,
         })
@@ -155,7 +155,7 @@ impl Control {
                 }
                 Report::Counters { worker, snapshot } => {
                     self.totals.workers.merge(&snapshot);
-                    if self.rounds.answered(worker) {
+                    if self.rounds.answered(&threads::worker(worker)) {
                         self.conclude_round();
                     }
                 }

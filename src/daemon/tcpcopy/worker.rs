@@ -158,7 +158,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         hurry: Time::ZERO,
         waiting_since: now,
     };
-    threads::spawn(index, orders, reports, Report::Ended, move |reports| worker.run(reports))
+    threads::spawn(threads::worker(index), orders, reports, Report::Ended, move |reports| worker.run(reports))
 }
 
 /// A worker.

@@ -13,7 +13,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use mio::net::TcpStream;
@@ -23,7 +22,7 @@ use slab::Slab;
 use super::WAKER;
 use super::budget::Budget;
 use super::door::{Door, Refusals, TurnedAway};
-use super::worker;
+use super::worker::{self, Report};
 use crate::daemon::clock::Clock;
 use crate::daemon::privileges;
 use crate::daemon::quiet::Quiet;
@@ -32,6 +31,9 @@ use crate::daemon::wait::wait;
 use crate::sys::random;
 use crate::wire::{Tally, Time};
 use peer::Peer;
+
+/// The thread's name.
+pub(super) const NAME: &str = "bridge";
 
 /// Tokens of a peer. The first ones are those of its pipes to workers, of which there are 256 at most.
 const SPAN: usize = 512;
@@ -80,6 +82,8 @@ pub(super) enum Order {
         /// As [`Parts::max_flows`].
         max_flows: u32,
     },
+    /// To report that it makes progress.
+    Report,
     /// To end.
     Stop,
 }
@@ -87,10 +91,8 @@ pub(super) enum Order {
 /// The running thread.
 #[derive(Debug)]
 pub(super) struct Handle {
-    /// How it is told something.
-    pub(super) orders: Outbox<Order>,
+    pub(super) thread: threads::Handle<Order>,
     counters: Counters,
-    thread: JoinHandle<()>,
 }
 
 impl Handle {
@@ -101,10 +103,7 @@ impl Handle {
 
     /// Ends its connections, waits for its end and says what it has counted.
     pub(super) fn stop(self) -> Tally<Legacy> {
-        self.orders.send(Order::Stop);
-        if self.thread.join().is_err() {
-            tracing::error!("the bridge to C tcpcopys had panicked");
-        }
+        threads::end([self.thread], || Order::Stop);
         self.counters.read()
     }
 }
@@ -145,7 +144,7 @@ fn most_flows(max_flows: u32) -> usize {
 }
 
 /// Starts the thread.
-pub(super) fn spawn(parts: Parts) -> io::Result<Handle> {
+pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle> {
     let poll = Poll::new()?;
     let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
     let counters = Counters::default();
@@ -168,14 +167,12 @@ pub(super) fn spawn(parts: Parts) -> io::Result<Handle> {
         peers: Slab::new(),
         counters: counters.clone(),
     };
-    let thread = thread::Builder::new().name("bridge".to_owned()).spawn(move || {
+    let thread = threads::spawn(NAME.to_owned(), orders, reports, Report::Ended, move |reports| {
         // What others send is read here, and nothing of that takes a capability.
         privileges::keep(&[]);
-        if let Err(error) = bridge.run() {
-            tracing::error!(%error, "the bridge cannot wait for connections: no C tcpcopy is served");
-        }
+        bridge.run(reports)
     })?;
-    Ok(Handle { orders, counters, thread })
+    Ok(Handle { thread, counters })
 }
 
 /// What all peers need.
@@ -204,7 +201,7 @@ struct Bridge {
 }
 
 impl Bridge {
-    fn run(&mut self) -> io::Result<()> {
+    fn run(&mut self, reports: &Outbox<Report>) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         loop {
             let now = self.clock.now();
@@ -218,7 +215,7 @@ impl Bridge {
                     peer.ready(at % SPAN, event);
                 }
             }
-            if !self.take_orders(now) {
+            if !self.take_orders(now, reports) {
                 return Ok(());
             }
             for (_, peer) in &mut self.peers {
@@ -231,7 +228,7 @@ impl Bridge {
     }
 
     /// `false` when told to stop.
-    fn take_orders(&mut self, now: Time) -> bool {
+    fn take_orders(&mut self, now: Time, reports: &Outbox<Report>) -> bool {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
                 Order::Connection(stream, address) => {
@@ -240,6 +237,7 @@ impl Bridge {
                     }
                 }
                 Order::Configure { max_flows } => self.configure(now, max_flows),
+                Order::Report => reports.send(Report::Progress { thread: NAME }),
                 Order::Stop => return false,
             }
         }

@@ -71,6 +71,8 @@ struct World {
     budget: Budget,
     workers: Vec<Worker>,
     listener: TcpListener,
+    /// What `control` would read.
+    reports: Receiver<Report>,
 }
 
 impl World {
@@ -87,7 +89,10 @@ impl World {
             max_flows: 50,
         };
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        Self { bridge: spawn(parts).expect("started"), door, budget, workers, listener }
+        let poll = Poll::new().expect("poll");
+        let (outbox, reports) = threads::inbox(poll.registry(), WAKER).expect("a waker");
+        let bridge = spawn(parts, outbox).expect("started");
+        Self { bridge, door, budget, workers, listener, reports }
     }
 
     /// A connection of a C tcpcopy.
@@ -95,7 +100,7 @@ impl World {
         let mut stream = TcpStream::connect(self.listener.local_addr().expect("bound")).expect("connect");
         let (theirs, address) = self.listener.accept().expect("accept");
         theirs.set_nonblocking(true).expect("a socket");
-        self.bridge.orders.send(Order::Connection(mio::net::TcpStream::from_std(theirs), address));
+        self.bridge.thread.orders.send(Order::Connection(mio::net::TcpStream::from_std(theirs), address));
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         stream.write_all(&OPENING).expect("room");
         stream
@@ -260,11 +265,20 @@ fn who_is_no_longer_listed_is_hung_up_on() {
     stream.write_all(&claim(1)).expect("room");
     let [(worker, ..)] = world.claims(1)[..] else { panic!("one claim") };
     world.door.set(&[], &[]);
-    world.bridge.orders.send(Order::Configure { max_flows: 100 });
+    world.bridge.thread.orders.send(Order::Configure { max_flows: 100 });
     expect_end(&mut stream);
     let start = Instant::now();
     while world.workers[worker].tunnel.is_some() {
         assert!(start.elapsed() < PATIENCE, "the worker's end stays");
         world.turn();
     }
+}
+
+#[test]
+fn it_tells_that_it_makes_progress_and_when_it_has_ended() {
+    let World { bridge, reports, .. } = World::new(8);
+    bridge.thread.orders.send(Order::Report);
+    assert!(matches!(reports.recv_timeout(PATIENCE), Ok(Report::Progress { thread: NAME })));
+    bridge.stop();
+    assert!(matches!(reports.recv_timeout(PATIENCE), Ok(Report::Ended(_))));
 }
