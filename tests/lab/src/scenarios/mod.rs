@@ -23,6 +23,7 @@ mod redis;
 mod safety;
 mod scale;
 mod slow;
+mod steady;
 mod tapped;
 mod topology;
 mod tunnel;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::ongoing::{RATE, after, begin, end, production};
+use super::steady::{self, Steady};
 use super::{Context, Offloads, Scenario};
 use crate::chain::{Chain, Setup, keep_alive, short};
-use crate::load::{Connections, Load, Pace, Request};
+use crate::load::{Load, Pace, Request};
 use crate::namespace::run;
 use crate::network::{Family, Role};
 use crate::talk::Talk;
@@ -18,14 +19,9 @@ use crate::wait;
 const REPAIR: Duration = Duration::from_secs(5);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    let mut scenarios = Vec::new();
+    let loads = [("keep-alive", Steady::new(5_000, keep_alive(50))), ("short", Steady::new(1_000, short()))];
+    let mut scenarios = steady::scenarios("on-target", loads, arrives);
     for family in [Family::V4, Family::V6] {
-        for (kind, connections, rate) in [("keep-alive", keep_alive(50), 5_000), ("short", short(), 1_000)] {
-            let name = format!("on-target/{kind}-{}", family.name());
-            scenarios.push(Scenario::new(name, Offloads::Both, move |context| {
-                arrives(context, family, connections, rate)
-            }));
-        }
         let mut add = |what: &str, body: fn(&Context, Family) -> Result<String>| {
             let name = format!("on-target/{what}-{}", family.name());
             scenarios.push(Scenario::new(name, Offloads::On, move |context| body(context, family)));
@@ -48,12 +44,10 @@ fn pool(family: Family) -> (&'static str, &'static str) {
 }
 
 /// Everything arrives, with the clients' own addresses; the target has a route to the clients that is not used.
-fn arrives(context: &Context, family: Family, connections: Connections, rate: u32) -> Result<String> {
+fn arrives(context: &Context, family: Family, load: Steady) -> Result<String> {
     let setup = Setup::new(context.plan(), family).on_target("");
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
-    chain.run(load)?;
-    let comparison = chain.expect_perfect(1)?;
+    let (_, comparison) = load.arrives(context, &mut chain)?;
     chain.finish()?;
     Ok(comparison.to_string())
 }

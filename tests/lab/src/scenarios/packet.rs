@@ -3,9 +3,10 @@
 use anyhow::{Result, ensure};
 
 use super::ongoing::{RATE, after, begin, end, production};
+use super::steady::{self, Steady};
 use super::{Context, Offloads, Scenario, loss};
 use crate::chain::{Chain, Setup, keep_alive, short};
-use crate::load::{Connections, Pace, Request};
+use crate::load::{Connections, Request};
 use crate::network::{Family, Role};
 use crate::sys::Signal;
 
@@ -13,21 +14,13 @@ use crate::sys::Signal;
 const OPTIONS: &str = "--capture-source packet --workers 2";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    let mut scenarios = Vec::new();
-    for family in [Family::V4, Family::V6] {
-        let loads = [
-            ("keep-alive-5000", 5_000, keep_alive(50), Request::Get(100)),
-            ("short-1000", 1_000, short(), Request::Get(100)),
-            // Packets that the network card, or the veth, has merged.
-            ("post-1mb", 10, keep_alive(4), Request::Post(1 << 20)),
-        ];
-        for (name, rate, connections, request) in loads {
-            let name = format!("packet/{name}-{}", family.name());
-            scenarios.push(Scenario::new(name, Offloads::Both, move |context| {
-                arrives(context, family, rate, connections, request)
-            }));
-        }
-    }
+    let loads = [
+        ("keep-alive-5000", Steady::new(5_000, keep_alive(50))),
+        ("short-1000", Steady::new(1_000, short())),
+        // Packets that the network card, or the veth, has merged.
+        ("post-1mb", Steady::new(10, keep_alive(4)).asking(Request::Post(1 << 20))),
+    ];
+    let mut scenarios = steady::scenarios("packet", loads, arrives);
     for (name, connections) in [("keep-alive", keep_alive(20)), ("short", short())] {
         for family in [Family::V4, Family::V6] {
             let name = format!("packet/embedded-{name}-{}", family.name());
@@ -48,22 +41,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     scenarios
 }
 
-fn arrives(
-    context: &Context,
-    family: Family,
-    rate: u32,
-    connections: Connections,
-    request: Request,
-) -> Result<String> {
+fn arrives(context: &Context, family: Family, load: Steady) -> Result<String> {
     let setup = Setup::new(context.plan(), family).tcpcopy(OPTIONS);
     let mut chain = Chain::start(setup, &context.scratch)?;
     ensure!(!chain.has_table(Role::Online, 0, "tcpcopy")?, "there are rules");
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
-    let mut report = chain.run(crate::load::Load { request, ..load })?;
-    let comparison = chain.expect_perfect(1)?;
-    if let Request::Post(size) = request {
-        chain.check_bodies(size)?;
-    }
+    let (mut report, comparison) = load.arrives(context, &mut chain)?;
     chain.account()?;
     chain.finish()?;
     Ok(format!("{comparison}, {}", production(&mut report)))
@@ -73,9 +55,7 @@ fn arrives(
 fn embedded(context: &Context, family: Family, connections: Connections) -> Result<String> {
     let setup = Setup::new(context.plan(), family).embedded().tcpcopy(OPTIONS);
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(1_000), connections, context.seconds(2))?;
-    let mut report = chain.run(load)?;
-    let comparison = chain.expect_perfect(1)?;
+    let (mut report, comparison) = Steady::new(1_000, connections).arrives(context, &mut chain)?;
     chain.account()?;
     chain.finish()?;
     Ok(format!("{comparison}, {}", production(&mut report)))

@@ -2,28 +2,23 @@
 
 use anyhow::{Result, ensure};
 
+use super::steady::{self, Steady};
 use super::{Context, Offloads, Scenario, loss, safety};
 use crate::chain::{Chain, Setup, keep_alive, short};
 use crate::faults::Leg;
-use crate::load::{Connections, Load, Pace, Request};
+use crate::load::Request;
 use crate::network::{Family, Plan};
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    let mut scenarios = Vec::new();
+    let loads = [
+        ("keep-alive-5000", Steady::new(5_000, keep_alive(50))),
+        ("short-1000", Steady::new(1_000, short())),
+        // Packets that are longer than the MTU, where there are offloads.
+        ("get-100kb-short", Steady::new(100, short()).asking(Request::Get(100_000))),
+        ("get-1mb", Steady::new(20, keep_alive(8)).asking(Request::Get(1 << 20))),
+    ];
+    let mut scenarios = steady::scenarios("tapped", loads, arrives);
     for family in [Family::V4, Family::V6] {
-        let loads = [
-            ("keep-alive-5000", 5_000, keep_alive(50), Request::Get(100)),
-            ("short-1000", 1_000, short(), Request::Get(100)),
-            // Packets that are longer than the MTU, where there are offloads.
-            ("get-100kb-short", 100, short(), Request::Get(100_000)),
-            ("get-1mb", 20, keep_alive(8), Request::Get(1 << 20)),
-        ];
-        for (name, rate, connections, request) in loads {
-            let name = format!("tapped/{name}-{}", family.name());
-            scenarios.push(Scenario::new(name, Offloads::Both, move |context| {
-                arrives(context, family, rate, connections, request)
-            }));
-        }
         let name = format!("tapped/unclaimed-{}", family.name());
         scenarios.push(Scenario::new(name, Offloads::On, move |context| {
             safety::unclaimed(context, setup(forwarding(context), family), false)
@@ -54,17 +49,9 @@ fn forwarding(context: &Context) -> Plan {
     Plan { forwarding: true, ..context.plan() }
 }
 
-fn arrives(
-    context: &Context,
-    family: Family,
-    rate: u32,
-    connections: Connections,
-    request: Request,
-) -> Result<String> {
+fn arrives(context: &Context, family: Family, load: Steady) -> Result<String> {
     let mut chain = Chain::start(setup(context.plan(), family), &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
-    chain.run(Load { request, ..load })?;
-    let comparison = chain.expect_perfect(1)?;
+    let (_, comparison) = load.arrives(context, &mut chain)?;
     chain.account()?;
     let counters = chain.finish_counting()?;
     let (responses, dropped) = (counters.of("responses"), counters.of("kernel_dropped"));
