@@ -3,16 +3,11 @@
 use std::time::Duration;
 
 use tcpcopy::tunnel::legacy::{Client, MAX_RECORDS, MESSAGE, RECORD, Server, ServerEvent, VERSION};
-use tcpcopy::tunnel::{Claimer, ClientEvent, Endpoint, Limits};
+use tcpcopy::tunnel::{Claimer, ClientEvent, Endpoint};
 use tcpcopy::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader, TcpOptions, Time, Timestamps};
 
+use super::ends::{OUTPUT, Stage, in_pieces, limits};
 use super::input::Input;
-
-const OUTPUT: usize = 4 << 10;
-
-fn limits() -> Limits {
-    Limits { output: OUTPUT, ..Limits::default() }
-}
 
 /// Events come in their order, buffers keep their bounds, what one end sends the other one hears, and it does not matter
 /// in which pieces the bytes come.
@@ -93,14 +88,6 @@ fn header(input: &mut Input<'_>) -> TcpHeader {
     }
 }
 
-/// Where a connection stands, as its events say.
-#[derive(Debug, PartialEq)]
-enum Stage {
-    Before,
-    Open,
-    Over,
-}
-
 fn server(mut input: Input<'_>) {
     let (mut now, mut stage) = (Time::ZERO, Stage::Before);
     let mut server = Server::new(now, limits());
@@ -167,28 +154,10 @@ fn pieces(mut input: Input<'_>) {
     while !input.is_empty() {
         stream.extend(if to_server { messages(&mut input) } else { records(&mut input) });
     }
-    let of_server = |size: usize| {
-        let mut server = Server::new(Time::ZERO, limits());
-        let mut events = Vec::new();
-        for piece in stream.chunks(size) {
-            server.handle_bytes(Time::ZERO, piece);
-            events.extend(std::iter::from_fn(|| server.poll_event()));
-        }
-        events
-    };
-    let of_client = |size: usize| {
-        let mut client = Client::new(limits());
-        let mut events = Vec::new();
-        for piece in stream.chunks(size) {
-            client.handle_bytes(Time::ZERO, piece);
-            events.extend(std::iter::from_fn(|| client.poll_event()));
-        }
-        events
-    };
     if to_server {
-        assert_eq!(of_server(size), of_server(usize::MAX));
+        in_pieces(&stream, size, || Server::new(Time::ZERO, limits()), Server::poll_event);
     } else {
-        assert_eq!(of_client(size), of_client(usize::MAX));
+        in_pieces(&stream, size, || Client::new(limits()), Client::poll_event);
     }
 }
 

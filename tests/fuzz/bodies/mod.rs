@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each fuzz target uses one of the bodies")]
 
 pub(crate) mod config;
+mod ends;
 mod input;
 pub(crate) mod legacy;
 pub(crate) mod netlink;

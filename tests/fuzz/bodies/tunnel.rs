@@ -10,15 +10,11 @@ use tcpcopy::tunnel::{
 use tcpcopy::wire::flow::SPLIT_SEED;
 use tcpcopy::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader, TcpOptions, Time};
 
+use super::ends::{OUTPUT, Stage, in_pieces, limits};
 use super::input::Input;
 
-const OUTPUT: usize = 8 << 10;
 const WELCOME: Welcome = Welcome { workers: 2, worker: 1, split_seed: SPLIT_SEED };
 const HELLO: Hello = Hello { instance: 7, claimer: 3, worker: 1 };
-
-fn limits() -> Limits {
-    Limits { output: OUTPUT, ..Limits::default() }
-}
 
 /// Bytes, time and calls of the owner in any order: events come in their order, buffers keep their bounds, and it
 /// does not matter in which pieces the bytes come.
@@ -63,15 +59,6 @@ fn welcome() -> Vec<u8> {
     assert!(matches!(server.poll_event(), Some(ServerEvent::Hello(HELLO))));
     server.welcome(Time::ZERO, WELCOME);
     server.pending().to_vec()
-}
-
-/// Where a connection stands, as its events say.
-#[derive(Debug, PartialEq)]
-enum Stage {
-    Before,
-    Greeted,
-    Open,
-    Over,
 }
 
 fn server(mut input: Input<'_>) {
@@ -170,40 +157,24 @@ fn header(input: &mut Input<'_>) -> TcpHeader {
     }
 }
 
-/// Events of the same bytes in one piece and in many.
 fn pieces_to_server(mut input: Input<'_>) {
     let size = input.below(64) + 1;
     let stream = stream(&mut input, &hello());
-    let events = |size: usize| {
-        let mut server = Server::new(Time::ZERO, Limits::default());
-        let mut events = Vec::new();
-        for piece in stream.chunks(size) {
-            server.handle_bytes(Time::ZERO, piece);
-            while let Some(event) = server.poll_event() {
-                if matches!(event, ServerEvent::Hello(_)) {
-                    server.welcome(Time::ZERO, WELCOME);
-                }
-                events.push(event);
-            }
+    let new = || Server::new(Time::ZERO, Limits::default());
+    in_pieces(&stream, size, new, |server| {
+        let event = server.poll_event();
+        if matches!(event, Some(ServerEvent::Hello(_))) {
+            server.welcome(Time::ZERO, WELCOME);
         }
-        events
-    };
-    assert_eq!(events(size), events(usize::MAX));
+        event
+    });
 }
 
 fn pieces_to_client(mut input: Input<'_>) {
     let size = input.below(64) + 1;
     let stream = stream(&mut input, &welcome());
-    let events = |size: usize| {
-        let mut client = Client::new(Time::ZERO, HELLO, Limits::default());
-        let mut events = Vec::new();
-        for piece in stream.chunks(size) {
-            client.handle_bytes(Time::ZERO, piece);
-            events.extend(std::iter::from_fn(|| client.poll_event()));
-        }
-        events
-    };
-    assert_eq!(events(size), events(usize::MAX));
+    let new = || Client::new(Time::ZERO, HELLO, Limits::default());
+    in_pieces(&stream, size, new, Client::poll_event);
 }
 
 fn stream(input: &mut Input<'_>, greeting: &[u8]) -> Vec<u8> {
