@@ -105,7 +105,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
         }
         Some("measure") => {
             let (switches, values) = (
-                ["--mirror", "--mixed", "--packet", "--syscalls"],
+                ["--apart", "--mirror", "--mixed", "--packet", "--syscalls"],
                 ["--seconds", "--repeat", "--offloads", "--original", "--json"],
             );
             allow(&[&switches[..], &values].concat())?;
@@ -128,6 +128,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
                 original: option("--original").map(original).transpose()?,
                 mixed: option("--mixed").is_some(),
                 packet: option("--packet").is_some(),
+                apart: option("--apart").is_some(),
                 mirror: option("--mirror").is_some(),
                 syscalls: option("--syscalls").is_some(),
                 json: option("--json").map(PathBuf::from),
@@ -151,7 +152,7 @@ fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Vec<Given<'_>>)>> 
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--help" | "-h" => return Ok(None),
-            "--long" | "--mirror" | "--mixed" | "--packet" | "--syscalls" => {
+            "--apart" | "--long" | "--mirror" | "--mixed" | "--packet" | "--syscalls" => {
                 options.push((argument.as_str(), ""));
             }
             "--offloads" | "--seconds" | "--json" | "--scratch" | "--repeat" | "--original" => {
@@ -182,7 +183,8 @@ mod tests {
         assert!(matches!(parsed("demo --seconds 5").unwrap(), Command::Demo { seconds: 5 }));
         assert!(matches!(parsed("").unwrap(), Command::Help));
         assert!(matches!(parsed("measure --help").unwrap(), Command::MeasureHelp));
-        let measure = parsed("measure short --repeat 3 --original /c/tcpcopy,/c/intercept --mirror").unwrap();
+        let measure =
+            parsed("measure short --repeat 3 --original /c/tcpcopy,/c/intercept --mirror --apart").unwrap();
         let Command::Measure(options) = measure else { panic!("{measure:?}") };
         assert_eq!((options.names.len(), options.seconds, options.repeat), (1, 5, 3));
         assert_eq!(options.original.unwrap().intercept, PathBuf::from("/c/intercept"));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::namespace::Namespace;
+use crate::processors;
 use crate::sys::{self, Signal};
 use crate::wait;
 
@@ -139,8 +140,9 @@ impl Daemon {
         let log = scratch.join(format!("{name}-{}.log", on.name()));
         let file = OpenOptions::new().create(true).append(true).open(&log)?;
         let from = file.metadata()?.len();
-        let child = on
-            .command(path)
+        let mut command = on.command(path);
+        processors::away_from_production(&mut command);
+        let child = command
             .args(arguments)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())

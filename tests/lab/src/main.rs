@@ -23,6 +23,7 @@ mod network;
 mod nginx;
 mod observer;
 mod pair;
+mod processors;
 mod records;
 mod recovery;
 mod relay;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::namespace::Namespace;
-use crate::{sys, wait};
+use crate::network::Role;
+use crate::{processors, sys, wait};
 
 /// The longest static body, and so the longest a GET can ask for.
 pub(crate) const LONGEST_BODY: usize = 1 << 20;
@@ -82,7 +83,11 @@ impl Nginx {
     }
 
     fn spawn(on: &Namespace, prefix: &Path) -> Result<Child> {
-        on.command("nginx")
+        let mut command = on.command("nginx");
+        if !on.name().starts_with(Role::Online.name()) {
+            processors::away_from_production(&mut command);
+        }
+        command
             // The path of a UNIX socket may be short only: the configuration's is relative to this directory.
             .current_dir(prefix)
             .arg("-p")

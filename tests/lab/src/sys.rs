@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -54,6 +55,26 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     };
     // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
     unsafe { command.pre_exec(set) };
+}
+
+/// Keeps the calling thread, and all that it starts, to the processors with these numbers.
+pub(crate) fn keep_to(processors: Range<usize>) -> io::Result<()> {
+    // SAFETY: all-zero bytes are an empty set, and CPU_SET() changes bytes of the set only, none for a number beyond it.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        for processor in processors {
+            libc::CPU_SET(processor, &mut set);
+        }
+        set
+    };
+    // SAFETY: `set` is valid for reads of its size, and the kernel keeps no pointer to it.
+    check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) }).map(drop)
+}
+
+/// Has the program that `command` will start keep to the processors with these numbers.
+pub(crate) fn run_on(command: &mut Command, processors: Range<usize>) {
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(move || keep_to(processors.clone())) };
 }
 
 /// Lets the program that `command` will start keep a descriptor of this process, which must be open until then.

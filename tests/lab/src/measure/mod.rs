@@ -21,6 +21,7 @@ use crate::isolation;
 use crate::load::{Load, Request};
 use crate::network::Role;
 use crate::observer::say;
+use crate::processors;
 use crate::wait;
 
 use case::Case;
@@ -57,6 +58,8 @@ pub(crate) struct Options {
     pub(crate) packet: bool,
     /// Whether to compare with nginx's mirror module.
     pub(crate) mirror: bool,
+    /// Whether production has a processor for itself.
+    pub(crate) apart: bool,
     /// Whether to count system calls.
     pub(crate) syscalls: bool,
     /// Where to write the figures as JSON.
@@ -78,6 +81,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
                 bail!("--original: {} is not there", path.display());
             }
         }
+    }
+    if options.apart {
+        processors::give_production_one()?;
     }
     let mut ways = vec![Way::Nothing, Way::Ours];
     ways.extend(options.packet.then_some(Way::Packet));

@@ -157,7 +157,7 @@ pub(crate) fn help() -> String {
 
 const HELP: &str = "\
 usage: lab measure [NAME…] [--seconds 5] [--repeat 1] [--offloads on|off] [--json FILE]
-                   [--original TCPCOPY,INTERCEPT [--mixed]] [--packet] [--mirror] [--syscalls]
+                   [--original TCPCOPY,INTERCEPT [--mixed]] [--packet] [--mirror] [--apart] [--syscalls]
 
 Puts fixed loads on the online server, those whose name contains a NAME or all: first without replay, then replayed.
 All hosts share this machine, so measure when it does nothing else, and see `others` below.
@@ -167,6 +167,7 @@ All hosts share this machine, so measure when it does nothing else, and see `oth
                  (--traditional --nfqueue; needs iptables) or for pcap
   --mixed        also with the C tcpcopy and our intercept, and the other way round (`legacy`)
   --packet       also with our programs and packet sockets as the source of both (capture.source)
+  --apart        with the first processor for the clients and the online server alone, and the others for the rest
   --mirror       also with nginx's mirror module in the online server. It opens a connection to the target for each
                  request, and closes it at the header of the response: the target's answers to large GETs are cut short
   --syscalls     then once more under strace -c, for the system calls of the daemons for each request
