@@ -9,6 +9,7 @@ use super::Closed;
 use super::bytes::Bytes;
 use super::codec::{Decoder, MAX_HELLO, Output, frame};
 use super::frame::{Kind, Refuse, VERSION};
+use super::going::Going;
 use super::legacy;
 use super::noise::{self, ANSWER, Initiator, MAX_PLAIN, OPENING, Opening, Records};
 use super::secret::{Ephemeral, KeyId, Secret};
@@ -42,10 +43,8 @@ pub(super) struct Channel {
     layer: Layer,
     /// What came and cannot be opened yet.
     came: Bytes,
-    /// What is to be written: the handshake, then records.
-    going: Vec<u8>,
-    /// How much of it is written.
-    gone: usize,
+    /// What is to be written: the handshake, then records. One write's worth is sealed at a time, so there is no other limit.
+    going: Going,
     /// Records may have their full size.
     opened_up: bool,
 }
@@ -58,8 +57,7 @@ impl Channel {
             output: Output::new(limit),
             layer: Layer::Plain,
             came: Bytes::default(),
-            going: Vec::new(),
-            gone: 0,
+            going: Going::new(usize::MAX, usize::MAX),
             opened_up: false,
         }
     }
@@ -67,11 +65,10 @@ impl Channel {
     /// A client's, with its key.
     pub(super) fn client(limit: usize, secret: &Secret, ephemeral: Ephemeral) -> Self {
         let (initiator, opening) = Initiator::new(secret, ephemeral);
-        Self {
-            layer: Layer::Opening { initiator: Box::new(initiator), key: secret.id() },
-            going: opening,
-            ..Self::plain(limit)
-        }
+        let layer = Layer::Opening { initiator: Box::new(initiator), key: secret.id() };
+        let mut channel = Self { layer, ..Self::plain(limit) };
+        channel.going.push(&opening);
+        channel
     }
 
     /// A server's, for clients with one of these keys.
@@ -100,7 +97,7 @@ impl Channel {
 
     /// Memory that the buffers take, in bytes.
     pub(super) fn memory(&self) -> usize {
-        let own = self.came.memory() + self.going.capacity();
+        let own = self.came.memory() + self.going.memory();
         own + self.decoder.memory() + self.output.memory()
     }
 
@@ -162,7 +159,7 @@ impl Channel {
                 match secret.and_then(|secret| noise::answer(opening, secret, ephemeral)) {
                     Some((records, answer)) => {
                         self.came.consume(OPENING);
-                        self.going = answer;
+                        self.going.push(&answer);
                         self.layer = Layer::Sealed { records: Box::new(records), key: id };
                         return Ok(true);
                     }
@@ -170,7 +167,9 @@ impl Channel {
                 }
             }
         };
-        self.going = refuse.map(|refuse| frame(Kind::Refuse, &refuse.bytes())).unwrap_or_default();
+        if let Some(refuse) = refuse {
+            self.going.push(&frame(Kind::Refuse, &refuse.bytes()));
+        }
         Err(why)
     }
 
@@ -216,8 +215,8 @@ impl Channel {
     pub(super) fn has_pending(&self) -> bool {
         match self.layer {
             Layer::Plain => !self.output.pending().is_empty(),
-            Layer::Listening { .. } | Layer::Opening { .. } | Layer::Refused => self.gone < self.going.len(),
-            Layer::Sealed { .. } => self.gone < self.going.len() || !self.output.pending().is_empty(),
+            Layer::Listening { .. } | Layer::Opening { .. } | Layer::Refused => !self.going.is_empty(),
+            Layer::Sealed { .. } => !self.going.is_empty() || !self.output.pending().is_empty(),
         }
     }
 
@@ -227,14 +226,12 @@ impl Channel {
             Layer::Plain => return self.output.pending(),
             Layer::Listening { .. } | Layer::Opening { .. } | Layer::Refused => {}
             Layer::Sealed { records, .. } => {
-                if self.gone == self.going.len() {
-                    self.going.clear();
-                    self.gone = 0;
-                    seal(records, &mut self.output, &mut self.going);
+                if self.going.is_empty() {
+                    seal(records, &mut self.output, self.going.tail());
                 }
             }
         }
-        self.going.get(self.gone..).unwrap_or_default()
+        self.going.pending()
     }
 
     /// `n` of them were written.
@@ -242,9 +239,15 @@ impl Channel {
         match self.layer {
             Layer::Plain => self.output.sent(n),
             Layer::Listening { .. } | Layer::Opening { .. } | Layer::Refused | Layer::Sealed { .. } => {
-                self.gone = self.going.len().min(self.gone + n);
+                let _ = self.going.sent(n);
             }
         }
+    }
+
+    /// Gives the memory of empty buffers back. To be called now and then: a tunnel in use has it again at once.
+    pub(super) fn release(&mut self) {
+        self.output.release();
+        self.going.release();
     }
 }
 

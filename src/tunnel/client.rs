@@ -156,6 +156,7 @@ impl Claimer for Client {
             State::Connected if now >= self.next_ping => {
                 self.next_ping = now + self.limits.ping;
                 self.pings += 1;
+                self.channel.release();
                 self.send(Kind::Ping, &self.pings.to_be_bytes());
             }
             State::Greeting { .. } | State::Connected | State::Failed(_) | State::Over => {}

@@ -213,6 +213,11 @@ impl Output {
         self.going.memory()
     }
 
+    /// Gives its memory back if nothing waits to be written.
+    pub(super) fn release(&mut self) {
+        self.going.release();
+    }
+
     pub(super) fn sent(&mut self, n: usize) {
         let moved = self.going.sent(n);
         // A frame of which something is written takes no more records.

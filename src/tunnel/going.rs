@@ -29,6 +29,15 @@ impl Going {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Where more is appended.
+    pub(super) fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.gone == self.bytes.len()
+    }
+
     pub(super) fn pending(&self) -> &[u8] {
         self.bytes.get(self.gone..).unwrap_or_default()
     }
@@ -57,6 +66,14 @@ impl Going {
         let moved = std::mem::take(&mut self.gone);
         self.bytes.drain(..moved.min(self.bytes.len()));
         moved
+    }
+
+    /// Gives its memory back if nothing waits.
+    pub(super) fn release(&mut self) {
+        if self.is_empty() {
+            self.bytes = Vec::new();
+            self.gone = 0;
+        }
     }
 
     /// Memory that it takes, in bytes.

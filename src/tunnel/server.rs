@@ -262,6 +262,7 @@ impl Server {
             }
             Kind::Ping => {
                 let Token(token) = self.channel.decoder.record()?;
+                self.channel.release();
                 self.send(Kind::Pong, &token.to_be_bytes());
                 Ok(Step::Again)
             }

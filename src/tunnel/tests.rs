@@ -115,6 +115,34 @@ fn headers_gather_in_one_frame_until_it_is_being_sent() {
     assert_eq!(std::iter::from_fn(|| client.poll_event()).count(), 4);
 }
 
+/// Carries all there is, piece by piece, to an end that looks at each.
+fn pour<E: Endpoint, T>(from: &mut impl Endpoint, to: &mut E, poll_event: fn(&mut E) -> Option<T>) {
+    while from.has_pending() {
+        let bytes: Vec<_> = from.pending().iter().copied().take(8 << 10).collect();
+        from.sent(bytes.len());
+        to.handle_bytes(Time::ZERO, &bytes);
+        while poll_event(to).is_some() {}
+    }
+}
+
+#[test]
+fn a_ping_has_both_ends_give_back_what_a_burst_took() {
+    let most = 128 << 10;
+    for (mut client, mut server) in [pair(1 << 20), keyed_tests::pair()] {
+        for flow in 0..8_000 {
+            assert!(server.response(FlowId(flow), &header(), Duration::ZERO));
+            client.claim(FlowId(flow), key("10.0.0.1:1000", "10.0.0.2:80"));
+        }
+        pour(&mut server, &mut client, Client::poll_event);
+        pour(&mut client, &mut server, Server::poll_event);
+        let kept = (client.memory(), server.memory());
+        client.handle_timeout(Time::ZERO + Limits::default().ping);
+        pour(&mut client, &mut server, Server::poll_event);
+        let left = (client.memory(), server.memory());
+        assert!(left.0 + most < kept.0 && left.1 + most < kept.1, "{kept:?}, then {left:?}");
+    }
+}
+
 #[test]
 fn a_row_of_segments_is_one_header_until_it_is_being_sent() {
     for (mut client, mut server) in [pair(1 << 20), keyed_tests::pair()] {
