@@ -1,12 +1,13 @@
 //! The sample files and the manual pages say what the programs do: every setting is in them, with its
 //! default, and nothing else is.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use tcpcopy::config::key::{Kind, Program};
-use tcpcopy::config::{command, intercept, tcpcopy as online};
+use tcpcopy::config::{Action, command, intercept, tcpcopy as online};
 use tcpcopy::daemon::message_id;
 
 const PROGRAMS: [(&Program, &str); 2] = [
@@ -131,6 +132,62 @@ fn key_list(program: &Program) -> String {
         let default = key.default.replace('"', "\\(dq");
         format!("{list}.It Va {} No = Li {default}\n{}.\n", key.name, key.help)
     })
+}
+
+/// The keys that the page says only a restart changes, sorted.
+fn said_to_take_a_restart(program: &Program) -> Vec<String> {
+    let page = read(&format!("man/{}.8", program.name));
+    let list = page.split_once("\nOnly a restart changes\n").expect("a list of keys").1;
+    let list = list.split_once(';').expect("its end").0;
+    let words = list.lines().filter_map(|line| line.strip_prefix(".Va ")).flat_map(str::split_whitespace);
+    let mut keys: Vec<_> = words.filter(|word| *word != ",").map(str::to_owned).collect();
+    keys.sort();
+    keys
+}
+
+/// What a program that runs with the first of these options does not take from the others, sorted.
+macro_rules! kept {
+    ($program:ident, $options:expr) => {{
+        let [running, others @ ..] = $options.map(|options| {
+            let words = ["program", "--config", "/dev/null"].into_iter().chain(options.split_whitespace());
+            match $program::Settings::load(words.map(Into::into)) {
+                Ok(Action::Run(settings)) => settings,
+                other => panic!("{options}: {other:?}"),
+            }
+        });
+        let kept = others.into_iter().flat_map(|mut settings| settings.keep_fixed(&running));
+        kept.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    }};
+}
+
+#[test]
+fn a_manual_page_says_what_takes_a_restart() {
+    let kept = kept!(
+        online,
+        [
+            "-x 80-10.9.0.9:80 -s 127.0.0.1 --capture-source packet",
+            "-x 80-10.9.0.9:80 -s 127.0.0.1 --legacy --capture-source nfqueue --pure-acks --handshake-acks=false",
+            "-x 80-10.9.0.9:80 --embedded --workers 3 --queue 1 --mark 1 --sink a --table a --rules manual \
+             --user root --segmentation offload",
+        ]
+    );
+    let ports =
+        kept!(online, ["-x 80-10.9.0.9:80 --embedded", "-x 80-10.9.0.9:80 --embedded --ports 2000-3000"]);
+    assert_eq!(ports, ["ports"]);
+    let mut all = [kept, ports].concat();
+    all.sort_unstable();
+    assert_eq!(said_to_take_a_restart(&online::PROGRAM), all);
+
+    let kept = kept!(
+        intercept,
+        [
+            "--target 10.9.0.9:80 -b 127.0.0.1",
+            "--target 10.9.0.9:80 -b 127.0.0.1 --capture-source packet",
+            "--target 10.9.0.9:80 -b 127.0.0.2 -p 1 --workers 3 --on-target --unclaimed accept --queue 1 \
+             --accept-mark 1 --rules manual --user root",
+        ]
+    );
+    assert_eq!(said_to_take_a_restart(&intercept::PROGRAM), kept);
 }
 
 #[test]
