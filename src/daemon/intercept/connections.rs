@@ -59,7 +59,7 @@ struct Connection {
     readable: bool,
 }
 
-/// What the workers share, and how many tunnels each may have.
+/// What the threads share, and how many tunnels each worker may have.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) most: usize,

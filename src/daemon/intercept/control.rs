@@ -8,8 +8,7 @@ use mio::{Events, Poll, Token};
 
 use super::acceptor;
 use super::bridge;
-use super::budget::Budget;
-use super::door::Door;
+use super::connections::Shared;
 use super::feed::Feed;
 use super::rules::Rules;
 use super::spec;
@@ -42,9 +41,7 @@ pub(super) struct Parts {
     pub(super) workers: Vec<Handle<Order>>,
     pub(super) feed: Feed,
     pub(super) statistics: Statistics,
-    /// What is shared with the other threads.
-    pub(super) door: Door,
-    pub(super) budget: Budget,
+    pub(super) shared: Shared,
     pub(super) acceptor: Handle<acceptor::Order>,
     pub(super) bridge: bridge::Handle,
     /// In force.
@@ -130,8 +127,8 @@ impl Control {
             return Err(failure);
         }
         // Before the workers look at the keys of their tunnels.
-        self.parts.door.set(&settings.keys, &settings.legacy);
-        self.parts.budget.set_limit(settings.memory_limit);
+        self.parts.shared.door.set(&settings.keys, &settings.legacy);
+        self.parts.shared.budget.set_limit(settings.memory_limit);
         for worker in &self.parts.workers {
             worker.orders.send(Order::Configure(Box::new(settings.clone())));
         }
@@ -172,9 +169,9 @@ impl Control {
 
     fn ask_for_reports(&mut self) {
         self.totals = Totals {
-            turned_away: self.parts.door.turned_away(),
+            turned_away: self.parts.shared.door.turned_away(),
             legacy: self.parts.bridge.counters(),
-            tunnel_bytes: self.parts.budget.used(),
+            tunnel_bytes: self.parts.shared.budget.used(),
             memory_limit: self.parts.settings.memory_limit,
             ..Totals::default()
         };

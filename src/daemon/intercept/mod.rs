@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | main, as `control` | `control`, `rules`, `statistics` | signals, the rules and their watch, the statistics |
 //! | `acceptor` | `acceptor`, `strangers`, `door` | the listener, and connections until their hello |
-//! | `bridge` | `bridge` | connections of C tcpcopys |
+//! | `bridge` | `bridge` | connections of C tcpcopys; it waits where there are none, as a reload may name the first |
 //! | `worker-0`… | `worker`, `connections` | a queue or a packet socket, its router, and the tunnels of those who claim its flows |
 //!
 //! Workers share nothing. The others speak to them through a channel and a waker, and they answer
@@ -143,26 +143,26 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let (reports, inbox) = threads::inbox(poll.registry(), WAKER).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
     let (room, most) = room(descriptors, settings.workers);
-    let door = Door::new(&settings.keys, &settings.legacy);
-    let budget = Budget::new(settings.memory_limit);
+    let shared = Shared {
+        most,
+        budget: Budget::new(settings.memory_limit),
+        door: Door::new(&settings.keys, &settings.legacy),
+    };
     for (index, inlet) in (0..).zip(inlets) {
-        let shared = Shared { most, budget: budget.clone(), door: door.clone() };
         let worker =
-            Worker::new(index, inlet, &settings, clock, shared).map_err(cannot("set a worker up"))?;
+            Worker::new(index, inlet, &settings, clock, shared.clone()).map_err(cannot("set a worker up"))?;
         workers.push(worker::spawn(worker, reports.clone()).map_err(cannot("start a worker"))?);
     }
     let orders: Vec<_> = workers.iter().map(|handle| handle.orders.clone()).collect();
     let parts = bridge::Parts {
         clock,
-        door: door.clone(),
-        budget: budget.clone(),
+        shared: shared.clone(),
         workers: orders.clone(),
-        room: most,
         max_flows: settings.max_flows,
     };
     let bridge = bridge::spawn(parts, reports.clone()).map_err(cannot("start the bridge to C tcpcopys"))?;
     let others = (orders, bridge.thread.orders.clone());
-    let acceptor = Acceptor::new(listener, others, clock, (room, door.clone()))
+    let acceptor = Acceptor::new(listener, others, clock, (room, shared.door.clone()))
         .and_then(|acceptor| acceptor::spawn(acceptor, reports))
         .map_err(cannot("start accepting"))?;
 
@@ -176,7 +176,6 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         "ready"
     );
     notify::ready();
-    let statistics = Statistics::new(clock.now());
     let parts = Parts {
         poll,
         clock,
@@ -185,9 +184,8 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         inbox,
         workers,
         feed,
-        statistics,
-        door,
-        budget,
+        statistics: Statistics::new(clock.now()),
+        shared,
         acceptor,
         bridge,
         settings,

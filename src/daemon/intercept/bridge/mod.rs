@@ -1,6 +1,8 @@
 //! The thread that C tcpcopys are connected to: outside it speaks their protocol, inside the tunnel's with each worker, as
 //! one tcpcopy for each host of theirs.
 //!
+//! It runs whether `legacy` names anybody or not: a reload may name the first host, and a thread that waits costs a few pages.
+//!
 //! What a C tcpcopy claims on one connection are flows of all workers, which share nothing; here they part. The workers take
 //! what comes over a pipe between threads as they take any tunnel, with its limits and its counters.
 
@@ -21,6 +23,7 @@ use slab::Slab;
 
 use super::WAKER;
 use super::budget::Budget;
+use super::connections::Shared;
 use super::door::{Door, Refusals, TurnedAway};
 use super::worker::{self, Report};
 use crate::daemon::clock::Clock;
@@ -128,11 +131,9 @@ impl Counters {
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) clock: Clock,
-    pub(super) door: Door,
-    pub(super) budget: Budget,
+    /// It may have as many descriptors as a worker has tunnels.
+    pub(super) shared: Shared,
     pub(super) workers: Vec<Outbox<worker::Order>>,
-    /// Descriptors that it may have.
-    pub(super) room: usize,
     /// Flows that all tcpcopys together may claim.
     pub(super) max_flows: u32,
 }
@@ -148,22 +149,23 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle>
     let poll = Poll::new()?;
     let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
     let counters = Counters::default();
+    let Shared { most, budget, door } = parts.shared;
     let mut bridge = Bridge {
         poll,
         inbox,
-        refusals: Refusals::new(parts.door.clone()),
+        refusals: Refusals::new(door.clone()),
         context: Context {
             // Their claims must not be taken for those of a run before.
             instance: u64::from_ne_bytes(random::bytes()?),
-            budget: parts.budget,
+            budget,
             workers: parts.workers,
             most_flows: most_flows(parts.max_flows),
             tally: Tally::default(),
             quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
         },
         clock: parts.clock,
-        door: parts.door,
-        room: parts.room,
+        door,
+        room: most,
         peers: Slab::new(),
         counters: counters.clone(),
     };

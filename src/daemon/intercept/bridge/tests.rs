@@ -80,14 +80,8 @@ impl World {
         let door = Door::new(&[], &["127.0.0.0/8".parse().expect("prefix")]);
         let (workers, orders) = (0..WORKERS).map(Worker::new).unzip();
         let budget = Budget::new(64 << 20);
-        let parts = Parts {
-            clock: Clock::start(),
-            door: door.clone(),
-            budget: budget.clone(),
-            workers: orders,
-            room,
-            max_flows: 50,
-        };
+        let shared = Shared { most: room, budget: budget.clone(), door: door.clone() };
+        let parts = Parts { clock: Clock::start(), shared, workers: orders, max_flows: 50 };
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let poll = Poll::new().expect("poll");
         let (outbox, reports) = threads::inbox(poll.registry(), WAKER).expect("a waker");
