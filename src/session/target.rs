@@ -100,21 +100,26 @@ impl Session {
             self.resets = 0;
             self.upstream.release(connection.sender.una());
         }
-        connection.replied |=
-            arrived == Arrived::InOrder && connection.sender.una() == connection.sender.max();
         if arrived == Arrived::InOrder {
-            // Nothing answers a burst that a closed window still holds back.
-            if connection.sender.max() > self.burst_start {
-                self.first_answer.get_or_insert(now);
-            } else if let Some(receiver) = &connection.receiver {
-                self.gate.hold_back(receiver.received());
-            }
+            self.note_response(now);
         }
         self.close_if_done(now);
         match (arrived, acked) {
             (Arrived::OutOfOrder, _) => Answer::OutOfOrder,
             (Arrived::InOrder, _) | (_, Acked::Advanced) => Answer::Accepted,
             (Arrived::Nothing | Arrived::Duplicate, _) => Answer::Duplicate,
+        }
+    }
+
+    /// The target has sent more, in order.
+    fn note_response(&mut self, now: Time) {
+        let Some(connection) = &mut self.connection else { return };
+        connection.replied |= connection.sender.una() == connection.sender.max();
+        // Nothing answers a burst that a closed window still holds back.
+        if connection.sender.max() > self.burst_start {
+            self.first_answer.get_or_insert(now);
+        } else if let Some(receiver) = &connection.receiver {
+            self.gate.hold_back(receiver.received());
         }
     }
 

@@ -65,75 +65,29 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
     {
         return Ok(Command::WithoutNetfilter { command: command.to_vec() });
     }
-    let Some((words, options)) = split(arguments)? else {
+    let Some((words, given)) = split(arguments)? else {
         let measure = arguments.first().is_some_and(|first| first == "measure");
         return Ok(if measure { Command::MeasureHelp } else { Command::Help });
     };
-    let option = |name: &str| options.iter().find(|(option, _)| *option == name).map(|(_, value)| *value);
-    let allow = |allowed: &[&str]| match options.iter().find(|(option, _)| !allowed.contains(option)) {
-        Some((option, _)) => bail!("{option} does not belong here"),
-        None => Ok(()),
-    };
-    let offloads = match option("--offloads") {
-        None => None,
-        Some("on") => Some(Offloads::On),
-        Some("off") => Some(Offloads::Off),
-        Some("both") => Some(Offloads::Both),
-        Some(other) => bail!("--offloads is on, off or both, not {other}"),
-    };
-    let seconds = |default| option("--seconds").map_or(Ok(default), str::parse).context("--seconds");
+    let (offloads, long) = (given.offloads()?, given.has("--long"));
     let mut words = words.into_iter();
     let command = match words.next().as_deref() {
         None => Command::Help,
-        Some("list") => allow(&[]).map(|()| Command::List)?,
+        Some("list") => given.allow(&[]).map(|()| Command::List)?,
         Some("run") => {
-            allow(&["--offloads", "--long"])?;
-            Command::Run { names: words.by_ref().collect(), offloads, long: option("--long").is_some() }
+            given.allow(&["--offloads", "--long"])?;
+            Command::Run { names: words.by_ref().collect(), offloads, long }
         }
         Some("one") => {
-            let scratch = PathBuf::from(option("--scratch").context("--scratch is needed")?);
-            let context = Context {
-                offloads: offloads == Some(Offloads::On),
-                long: option("--long").is_some(),
-                scratch,
-            };
+            let scratch = PathBuf::from(given.get("--scratch").context("--scratch is needed")?);
+            let context = Context { offloads: offloads == Some(Offloads::On), long, scratch };
             Command::One { name: words.next().context("which scenario?")?, context }
         }
         Some("demo") => {
-            allow(&["--seconds"])?;
-            Command::Demo { seconds: seconds(30)? }
+            given.allow(&["--seconds"])?;
+            Command::Demo { seconds: given.seconds(30)? }
         }
-        Some("measure") => {
-            let (switches, values) = (
-                ["--apart", "--mirror", "--mixed", "--packet", "--syscalls"],
-                ["--seconds", "--repeat", "--offloads", "--original", "--json"],
-            );
-            allow(&[&switches[..], &values].concat())?;
-            if offloads == Some(Offloads::Both) {
-                bail!("lab measure takes --offloads on or off");
-            }
-            let original = |paths: &str| {
-                let (tcpcopy, intercept) =
-                    paths.split_once(',').context("--original takes TCPCOPY,INTERCEPT")?;
-                anyhow::Ok(measure::Original { tcpcopy: tcpcopy.into(), intercept: intercept.into() })
-            };
-            Command::Measure(measure::Options {
-                names: words.by_ref().collect(),
-                seconds: seconds(5)?,
-                repeat: option("--repeat")
-                    .map_or(Ok(NonZero::<usize>::MIN), str::parse)
-                    .context("--repeat")?
-                    .get(),
-                offloads: offloads == Some(Offloads::On),
-                original: option("--original").map(original).transpose()?,
-                mixed: option("--mixed").is_some(),
-                packet: option("--packet").is_some(),
-                apart: option("--apart").is_some(),
-                mirror: option("--mirror").is_some(),
-                syscalls: option("--syscalls").is_some(),
-                json: option("--json").map(PathBuf::from),
-            })
-        }
+        Some("measure") => Command::Measure(to_measure(words.by_ref().collect(), &given)?),
         Some(other) => bail!("unknown command {other}"),
     };
     match words.next() {
@@ -142,11 +96,73 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
     }
 }
 
-/// An option and its value, empty if it takes none.
-type Given<'a> = (&'a str, &'a str);
+fn to_measure(names: Vec<String>, given: &Given<'_>) -> Result<measure::Options> {
+    let (switches, values) = (
+        ["--apart", "--mirror", "--mixed", "--packet", "--syscalls"],
+        ["--seconds", "--repeat", "--offloads", "--original", "--json"],
+    );
+    given.allow(&[&switches[..], &values].concat())?;
+    let offloads = given.offloads()?;
+    if offloads == Some(Offloads::Both) {
+        bail!("lab measure takes --offloads on or off");
+    }
+    let original = |paths: &str| {
+        let (tcpcopy, intercept) = paths.split_once(',').context("--original takes TCPCOPY,INTERCEPT")?;
+        anyhow::Ok(measure::Original { tcpcopy: tcpcopy.into(), intercept: intercept.into() })
+    };
+    let repeat = given.get("--repeat").map_or(Ok(NonZero::<usize>::MIN), str::parse);
+    Ok(measure::Options {
+        names,
+        seconds: given.seconds(5)?,
+        repeat: repeat.context("--repeat")?.get(),
+        offloads: offloads == Some(Offloads::On),
+        original: given.get("--original").map(original).transpose()?,
+        mixed: given.has("--mixed"),
+        packet: given.has("--packet"),
+        apart: given.has("--apart"),
+        mirror: given.has("--mirror"),
+        syscalls: given.has("--syscalls"),
+        json: given.get("--json").map(PathBuf::from),
+    })
+}
+
+/// The options that were given, with their values, empty if they take none.
+struct Given<'a>(Vec<(&'a str, &'a str)>);
+
+impl Given<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(option, _)| *option == name).map(|(_, value)| *value)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Fails if there is another one than these.
+    fn allow(&self, allowed: &[&str]) -> Result<()> {
+        match self.0.iter().find(|(option, _)| !allowed.contains(option)) {
+            Some((option, _)) => bail!("{option} does not belong here"),
+            None => Ok(()),
+        }
+    }
+
+    fn offloads(&self) -> Result<Option<Offloads>> {
+        Ok(match self.get("--offloads") {
+            None => None,
+            Some("on") => Some(Offloads::On),
+            Some("off") => Some(Offloads::Off),
+            Some("both") => Some(Offloads::Both),
+            Some(other) => bail!("--offloads is on, off or both, not {other}"),
+        })
+    }
+
+    fn seconds(&self, default: u64) -> Result<u64> {
+        self.get("--seconds").map_or(Ok(default), str::parse).context("--seconds")
+    }
+}
 
 /// Tells words from options; `None` asks for help.
-fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Vec<Given<'_>>)>> {
+fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Given<'_>)>> {
     let (mut words, mut options) = (Vec::new(), Vec::new());
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
@@ -163,7 +179,7 @@ fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Vec<Given<'_>>)>> 
             _ => words.push(argument.clone()),
         }
     }
-    Ok(Some((words, options)))
+    Ok(Some((words, Given(options))))
 }
 
 #[cfg(test)]

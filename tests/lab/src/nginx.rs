@@ -139,18 +139,9 @@ fn configuration(behaviour: &Behaviour) -> String {
     let timeout = keepalive_timeout.as_secs();
     let load = if delay.is_some() { "load_module modules/ngx_http_echo_module.so;" } else { "" };
     let load = load.replace("modules/", "/usr/lib/nginx/modules/");
-    let sleep = delay.map_or(String::new(), |delay| {
-        format!(
-            "location /f {{ echo_sleep {:.3}; echo_exec /file$uri $args; }}\n    location /file/ {{ internal; alias ./; access_log logs/access.log lab buffer=32k flush=100ms; }}",
-            delay.as_secs_f64()
-        )
-    });
+    let sleep = delay.map(sleeping).unwrap_or_default();
     let copy = if mirror.is_some() { "mirror /mirror;" } else { "" };
-    let mirror = mirror.map_or(String::new(), |to| {
-        format!(
-            "location = /mirror {{ internal; proxy_pass http://{to}$request_uri; proxy_http_version 1.1; proxy_set_header Host $http_host; proxy_set_header Connection \"\"; }}"
-        )
-    });
+    let mirror = mirror.map(mirroring).unwrap_or_default();
     format!(
         r#"{load}
 daemon off;
@@ -201,6 +192,28 @@ http {{
   server {{ listen unix:logs/inner.sock; access_log off; location / {{ return 200 "received"; }} }}
 }}
 "#
+    )
+}
+
+/// The locations of static bodies that come after a delay.
+fn sleeping(delay: Duration) -> String {
+    format!(
+        "location /f {{ echo_sleep {:.3}; echo_exec /file$uri $args; }}
+    location /file/ {{ internal; alias ./; access_log logs/access.log lab buffer=32k flush=100ms; }}",
+        delay.as_secs_f64()
+    )
+}
+
+/// The location that sends each request to another server as well.
+fn mirroring(to: SocketAddr) -> String {
+    format!(
+        "location = /mirror {{
+      internal;
+      proxy_pass http://{to}$request_uri;
+      proxy_http_version 1.1;
+      proxy_set_header Host $http_host;
+      proxy_set_header Connection \"\";
+    }}"
     )
 }
 
