@@ -14,7 +14,7 @@ use tcpcopy::capture::{
     open_header_sources, open_packet_sources,
 };
 use tcpcopy::sys::raw::RawSender;
-use tcpcopy::wire::{Flags, Mapping, Outgoing, Packet, Seq, TcpHeader, TcpOptions, flow, parse};
+use tcpcopy::wire::{Flags, Mapping, Outgoing, Packet, Seq, TcpHeader, flow, parse};
 
 const OWN_MARK: u32 = 7;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -154,14 +154,7 @@ fn own_packets_are_left_alone_and_what_finds_no_room_is_counted() {
         let send = |mark: u32, count: u64| {
             let sender = RawSender::open(mark).unwrap();
             let (src, dst) = ("127.0.0.1:9".parse().unwrap(), "127.0.0.1:80".parse().unwrap());
-            let header = TcpHeader {
-                seq: Seq(1),
-                ack: Seq(0),
-                flags: Flags::RST,
-                window: 0,
-                options: TcpOptions::default(),
-                payload_len: 0,
-            };
+            let header = TcpHeader::bare(Seq(1), Seq(0), Flags::RST, 0);
             let mut out = Outgoing::default();
             for _ in 0..count {
                 let packet = out.finish(src, dst, &header).unwrap();
@@ -252,14 +245,7 @@ fn responses_that_find_the_ring_full_are_counted_for_their_worker() {
         tap.open().unwrap();
         let client: SocketAddr = "127.0.0.1:9".parse().unwrap();
         let (sender, mut out) = (RawSender::open(OWN_MARK).unwrap(), Outgoing::default());
-        let header = TcpHeader {
-            seq: Seq(1),
-            ack: Seq(0),
-            flags: Flags::RST,
-            window: 0,
-            options: TcpOptions::default(),
-            payload_len: 0,
-        };
+        let header = TcpHeader::bare(Seq(1), Seq(0), Flags::RST, 0);
         let mut send = |count: u64| {
             for _ in 0..count {
                 let packet = out.finish(target, client, &header).unwrap();

@@ -87,18 +87,14 @@ fn half(packet: &[u8], at: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Flags, Outgoing, Seq, TcpHeader, TcpOptions};
+    use crate::wire::{Flags, Outgoing, Seq, TcpHeader};
 
     fn packet(client: &str, flags: Flags, payload: &[u8]) -> Vec<u8> {
         let client: std::net::SocketAddr = client.parse().expect("address");
         let server = if client.is_ipv4() { "10.0.0.2:80" } else { "[fd00::2]:80" };
         let header = TcpHeader {
-            seq: Seq(1),
-            ack: Seq(2),
-            flags,
-            window: 3,
-            options: TcpOptions::default(),
             payload_len: u32::try_from(payload.len()).expect("short"),
+            ..TcpHeader::bare(Seq(1), Seq(2), flags, 3)
         };
         let mut out = Outgoing::default();
         out.payload().extend_from_slice(payload);

@@ -17,20 +17,13 @@ pub(super) fn read<'a>(captured: &Captured<'a>, checksums: &mut Checksums) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Flags, Outgoing, Seq, TcpHeader, TcpOptions};
+    use crate::wire::{Flags, Outgoing, Seq, TcpHeader};
 
     #[test]
     fn a_damaged_packet_is_refused_unless_it_may_be_none() {
         let mut out = Outgoing::default();
         out.payload().extend_from_slice(b"data");
-        let header = TcpHeader {
-            seq: Seq(1),
-            ack: Seq(2),
-            flags: Flags::ACK,
-            window: 3,
-            options: TcpOptions::default(),
-            payload_len: 4,
-        };
+        let header = TcpHeader { payload_len: 4, ..TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 3) };
         let ends = (([10, 9, 0, 1], 5).into(), ([10, 0, 0, 2], 80).into());
         let sound = out.finish(ends.0, ends.1, &header).expect("one family, short").to_vec();
         let mut damaged = sound.clone();

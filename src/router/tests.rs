@@ -1,7 +1,7 @@
 //! The router as its worker drives it: packets, frames and time in, records and verdicts out.
 
 use super::*;
-use crate::wire::{Flags, Seq, TcpOptions};
+use crate::wire::{Flags, Seq};
 
 const TARGET: ([u8; 4], u16) = ([10, 0, 0, 2], 80);
 const A: ConnId = ConnId(1);
@@ -20,7 +20,7 @@ fn at(millis: u64) -> Time {
 }
 
 fn header(flags: Flags) -> TcpHeader {
-    TcpHeader { seq: Seq(1), ack: Seq(2), flags, window: 100, options: TcpOptions::default(), payload_len: 0 }
+    TcpHeader::bare(Seq(1), Seq(2), flags, 100)
 }
 
 fn response(key: FlowKey, flags: Flags) -> Packet<'static> {

@@ -8,7 +8,7 @@ use super::event::{Answer, End, Event, Outcome};
 use super::receiver::{Arrived, Segment};
 use super::sender::Acked;
 use super::upstream::Close;
-use crate::wire::{Flags, Seq, TcpHeader, TcpOptions, Time};
+use crate::wire::{Flags, Seq, TcpHeader, Time};
 
 /// Resets without progress after which the target is taken at its word.
 const MAX_RESETS: u8 = 3;
@@ -203,12 +203,5 @@ fn arrive(
 
 /// The RST for a segment that acknowledges what was never sent (RFC 9293, 3.10.7.3).
 fn stray_reset(seq: Seq) -> TcpHeader {
-    TcpHeader {
-        seq,
-        ack: Seq(0),
-        flags: Flags::RST,
-        window: 0,
-        options: TcpOptions::default(),
-        payload_len: 0,
-    }
+    TcpHeader::bare(seq, Seq(0), Flags::RST, 0)
 }

@@ -117,6 +117,11 @@ impl TcpHeader {
     /// can carry them, as it could what a network card has merged.
     const JOINED: u32 = 65_535 - 120;
 
+    /// A header without options, of a segment without payload. The order is that of the fields.
+    pub fn bare(seq: Seq, ack: Seq, flags: Flags, window: u16) -> Self {
+        Self { seq, ack, flags, window, options: TcpOptions::default(), payload_len: 0 }
+    }
+
     /// This segment and `next` as one, if `next` continues it and says nothing else: both carry data, and differ in PSH
     /// alone, which ends a row. It is what receive offload makes of them.
     pub fn joined(&self, next: &Self) -> Option<Self> {
@@ -153,14 +158,8 @@ mod tests {
 
     #[test]
     fn segments_of_a_row_are_joined_and_no_others() {
-        let first = TcpHeader {
-            seq: Seq(u32::MAX - 999),
-            ack: Seq(7),
-            flags: Flags::ACK,
-            window: 3,
-            options: TcpOptions::default(),
-            payload_len: 1_000,
-        };
+        let first =
+            TcpHeader { payload_len: 1_000, ..TcpHeader::bare(Seq(u32::MAX - 999), Seq(7), Flags::ACK, 3) };
         let next = TcpHeader { seq: Seq(0), payload_len: 500, ..first };
         assert_eq!(first.joined(&next), Some(TcpHeader { payload_len: 1_500, ..first }));
         let most = TcpHeader { payload_len: TcpHeader::JOINED - 1_000, ..next };
@@ -193,12 +192,8 @@ mod tests {
     #[test]
     fn segment_length_counts_syn_and_fin() {
         let header = TcpHeader {
-            seq: Seq(u32::MAX),
-            ack: Seq(0),
-            flags: Flags::SYN | Flags::FIN,
-            window: 0,
-            options: TcpOptions::default(),
             payload_len: 5,
+            ..TcpHeader::bare(Seq(u32::MAX), Seq(0), Flags::SYN | Flags::FIN, 0)
         };
         assert_eq!(header.segment_len(), 7);
         assert_eq!(header.end(), Seq(6));

@@ -35,17 +35,13 @@ fn length(bytes: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Seq, TcpOptions};
+    use crate::wire::Seq;
 
     #[test]
     fn a_train_is_cut_into_whole_segments_and_the_rest() {
         let header = TcpHeader {
-            seq: Seq(u32::MAX - 3),
-            ack: Seq(7),
-            flags: Flags::ACK | Flags::PSH | Flags::FIN,
-            window: 9,
-            options: TcpOptions::default(),
             payload_len: 10,
+            ..TcpHeader::bare(Seq(u32::MAX - 3), Seq(7), Flags::ACK | Flags::PSH | Flags::FIN, 9)
         };
         let cuts = |payload: &'static [u8], size| {
             cut(&header, payload, size)

@@ -16,7 +16,7 @@ use tcpcopy::daemon::link::{Link, LinkEvent, Protocol};
 use tcpcopy::sys::raw::RawSender;
 use tcpcopy::tunnel::frame::Response;
 use tcpcopy::tunnel::{Hello, Limits};
-use tcpcopy::wire::{Flags, FlowId, FlowKey, Outgoing, Seq, TcpHeader, TcpOptions, flow};
+use tcpcopy::wire::{Flags, FlowId, FlowKey, Outgoing, Seq, TcpHeader, flow};
 
 use crate::namespace::{run, sh};
 
@@ -308,14 +308,7 @@ impl Tcpcopy {
 
     /// Sends a segment as the replayed client.
     pub(crate) fn send(&mut self, key: FlowKey, flags: Flags, seq: u32, ack: Seq) {
-        let header = TcpHeader {
-            seq: Seq(seq),
-            ack,
-            flags,
-            window: 60000,
-            options: TcpOptions::default(),
-            payload_len: 0,
-        };
+        let header = TcpHeader::bare(Seq(seq), ack, flags, 60000);
         self.outgoing.payload();
         let packet = self.outgoing.finish(key.client, key.server, &header).expect("one family");
         self.raw.send(packet, key.server).expect("send");

@@ -330,7 +330,7 @@ mod tests {
     use super::super::budget::Budget;
     use super::super::door::Door;
     use super::*;
-    use crate::wire::{Flags, Outgoing, Seq, TcpHeader, TcpOptions};
+    use crate::wire::{Flags, Outgoing, Seq, TcpHeader};
 
     #[test]
     fn what_cannot_be_read_is_dropped_and_counted_by_reason() {
@@ -340,14 +340,7 @@ mod tests {
         let shared = Shared { most: 1, budget: Budget::new(0), door: Door::new(&[], &[]) };
         let mut connections = Connections::new(FIRST_CONNECTION, 0, 1, shared);
         let mut rejects = Tally::default();
-        let header = TcpHeader {
-            seq: Seq(1),
-            ack: Seq(2),
-            flags: Flags::ACK,
-            window: 3,
-            options: TcpOptions::default(),
-            payload_len: 0,
-        };
+        let header = TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 3);
         let mut out = Outgoing::default();
         let whole =
             out.finish(target, ([10, 9, 0, 1], 5).into(), &header).expect("one family, short").to_vec();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tcpcopy::router::{ConnId, Disposition, Identity, Outcome, Router, Settings, Unclaimed, Verdict};
-use tcpcopy::wire::{Flags, FlowId, FlowKey, Packet, Prefix, Seq, TcpHeader, TcpOptions, Time};
+use tcpcopy::wire::{Flags, FlowId, FlowKey, Packet, Prefix, Seq, TcpHeader, Time};
 
 use super::input::Input;
 
@@ -123,14 +123,8 @@ impl Course {
 
     fn response(&mut self, input: &mut Input<'_>) {
         let key = key(input);
-        let header = TcpHeader {
-            seq: Seq(1),
-            ack: Seq(1),
-            flags: input.of(&[Flags::ACK, Flags::SYN | Flags::ACK, Flags::RST]),
-            window: 0,
-            options: TcpOptions::default(),
-            payload_len: 0,
-        };
+        let header =
+            TcpHeader::bare(Seq(1), Seq(1), input.of(&[Flags::ACK, Flags::SYN | Flags::ACK, Flags::RST]), 0);
         self.packets += 1;
         let packet = Packet { src: key.server, dst: key.client, header, payload: &[] };
         match self.router.handle_response(self.now, self.packets, &packet) {

@@ -126,7 +126,7 @@ impl Flows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Flags, Seq, TcpOptions};
+    use crate::wire::{Flags, Seq};
 
     fn key(port: u16) -> FlowKey {
         FlowKey { client: ([10, 9, 0, 1], port).into(), server: ([10, 0, 0, 2], 80).into() }
@@ -137,14 +137,7 @@ mod tests {
     }
 
     fn header(flags: Flags) -> TcpHeader {
-        TcpHeader {
-            seq: Seq(1),
-            ack: Seq(1),
-            flags,
-            window: 1,
-            options: TcpOptions::default(),
-            payload_len: 0,
-        }
+        TcpHeader::bare(Seq(1), Seq(1), flags, 1)
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::daemon::pipe::Pipe;
 use crate::tunnel::legacy::RECORD;
 use crate::tunnel::{ClaimRefusal, Server, ServerEvent, Welcome};
 use crate::wire::flow::{SPLIT_SEED, split};
-use crate::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader, TcpOptions};
+use crate::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader};
 
 const WORKERS: u16 = 2;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,7 +61,7 @@ impl Worker {
 }
 
 fn header(flags: Flags) -> TcpHeader {
-    TcpHeader { seq: Seq(1), ack: Seq(2), flags, window: 3, options: TcpOptions::default(), payload_len: 0 }
+    TcpHeader::bare(Seq(1), Seq(2), flags, 3)
 }
 
 /// A bridge with its workers.
