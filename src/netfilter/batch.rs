@@ -7,22 +7,13 @@ use std::ffi::CString;
 
 use nftnl::{Batch, Chain as ChainMessage, ChainType, MsgType, Policy, ProtoFamily, Table as TableReference};
 
-use super::encode::encode;
+use super::encode::{QueueKind, encode};
 use super::ruleset::{Chain, Family, Hook, Match, Rule, Ruleset, Set, Statement, Table, TableName};
 use crate::sys::nfnl::TableMessage;
 use crate::sys::nfset::{SetMessage, Shape};
 
 /// `NFT_TABLE_F_OWNER` of `linux/netfilter/nf_tables.h` (Linux 5.12).
 pub(super) const TABLE_OWNER: u32 = 2;
-
-/// How a rule hands packets to a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueueKind {
-    /// The kernel's own `queue` expression.
-    Native,
-    /// The xtables target `NFQUEUE` through `nft_compat`.
-    Compat,
-}
 
 /// What one message of a batch is about, for error messages.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use nftnl::expr::{Bitwise, Cmp, CmpOp, Counter, Immediate, Meta, Register as CrateRegister, Verdict};
 use nftnl::{Chain as ChainMessage, Rule as RuleMessage};
 
-use super::batch::QueueKind;
 use super::ruleset::{Device, End, Family, Match, Rule, Statement};
 use crate::sys::expr::{Base, Expr, Register};
 use crate::wire::Prefix;
@@ -23,6 +22,15 @@ const ACK: u8 = 0x10;
 
 /// Bytes of a register that a port takes.
 const PADDED_PORT: u32 = 4;
+
+/// How a rule hands packets to a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueKind {
+    /// The kernel's own `queue` expression.
+    Native,
+    /// The xtables target `NFQUEUE` through `nft_compat`.
+    Compat,
+}
 
 /// The message that adds `rule` to `chain`.
 pub(super) fn encode<'a>(

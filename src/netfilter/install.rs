@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::batch::{self, Object, QueueKind, Transaction};
+use super::batch::{self, Object, Transaction};
+use super::encode::QueueKind;
 use super::link::{Failure, Link};
 use super::message::Counters;
 use super::readback::{self, Presence};

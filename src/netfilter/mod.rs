@@ -26,7 +26,7 @@ mod watch;
 
 pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
 pub use backstop::Backstop;
-pub use batch::QueueKind;
+pub use encode::QueueKind;
 pub use install::{InstallError, Installed, remove_table};
 pub use message::Counters;
 pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, OwnResponses, online};

@@ -322,15 +322,13 @@ mod tests {
 
     use super::*;
     use crate::session::End;
-    use crate::wire::{Flags, Seq, TcpHeader, TcpOptions};
+    use crate::wire::{Flags, Seq, TcpHeader};
 
     #[test]
     fn sessions_that_have_ended_leave_no_deadlines_behind() {
         let mut table = Table::default();
         let connection = FlowKey { client: ([10, 0, 0, 1], 1).into(), server: ([10, 0, 0, 2], 80).into() };
-        let options = TcpOptions::default();
-        let syn =
-            TcpHeader { seq: Seq(1), ack: Seq(0), flags: Flags::SYN, window: 1, options, payload_len: 0 };
+        let syn = TcpHeader::bare(Seq(1), Seq(0), Flags::SYN, 1);
         for _ in 0..10 * STALE {
             let session = Session::open(Time::ZERO, Arc::default(), &syn);
             let slot = table.insert(session, connection, 0, connection.server);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::session::{self, Answer, End, Taken};
-use crate::wire::{Flags, FlowId, FlowKey, Mapping, Outgoing, Seq, TcpHeader, TcpOptions, Time, parse};
+use crate::wire::{Flags, FlowId, FlowKey, Mapping, Outgoing, Seq, TcpHeader, Time, parse};
 
 const ONLINE: &str = "10.1.0.1:80";
 const TARGET: &str = "10.2.0.2:8080";
@@ -24,8 +24,7 @@ fn config() -> Config {
 
 fn header(seq: u32, ack: u32, flags: Flags, payload_len: usize) -> TcpHeader {
     let payload_len = u32::try_from(payload_len).expect("short");
-    let options = TcpOptions::default();
-    TcpHeader { seq: Seq(seq), ack: Seq(ack), flags, window: 60_000, options, payload_len }
+    TcpHeader { payload_len, ..TcpHeader::bare(Seq(seq), Seq(ack), flags, 60_000) }
 }
 
 struct Bench {

@@ -15,16 +15,17 @@ use std::sync::Arc;
 
 use super::WAKER;
 use super::bridge;
+use super::connections::{Newcomer, limits};
 use super::door::{Door, Refusals, TurnedAway};
 use super::strangers::{Room, Strangers};
-use super::worker::{self, Newcomer, Report};
+use super::worker::{self, Report};
 use crate::daemon::clock::Clock;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::privileges;
 use crate::daemon::threads::{self, Handle, Outbox};
 use crate::daemon::wait::wait;
 use crate::sys::random;
-use crate::tunnel::{Closed, Ephemeral, Hello, Limits, Refuse, Server, ServerEvent};
+use crate::tunnel::{Closed, Ephemeral, Hello, Refuse, Server, ServerEvent};
 use crate::wire::Time;
 
 /// How long to accept nothing when the process has no descriptor left.
@@ -37,13 +38,6 @@ pub(super) const NAME: &str = "acceptor";
 
 const LISTENER: Token = Token(1);
 const FIRST_STRANGER: usize = 2;
-
-/// Limits of a tunnel connection of intercept's. What waits to be written is 100,000 headers, which
-/// are old by the time a slow peer gets them: more would help nobody. A tcpcopy that is stopped for a while (SIGSTOP, a
-/// snapshot of its machine) is not a lost one.
-pub(super) fn limits() -> Limits {
-    Limits { output: 4 << 20, silence: Duration::from_secs(30), ..Limits::default() }
-}
 
 /// What the acceptor is told.
 #[derive(Debug)]

@@ -8,11 +8,10 @@ use slab::Slab;
 
 use super::budget::{Account, Budget};
 use super::door::{Door, Permit};
-use super::worker::Newcomer;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::quiet::Quiet;
 use crate::router::{ConnId, Held, Identity, Outcome, Refusal, Router};
-use crate::tunnel::{ClaimRefusal, Endpoint, KeyId, Refuse, Server, ServerEvent, Welcome};
+use crate::tunnel::{ClaimRefusal, Endpoint, Hello, KeyId, Limits, Refuse, Server, ServerEvent, Welcome};
 use crate::wire::{Counted, FlowId, FlowKey, Tally, TcpHeader, Time, flow::SPLIT_SEED};
 
 /// Log lines about connections, and the time between two after the first ones: 32 tcpcopy may come at once.
@@ -42,6 +41,23 @@ crate::counted!(Denied {
     Shed => "shed",
     Key => "key",
 });
+
+/// Limits of a tunnel connection of intercept's. What waits to be written is 100,000 headers, which
+/// are old by the time a slow peer gets them: more would help nobody. A tcpcopy that is stopped for a while (SIGSTOP, a
+/// snapshot of its machine) is not a lost one.
+pub(super) fn limits() -> Limits {
+    Limits { output: 4 << 20, silence: Duration::from_secs(30), ..Limits::default() }
+}
+
+/// A connection whose hello was read.
+#[derive(Debug)]
+pub(super) struct Newcomer {
+    pub(super) pipe: Pipe,
+    pub(super) server: Server,
+    pub(super) hello: Hello,
+    /// It comes from the bridge, on behalf of a C tcpcopy, which has no key.
+    pub(super) bridged: bool,
+}
 
 #[derive(Debug)]
 struct Connection {
@@ -411,15 +427,15 @@ mod tests {
 
     use super::*;
     use crate::router::{Settings, Unclaimed};
-    use crate::tunnel::{Client, Hello, Limits};
-    use crate::wire::{Flags, Seq, TcpOptions};
+    use crate::tunnel::Client;
+    use crate::wire::{Flags, Seq};
 
     /// A tcpcopy whose hello was read, and its end of the connection.
     fn newcomer(listener: &TcpListener, instance: u64) -> (Newcomer, TcpStream) {
         let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("connect");
         let (stream, _) = listener.accept().expect("accept");
         stream.set_nonblocking(true).expect("a socket");
-        let limits = Limits { output: 4 << 20, ..Limits::default() };
+        let limits = limits();
         let hello = Hello { instance, claimer: 0, worker: 0 };
         let mut server = Server::new(Time::ZERO, limits);
         server.handle_bytes(Time::ZERO, Client::new(Time::ZERO, hello, limits).pending());
@@ -436,9 +452,7 @@ mod tests {
         let shared = Shared { most: 10, budget: budget.clone(), door: Door::new(&[], &[]) };
         let mut connections = Connections::new(0, 0, 1, shared);
         let mut router = Router::new(Time::ZERO, Settings::new(Vec::new(), Unclaimed::Drop));
-        let options = TcpOptions::default();
-        let header =
-            TcpHeader { seq: Seq(1), ack: Seq(2), flags: Flags::ACK, window: 1, options, payload_len: 0 };
+        let header = TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 1);
         // Nobody reads them, and no event says that they can be written to.
         let mut peers = Vec::new();
         let tunnels = [(1, 1_000), (2, 4_000), (3, 1_000)].map(|(instance, headers)| {

@@ -11,19 +11,17 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 
 use super::WAKER;
-use super::connections::{Connections, Denied, Shared};
+use super::connections::{Connections, Denied, Newcomer, Shared};
 use super::feed::Inlet;
 use crate::capture::{self, Captured, Checksums, NfQueue, Received, Source};
 use crate::config::intercept::{Settings, Unclaimed};
 use crate::daemon::clock::Clock;
 use crate::daemon::intake;
-use crate::daemon::pipe::Pipe;
 use crate::daemon::queues::{BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{rest_and_wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
-use crate::tunnel::{Hello, Server};
 use crate::wire::{Reject, Tally, Time};
 
 const RESPONSES: Token = Token(1);
@@ -40,16 +38,6 @@ pub(super) enum Order {
     Configure(Box<Settings>),
     /// To end.
     Stop,
-}
-
-/// A connection whose hello was read.
-#[derive(Debug)]
-pub(super) struct Newcomer {
-    pub(super) pipe: Pipe,
-    pub(super) server: Server,
-    pub(super) hello: Hello,
-    /// It comes from the bridge, on behalf of a C tcpcopy, which has no key.
-    pub(super) bridged: bool,
 }
 
 /// What the other threads tell `control`.

@@ -340,8 +340,7 @@ impl Course {
 
 impl Client {
     fn header(&self, seq: Seq, flags: Flags, payload_len: u32) -> TcpHeader {
-        let options = TcpOptions::default();
-        TcpHeader { seq, ack: self.ack, flags, window: 60_000, options, payload_len }
+        TcpHeader { payload_len, ..TcpHeader::bare(seq, self.ack, flags, 60_000) }
     }
 }
 
@@ -366,8 +365,7 @@ impl Target {
 
     fn header(&self, flags: Flags, payload_len: u32) -> TcpHeader {
         let ahead = STEP.wrapping_mul(self.connections.wrapping_sub(1));
-        let (seq, ack, options) = (self.isn, self.next.add(ahead), TcpOptions::default());
-        TcpHeader { seq, ack, flags, window: 60_000, options, payload_len }
+        TcpHeader { payload_len, ..TcpHeader::bare(self.isn, self.next.add(ahead), flags, 60_000) }
     }
 
     /// A SYN: of a new connection, or once more.

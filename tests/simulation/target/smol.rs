@@ -10,7 +10,7 @@ use smoltcp::socket::Socket as AnySocket;
 use smoltcp::socket::tcp::{Socket as TcpSocket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpCidr};
-use tcpcopy::wire::{Flags, Outgoing, Packet, Seq, TcpHeader, TcpOptions, Time, parse};
+use tcpcopy::wire::{Flags, Outgoing, Packet, Seq, TcpHeader, Time, parse};
 
 use super::{Conn, PORT, Socket, Target};
 use crate::scenario::Setup;
@@ -136,8 +136,7 @@ impl Host {
     /// RFC 5961, 4: a SYN for a connection that exists is answered with an ACK.
     fn challenge(&mut self, packet: &Packet<'_>) {
         let Some((seq, ack)) = self.tracks.get(&packet.src).and_then(|track| track.next) else { return };
-        let options = TcpOptions::default();
-        let header = TcpHeader { seq, ack, flags: Flags::ACK, window: 1000, options, payload_len: 0 };
+        let header = TcpHeader::bare(seq, ack, Flags::ACK, 1000);
         let mut out = Outgoing::default();
         out.payload();
         self.wire.sent.extend(out.finish(packet.dst, packet.src, &header).map(<[u8]>::to_vec));

@@ -11,10 +11,10 @@ use slab::Slab;
 
 use super::flows::Flows;
 use super::{Context, FIRST_OUTER, Legacy};
-use crate::daemon::intercept::acceptor::limits;
 use crate::daemon::intercept::budget::Account;
+use crate::daemon::intercept::connections::{Newcomer, limits};
 use crate::daemon::intercept::door::{Refusals, TurnedAway};
-use crate::daemon::intercept::worker::{Newcomer, Order};
+use crate::daemon::intercept::worker::Order;
 use crate::daemon::pipe::Pipe;
 use crate::tunnel::frame::Response;
 use crate::tunnel::legacy::{Server, ServerEvent};
