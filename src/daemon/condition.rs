@@ -62,6 +62,11 @@ impl Condition {
     }
 }
 
+/// The names of those that are on, for a line of status.
+pub(super) fn named<const N: usize>(conditions: [(&Condition, &str); N]) -> impl Iterator<Item = String> {
+    conditions.into_iter().filter(|(condition, _)| condition.is_on()).map(|(_, name)| name.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +80,7 @@ mod tests {
             .into();
         assert_eq!(turns, [None, Some(Turn::Begins), None, None, None, None]);
         assert!(condition.is_on());
+        assert!(named([(&Condition::default(), "a"), (&condition, "b")]).eq(["b"]));
         let over = Turn::Ends { lasted: Duration::from_secs(10), count: 5 };
         assert_eq!(condition.look(at(30), 0), Some(over));
         assert!(!condition.is_on());

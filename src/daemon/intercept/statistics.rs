@@ -7,7 +7,7 @@ use super::bridge::Legacy;
 use super::connections::Denied;
 use super::door::TurnedAway;
 use super::worker::Snapshot;
-use crate::daemon::condition::{Condition, Turn};
+use crate::daemon::condition::{self, Condition, Turn};
 use crate::daemon::statistics::{grouped, list, rate};
 use crate::daemon::{message_id, notify};
 use crate::router::Outcome;
@@ -192,24 +192,20 @@ impl Statistics {
     fn status(&self, now: Time, totals: &Totals) -> String {
         let time = now.since(self.before_at);
         let responses = rate(totals.workers.intake.packets, self.before.workers.intake.packets, time);
-        let mut text = format!(
+        let mut text = vec![format!(
             "{} tunnels, {} flows, {} responses/s; rules closed",
             grouped(totals.workers.connections as u64),
             grouped(totals.workers.flows as u64),
             grouped(responses)
-        );
-        for (condition, trouble) in [
+        )];
+        text.extend(condition::named([
             (&self.flows, "flow limit"),
             (&self.drops, "queue drops"),
             (&self.claims, "foreign claims"),
             (&self.tunnels, "slow tunnels"),
             (&self.memory, "memory limit"),
-        ] {
-            if condition.is_on() {
-                text = format!("{text}; {trouble}");
-            }
-        }
-        text
+        ]));
+        text.join("; ")
     }
 
     /// The line `stats`: what was counted since the start, and the rates over `time`, which has passed since the last

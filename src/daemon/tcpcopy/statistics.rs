@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::peers::Peers;
 use super::worker::Snapshot;
-use crate::daemon::condition::{Condition, Turn};
+use crate::daemon::condition::{self, Condition, Turn};
 use crate::daemon::statistics::{grouped, list, rate};
 use crate::daemon::{message_id, notify};
 use crate::replayer::{Histogram, Target, Unused};
@@ -220,26 +220,20 @@ impl Statistics {
             Some(permille) => format!(" ({}.{} % answered in full)", permille / 10, permille % 10),
             None => String::new(),
         };
-        let mut text = format!(
+        let mut text = vec![format!(
             "{} sessions, {} requests/s{share}, {}",
             grouped(totals.workers.sessions as u64),
             grouped(exchanges),
             peers.summary()
-        );
+        )];
         let silent = self.targets.iter().filter(|(_, condition)| condition.is_on());
-        for trouble in silent.map(|(address, _)| format!("target {address} silent")) {
-            text = format!("{text}; {trouble}");
-        }
-        for (condition, trouble) in [
+        text.extend(silent.map(|(address, _)| format!("target {address} silent")));
+        text.extend(condition::named([
             (&self.memory, "memory limit"),
             (&self.sampling, "sampling reduced"),
             (&self.drops, "queue drops"),
-        ] {
-            if condition.is_on() {
-                text = format!("{text}; {trouble}");
-            }
-        }
-        text
+        ]));
+        text.join("; ")
     }
 
     /// The line `stats`: what was counted since the start, and the rates over `time`, which has passed since the last
