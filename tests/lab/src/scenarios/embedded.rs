@@ -2,10 +2,11 @@
 
 use anyhow::{Result, ensure};
 
+use super::steady::Steady;
 use super::{Context, Offloads, Scenario, loss, outage, safety};
 use crate::chain::{Chain, Setup, keep_alive, short};
 use crate::faults::Leg;
-use crate::load::{Connections, Load, Pace, Request};
+use crate::load::{Connections, Pace, Request};
 use crate::network::{Family, Plan, Role};
 use crate::observer::Observer;
 
@@ -89,9 +90,7 @@ fn setup(context: &Context, family: Family) -> Setup {
 /// Everything arrives, and the target sees the online host's own address only.
 fn arrives(context: &Context, family: Family, connections: Connections, rate: u32) -> Result<String> {
     let mut chain = Chain::start(setup(context, family), &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
-    let report = chain.run(load)?;
-    let comparison = chain.expect_perfect(1)?;
+    let (report, comparison) = Steady::new(rate, connections).arrives(context, &mut chain)?;
     let own = chain.network().host(Role::Online, 0)?.back(family);
     let mut peers = chain.target_observers().iter().flat_map(Observer::seen).map(|seen| seen.peer);
     let odd = peers.find(|peer| peer.ip() != own || !(10_000..30_000).contains(&peer.port()));
@@ -132,9 +131,8 @@ fn several_targets(context: &Context, family: Family, connections: Connections, 
 /// Responses that the network card, or here the kernel, has merged are taken like others.
 fn large_responses(context: &Context, family: Family) -> Result<String> {
     let mut chain = Chain::start(setup(context, family), &context.scratch)?;
-    let load = chain.load(Pace::Rate(50), keep_alive(8), context.seconds(1))?;
-    chain.run(Load { request: Request::Get(1 << 20), ..load })?;
-    let comparison = chain.expect_perfect(1)?;
+    let load = Steady::new(50, keep_alive(8)).asking(Request::Get(1 << 20));
+    let (_, comparison) = load.arrives(context, &mut chain)?;
     chain.finish()?;
     Ok(comparison.to_string())
 }

@@ -9,6 +9,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::ongoing::{self, after, begin, end};
 use super::outage::{Fault, outlived};
+use super::steady::Steady;
 use super::{Context, Offloads, Scenario};
 use crate::chain::{Chain, Setup, keep_alive, short};
 use crate::forge::{ACK, Forger};
@@ -56,9 +57,7 @@ fn setup(context: &Context) -> Setup {
 /// Every request arrives once.
 fn arrives(context: &Context, connections: Connections) -> Result<String> {
     let mut chain = Chain::start(setup(context), &context.scratch)?;
-    let load = chain.load(Pace::Rate(ongoing::RATE), connections, context.seconds(2))?;
-    let mut report = chain.run(load)?;
-    let comparison = chain.expect_perfect(1)?;
+    let (mut report, comparison) = Steady::new(ongoing::RATE, connections).arrives(context, &mut chain)?;
     let counters = chain.finish_counting()?;
     let (claims, headers) = (counters.of("legacy.claims"), counters.of("legacy.headers"));
     ensure!(claims > 0 && headers == counters.of("forwarded") + counters.of("forwarded_late"), "{counters}");

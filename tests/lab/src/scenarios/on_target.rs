@@ -9,7 +9,7 @@ use super::ongoing::{RATE, after, begin, end, production};
 use super::steady::{self, Steady};
 use super::{Context, Offloads, Scenario};
 use crate::chain::{Chain, Setup, keep_alive, short};
-use crate::load::{Load, Pace, Request};
+use crate::load::{Pace, Request};
 use crate::namespace::run;
 use crate::network::{Family, Role};
 use crate::talk::Talk;
@@ -56,9 +56,8 @@ fn arrives(context: &Context, family: Family, load: Steady) -> Result<String> {
 fn large_responses(context: &Context, family: Family) -> Result<String> {
     let setup = Setup::new(context.plan(), family).on_target("");
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(50), keep_alive(8), context.seconds(1))?;
-    chain.run(Load { request: Request::Get(1 << 20), ..load })?;
-    let comparison = chain.expect_perfect(1)?;
+    let load = Steady::new(50, keep_alive(8)).asking(Request::Get(1 << 20));
+    let (_, comparison) = load.arrives(context, &mut chain)?;
     chain.finish()?;
     Ok(comparison.to_string())
 }

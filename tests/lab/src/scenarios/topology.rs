@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 
+use super::steady::Steady;
 use super::{Context, Offloads, Scenario};
 use crate::chain::{Chain, Setup, keep_alive, short, sound};
 use crate::load::{Connections, Pace};
@@ -83,9 +84,7 @@ fn small_pool(context: &Context, family: Family, connections: Connections, rate:
         Family::V6 => "-c fd99::/127",
     };
     let mut chain = Chain::start(Setup::new(plan, family).tcpcopy(options), &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
-    chain.run(load)?;
-    let comparison = chain.expect_perfect(1)?;
+    let (_, comparison) = Steady::new(rate, connections).arrives(context, &mut chain)?;
     let peers = chain.target_observers().iter().flat_map(Observer::seen);
     let addresses: std::collections::HashSet<_> = peers.map(|seen| seen.peer.ip()).collect();
     let clients = chain.network().host(Role::Client, 0)?.sources(family);
@@ -125,9 +124,7 @@ fn eight_online_hosts(context: &Context) -> Result<String> {
     let plan = Plan { onlines, ..context.plan() };
     let setup = Setup::new(plan, Family::V4).tcpcopy("-c 10.99.{n}.0/24 --workers 1");
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(1_000), short(), context.seconds(2))?;
-    chain.run(load)?;
-    let comparison = chain.expect_perfect(1)?;
+    let (_, comparison) = Steady::new(1_000, short()).arrives(context, &mut chain)?;
     chain.finish()?;
     Ok(format!("{comparison}, {onlines} online hosts"))
 }
@@ -137,9 +134,7 @@ fn two_intercepts(context: &Context, family: Family, connections: Connections, r
     let plan = Plan { assistants: 2, ..context.plan() };
     let setup = Setup::new(plan, family).tcpcopy(pool(family));
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
-    chain.run(load)?;
-    let comparison = chain.expect_perfect(1)?;
+    let (_, comparison) = Steady::new(rate, connections).arrives(context, &mut chain)?;
     // Both were used: the switch's port of each assistant carried responses.
     let mut packets = Vec::new();
     for assistant in chain.network().all(Role::Assistant) {
@@ -198,9 +193,7 @@ fn workers(context: &Context, connections: Connections, rate: u32) -> Result<Str
     let mut setup = Setup::new(context.plan(), Family::V4).tcpcopy("--workers 2");
     setup.intercept = vec!["--workers".to_owned(), "2".to_owned()];
     let mut chain = Chain::start(setup, &context.scratch)?;
-    let load = chain.load(Pace::Rate(rate), connections, context.seconds(2))?;
-    chain.run(load)?;
-    let comparison = chain.expect_perfect(1)?;
+    let (_, comparison) = Steady::new(rate, connections).arrives(context, &mut chain)?;
     chain.finish()?;
     Ok(comparison.to_string())
 }
