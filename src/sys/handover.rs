@@ -67,8 +67,13 @@ pub fn execute_again(mut sockets: Vec<Socket>) -> io::Error {
             Err(error) => return error,
         }
     }
+    // Its own path, not /proc/self/exe, after whose last part the process would be called.
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error,
+    };
     let mut arguments = std::env::args_os();
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(program);
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
