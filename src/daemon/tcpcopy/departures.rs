@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::config::tcpcopy::Segmentation;
+use crate::daemon::exit::Failure;
+use crate::daemon::start::cannot;
 use crate::replayer::Transmit;
 use crate::sys::handover::Kind;
 use crate::sys::packet::IpVersion;
@@ -106,13 +108,13 @@ impl Departures {
     }
 
     /// Opens them; what they send carries `mark`.
-    pub(super) fn open(mark: u32, segmentation: Segmentation) -> io::Result<Self> {
+    pub(super) fn open(mark: u32, segmentation: Segmentation) -> Result<Self, Failure> {
         let trains = match segmentation {
             Segmentation::Own => None,
-            Segmentation::Offload => Some(TrainSender::open(mark)?),
+            Segmentation::Offload => Some(TrainSender::open(mark).map_err(|error| no_trains(&error))?),
         };
         Ok(Self {
-            raw: RawSender::open(mark)?,
+            raw: RawSender::open(mark).map_err(cannot("open sockets to send by"))?,
             trains: trains.map(|sender| Trains { sender, mark, ways: Vec::new() }),
             segment: Outgoing::default(),
         })
@@ -207,5 +209,25 @@ fn raw(
     match outgoing.finish(src, dst, header) {
         Some(packet) => sender.send(packet, dst),
         None => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// A sandbox without leave for packet sockets says that there are none.
+fn no_trains(error: &io::Error) -> Failure {
+    Failure::system(
+        "cannot open a packet socket for segmentation = \"offload\"",
+        error,
+        "as a service it takes RestrictAddressFamilies=AF_PACKET (systemctl edit tcpcopy)",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_that_forbids_packet_sockets_is_known_for_what_it_is() {
+        let failure = no_trains(&io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        assert!(failure.message.contains("offload") && failure.message.contains("AF_PACKET"), "{failure}");
     }
 }

@@ -87,8 +87,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let (sources, origins, prepared) = feed::prepare(&settings)?;
     let departures = (0..settings.workers)
         .map(|_| Departures::open(settings.mark, settings.segmentation))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(cannot("open sockets to send by"))?;
+        .collect::<Result<Vec<_>, _>>()?;
 
     // All that takes the others is open.
     privileges::give_up(&settings.user, prepared.needs())?;
