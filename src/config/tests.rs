@@ -128,7 +128,6 @@ fn mappings_of_every_form_are_read() {
 
 #[test]
 fn what_cannot_be_is_refused_in_one_line() {
-    let base = "-s 127.0.0.1 -x 80-10.0.0.9:80";
     for (options, fragment) in [
         ("-s 127.0.0.1", "nothing to replay"),
         ("-x 80-10.0.0.9:80", "say where intercept runs"),
@@ -165,6 +164,11 @@ fn what_cannot_be_is_refused_in_one_line() {
             "{options}: {message}"
         );
     }
+}
+
+#[test]
+fn a_value_that_cannot_be_is_refused() {
+    let base = "-s 127.0.0.1 -x 80-10.0.0.9:80";
     for (options, fragment) in [
         ("-n 0", "-n/--copies: expected a whole number from 1 to 1023, found 0"),
         ("-n 5000", "from 1 to 1023, found 5000"),
