@@ -48,8 +48,10 @@ package() {
 binaries() {
   local cargo_home=${CARGO_HOME:-$HOME/.cargo} toolchain
   toolchain=$(rustc --print sysroot)
-  RUSTFLAGS="--remap-path-prefix=$root=. --remap-path-prefix=$cargo_home=cargo --remap-path-prefix=$toolchain=rust" \
-    cargo build --quiet --release --locked --target-dir "$build" --package tcpcopy --package tcpcopy-completions
+  # Beside the flags of .cargo/config.toml, which RUSTFLAGS would be in place of.
+  local flags="'--remap-path-prefix=$root=.', '--remap-path-prefix=$cargo_home=cargo', '--remap-path-prefix=$toolchain=rust'"
+  cargo build --config "build.rustflags = [$flags]" --quiet --release --locked --target-dir "$build" \
+    --package tcpcopy --package tcpcopy-completions
   "$build/release/completions" "$work/completions"
 }
 
