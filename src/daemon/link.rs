@@ -200,6 +200,18 @@ impl Link {
         }
     }
 
+    /// Whether something was read at `now` or later, and nothing else is to come of its socket but bytes.
+    pub fn flows(&self, now: Time) -> bool {
+        matches!(&self.state, State::Open { pipe, .. } if pipe.flows(now))
+    }
+
+    /// There may be something to read, without an event.
+    pub fn expect(&mut self) {
+        if let State::Open { pipe, .. } = &mut self.state {
+            pipe.expect();
+        }
+    }
+
     /// Reads once. `true` if there may be more to read, without another event.
     pub fn receive(&mut self, now: Time) -> bool {
         let State::Open { pipe, client } = &mut self.state else { return false };

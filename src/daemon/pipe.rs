@@ -24,6 +24,8 @@ pub(super) struct Pipe {
     stream: Stream,
     readable: bool,
     writable: bool,
+    /// When something was read.
+    gave: Time,
     /// The peer has closed its side, or the connection has failed: no other edge will say so.
     ending: bool,
 }
@@ -48,7 +50,7 @@ impl Pipe {
     }
 
     fn over(stream: Stream) -> Self {
-        Self { stream, readable: false, writable: false, ending: false }
+        Self { stream, readable: false, writable: false, gave: Time::ZERO, ending: false }
     }
 
     /// Registers the socket and sets its options. Small frames leave at once, and a peer that is
@@ -90,6 +92,16 @@ impl Pipe {
         self.readable
     }
 
+    /// Whether it gave something at `now` or later, and there is no event that it waits for.
+    pub(super) fn flows(&self, now: Time) -> bool {
+        self.gave >= now && self.writable && !self.ending
+    }
+
+    /// There may be something to read, without an event.
+    pub(super) fn expect(&mut self) {
+        self.readable = true;
+    }
+
     /// The address of the other end; an IPv4 one as such, also if the listener is for both.
     pub(super) fn peer(&self) -> io::Result<SocketAddr> {
         let address = match &self.stream {
@@ -124,6 +136,7 @@ impl Pipe {
             Ok(n) => {
                 // A stream that gives less than was asked for is empty (epoll(7), Q9), but for its end.
                 self.readable = n == room || self.ending;
+                self.gave = now;
                 endpoint.filled(now, n);
                 Ok(())
             }
@@ -211,5 +224,25 @@ mod tests {
         pipe.receive(Time::ZERO, &mut client).expect("the bytes");
         let end = pipe.receive(Time::ZERO, &mut client).expect_err("the end");
         assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_pipe_flows_as_long_as_each_turn_reads_something() {
+        let (mut pipe, far) = Pipe::pair("10.0.0.1:1".parse().expect("an address")).expect("a pair");
+        let Stream::Inner(mut peer, _) = far.stream else { panic!("no inner one") };
+        let mut client =
+            Client::new(Time::ZERO, Hello { instance: 1, claimer: 0, worker: 0 }, Limits::default());
+        let mut turn = |pipe: &mut Pipe, micros: u64, said: &[u8]| {
+            peer.write_all(said).expect("room");
+            pipe.expect();
+            pipe.receive(Time::from_micros(micros), &mut client).expect("open");
+            pipe.flows(Time::from_micros(micros))
+        };
+        assert!(!turn(&mut pipe, 1, b"some"), "nobody has said that it can be written to");
+        pipe.writable = true;
+        assert!(turn(&mut pipe, 2, b"some"));
+        assert!(!turn(&mut pipe, 3, b""));
+        pipe.ending = true;
+        assert!(!turn(&mut pipe, 4, b"last"), "its end is to be awaited");
     }
 }

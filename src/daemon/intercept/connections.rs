@@ -249,6 +249,21 @@ impl Connections {
         }
     }
 
+    /// Whether each of them gave something at `now` or later.
+    pub(super) fn flow(&self, now: Time) -> bool {
+        self.all.iter().all(|(_, connection)| connection.pipe.flows(now))
+    }
+
+    /// There may be something to read from each, without an event.
+    pub(super) fn expect(&mut self) {
+        for (key, connection) in &mut self.all {
+            connection.pipe.expect();
+            if !std::mem::replace(&mut connection.readable, true) {
+                self.readable.push(key);
+            }
+        }
+    }
+
     /// Reads from those that have something, each up to its share of a turn.
     pub(super) fn receive(&mut self, now: Time, router: &mut Router) {
         for key in std::mem::take(&mut self.readable) {

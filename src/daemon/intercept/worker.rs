@@ -20,7 +20,7 @@ use crate::daemon::intake;
 use crate::daemon::queues::{BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
-use crate::daemon::wait::{rest_and_wait, watch};
+use crate::daemon::wait::{Woken, rest_and_wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
 use crate::wire::{Reject, Tally, Time};
 
@@ -101,6 +101,8 @@ pub(super) struct Worker {
     verdicts: Vec<(u32, capture::Verdict)>,
     totals: Snapshot,
     spacing: Spacing,
+    /// In the last turn something came from the inlet and from each tunnel.
+    flowing: bool,
 }
 
 impl Worker {
@@ -135,6 +137,7 @@ impl Worker {
             verdicts: Vec::new(),
             totals: Snapshot::default(),
             spacing: Spacing::new(settings.coalesce),
+            flowing: false,
         })
     }
 
@@ -151,8 +154,13 @@ impl Worker {
                 [self.router.poll_timeout(), self.connections.poll_timeout()].into_iter().flatten().min()
             };
             let rest = self.spacing.rest().filter(|_| !busy);
-            rest_and_wait(&mut self.poll, &mut events, self.clock, rest, deadline)?;
+            let Self { poll, clock, flowing, .. } = self;
+            let woken = rest_and_wait(poll, &mut events, *clock, rest, *flowing, deadline)?;
             let now = self.clock.now();
+            if woken == Woken::Unasked {
+                self.inlet_ready = true;
+                self.connections.expect();
+            }
             for event in &events {
                 match event.token() {
                     WAKER => {}
@@ -167,7 +175,9 @@ impl Worker {
             self.connections.receive(now, &mut self.router);
             self.spacing.hurry(self.connections.hurry());
             self.receive()?;
-            self.spacing.turn(now, self.totals.intake.packets - before);
+            let received = self.totals.intake.packets - before;
+            self.flowing = received > 0 && self.connections.flow(now);
+            self.spacing.turn(now, received);
             let now = self.clock.now();
             self.router.handle_timeout(now);
             self.connections.handle_timeout(now, &mut self.router);

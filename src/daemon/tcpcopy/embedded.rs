@@ -26,6 +26,8 @@ pub(super) struct Embedded {
     checksums: Checksums,
     /// The queue has packets, or may have.
     ready: bool,
+    /// When it gave some.
+    gave: Time,
     intake: Intake,
     rejects: Tally<Reject>,
 }
@@ -40,6 +42,7 @@ impl Embedded {
             queue,
             checksums: Checksums::default(),
             ready: true,
+            gave: Time::ZERO,
             intake: Intake::default(),
             rejects: Tally::default(),
         })
@@ -48,6 +51,11 @@ impl Embedded {
     /// The queue has become readable.
     pub(super) fn ready(&mut self) {
         self.ready = true;
+    }
+
+    /// Whether it gave packets at `now` or later.
+    pub(super) fn flows(&self, now: Time) -> bool {
+        self.gave >= now
     }
 
     /// Whether there is more to receive than the last turn had time for.
@@ -77,7 +85,7 @@ impl Embedded {
     }
 
     fn receive_batch(&mut self, now: Time, replayer: &mut Replayer) -> io::Result<Received> {
-        let Self { queue, checksums, rejects, .. } = self;
+        let Self { queue, checksums, rejects, gave, .. } = self;
         let received = queue.receive(&mut |captured| match intake::read(&captured, checksums) {
             Ok(packet) => {
                 let flow = FlowKey { client: packet.dst, server: packet.src };
@@ -89,6 +97,9 @@ impl Embedded {
                 rejects.count(reject);
             }
         })?;
+        if received.packets > 0 {
+            *gave = now;
+        }
         self.intake.add(&received);
         Ok(received)
     }

@@ -90,6 +90,22 @@ impl Responses {
         }
     }
 
+    /// Whether something was received at `now` or later from wherever they come.
+    pub(super) fn flow(&self, now: Time) -> bool {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.flow(now),
+            Self::Embedded(embedded) => embedded.flows(now),
+        }
+    }
+
+    /// There may be something to receive, without an event.
+    pub(super) fn expect(&mut self) {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.expect(),
+            Self::Embedded(embedded) => embedded.ready(),
+        }
+    }
+
     /// Whether there is more to receive than the last turn had time for.
     pub(super) fn want_turn(&self) -> bool {
         match self {

@@ -157,6 +157,16 @@ impl Tunnels {
         }
     }
 
+    /// Whether each link gave something at `now` or later.
+    pub(super) fn flow(&self, now: Time) -> bool {
+        self.intercepts.iter().flat_map(|intercept| &intercept.links).all(|link| link.flows(now))
+    }
+
+    /// There may be something to read from each link, without an event.
+    pub(super) fn expect(&mut self) {
+        self.links().for_each(Link::expect);
+    }
+
     /// Whether there is more to read than the last turn had time for.
     pub(super) fn want_turn(&self) -> bool {
         self.busy

@@ -20,7 +20,7 @@ use crate::daemon::link::Protocol;
 use crate::daemon::queues::{self, AnySource, BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
-use crate::daemon::wait::{rest_and_wait, watch};
+use crate::daemon::wait::{Woken, rest_and_wait, watch};
 use crate::replayer::{self, Claim, Histogram, Replayer, Target};
 use crate::wire::{Outgoing, Reject, Tally, Time};
 
@@ -157,6 +157,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         spacing: Spacing::new(coalesce),
         hurry: Time::ZERO,
         waiting_since: now,
+        flowing: false,
     };
     threads::spawn(threads::worker(index), orders, reports, Report::Ended, move |reports| worker.run(reports))
 }
@@ -187,6 +188,8 @@ struct Worker {
     hurry: Time,
     /// Since when the packets received next can have been waiting, at most.
     waiting_since: Time,
+    /// In the last turn something came from the source and from wherever responses come.
+    flowing: bool,
 }
 
 impl Worker {
@@ -203,12 +206,17 @@ impl Worker {
                 [self.replayer.poll_timeout(), self.responses.poll_timeout()].into_iter().flatten().min()
             };
             let rest = self.spacing.rest().filter(|_| !busy);
-            let rested = rest_and_wait(&mut self.poll, &mut events, self.clock, rest, deadline)?;
-            let woken = self.clock.now();
+            let Self { poll, clock, flowing, .. } = self;
+            let woken = rest_and_wait(poll, &mut events, *clock, rest, *flowing, deadline)?;
+            let waiting_since = now;
+            let now = self.clock.now();
             if !busy {
-                self.waiting_since = if rested { now } else { woken };
+                self.waiting_since = if woken == Woken::Waited { now } else { waiting_since };
             }
-            let now = woken;
+            if woken == Woken::Unasked {
+                self.source_ready = true;
+                self.responses.expect();
+            }
             for event in &events {
                 match event.token() {
                     WAKER => {}
@@ -220,6 +228,7 @@ impl Worker {
             self.turn(now, reports)?;
             self.spacing.turn(now, self.input() - input);
             let captured = self.totals.intake.packets - captured;
+            self.flowing = captured > 0 && self.responses.flow(now);
             if captured > 0 {
                 self.totals.delay.record_many(self.clock.now() - self.waiting_since, captured);
             }
