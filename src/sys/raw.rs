@@ -1,4 +1,9 @@
 //! Raw sockets that send whole IP packets, headers included, with any source address.
+//!
+//! Each packet leaves by a call of its own. Measured between two network namespaces, 52 bytes, a send takes 3.3 µs. With
+//! sendmmsg(2) it takes 3.0 if three leave together, 2.8 of eight: at most 3 % of tcpcopy's time at any load. A connected
+//! socket saves 0.1 µs. A packet socket saves 1.0 µs, but goes past the routing table, netfilter's output hook and the
+//! neighbours; see [`trains`](super::trains).
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
