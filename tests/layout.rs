@@ -117,6 +117,16 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// What the library depends on, by this lock file.
+fn locked(file: &str) -> Vec<String> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect("a lock file");
+    let package = text.split("[[package]]").find(|package| package.contains("\nname = \"tcpcopy\"\n"));
+    let (_, list) = package.and_then(|package| package.split_once("dependencies = [")).expect("dependencies");
+    let (list, _) = list.split_once(']').expect("a list");
+    // Where a lock file has several versions of a crate, the name is followed by one.
+    list.split('"').skip(1).step_by(2).filter_map(|name| name.split(' ').next()).map(str::to_owned).collect()
+}
+
 /// Takes comments and the contents of string and character literals out; line breaks stay.
 fn strip(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
@@ -310,4 +320,21 @@ fn the_reader_of_sources_sees_code_only() {
     assert_eq!(imports(&source), ["wire", "sys", "session"]);
     assert_eq!(lines_with("let x = Instant::now(); MyInstant", "Instant"), [1]);
     assert_eq!(lines_with("MyInstant Instants", "Instant"), Vec::<usize>::new());
+}
+
+/// The fuzz targets are a workspace of their own, which nothing here builds.
+#[test]
+fn the_fuzz_targets_are_locked_to_the_same_crates() {
+    let (ours, theirs) = (locked("Cargo.lock"), locked("tests/fuzz/Cargo.lock"));
+    assert!(ours.len() > 10, "{ours:?}");
+    let missing: Vec<_> = ours.iter().filter(|name| !theirs.contains(name)).collect();
+    let odd: Vec<_> = theirs.iter().filter(|name| !ours.contains(name)).collect();
+    let mend = "run cargo metadata in tests/fuzz";
+    // Those for tests alone are not among the fuzz targets' crates.
+    let manifest =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).expect("Cargo.toml");
+    let (_, tests) = manifest.split_once("[dev-dependencies]").expect("dependencies of tests");
+    let needed: Vec<_> =
+        missing.into_iter().filter(|name| !tests.contains(&format!("\n{name} = "))).collect();
+    assert!(needed.is_empty() && odd.is_empty(), "missing: {needed:?}, odd: {odd:?}; {mend}");
 }

@@ -112,6 +112,8 @@ fn claim() -> Vec<Socket> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::IntoRawFd;
+
     use super::*;
 
     #[test]
@@ -125,9 +127,8 @@ mod tests {
     fn a_moved_socket_is_the_same_and_stays_over_an_execution() {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         socket.set_ttl_v4(7).unwrap();
-        let free = socket.try_clone().unwrap();
-        let to = free.as_raw_fd();
-        drop(free);
+        // A number that no other test has meanwhile.
+        let to = socket.try_clone().unwrap().into_raw_fd();
         let moved = move_to(socket, to).unwrap();
         assert_eq!((moved.as_raw_fd(), moved.ttl_v4().unwrap()), (to, 7));
         // SAFETY: the call takes numbers only.
