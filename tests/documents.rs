@@ -184,7 +184,7 @@ fn a_manual_page_says_what_takes_a_restart() {
             "--target 10.9.0.9:80 -b 127.0.0.1",
             "--target 10.9.0.9:80 -b 127.0.0.1 --capture-source packet",
             "--target 10.9.0.9:80 -b 127.0.0.2 -p 1 --workers 3 --on-target --unclaimed accept --queue 1 \
-             --accept-mark 1 --rules manual --user root",
+             --accept-mark 1 --table a --rules manual --user root",
         ]
     );
     assert_eq!(said_to_take_a_restart(&intercept::PROGRAM), kept);

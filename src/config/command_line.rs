@@ -17,8 +17,8 @@ pub(super) enum Request {
     Show(String),
     /// To put the rules in force that these options make, and end.
     LoadRules(Options),
-    /// To take the rules away.
-    RemoveRules,
+    /// To take the rules away, from the table that these options name.
+    RemoveRules(Options),
     /// To make a key, in this file.
     MakeKey(Option<PathBuf>),
     /// To use these options.
@@ -37,6 +37,9 @@ pub(super) struct Options {
     /// The settings made, as texts; each key at most once.
     pub settings: Vec<(&'static Key, String)>,
 }
+
+/// The key that names the table of rules.
+pub(super) const TABLE: &str = "table";
 
 /// Reads the command line; `arguments` begins with the name of the program.
 pub(super) fn read(
@@ -97,7 +100,12 @@ pub fn command(program: &'static Program) -> Command {
                         .arg(config(program)),
                 )
                 .subcommand(
-                    Command::new("remove").about("Take the rules away: responses are no longer dropped"),
+                    Command::new("remove")
+                        .about("Take the rules away: responses are no longer dropped")
+                        .arg(config(program))
+                        .args(program.keys.iter().filter(|key| key.name == TABLE).map(|key| {
+                            argument(key).help("Table to remove; without, the configuration names it")
+                        })),
                 ),
         );
     }
@@ -145,13 +153,19 @@ fn request(program: &'static Program, matches: &ArgMatches) -> Request {
         return Request::MakeKey(keygen.get_one("file").cloned());
     }
     if let Some(("rules", matches)) = matches.subcommand() {
+        let file = |matches: &ArgMatches| matches.get_one::<PathBuf>("config").cloned();
         // clap requires one of the two.
-        return match matches.subcommand_matches("load") {
-            Some(load) => Request::LoadRules(Options {
-                file: load.get_one::<PathBuf>("config").cloned(),
+        return match matches.subcommand() {
+            Some(("remove", remove)) => {
+                let table = program.keys.iter().find(|key| key.name == TABLE);
+                let named = table.and_then(|key| Some((key, remove.get_one::<String>(key.name)?.to_owned())));
+                let settings = named.into_iter().collect();
+                Request::RemoveRules(Options { file: file(remove), settings, ..Options::default() })
+            }
+            load => Request::LoadRules(Options {
+                file: load.and_then(|(_, load)| file(load)),
                 ..Options::default()
             }),
-            None => Request::RemoveRules,
         };
     }
     let text = |key: &Key| {

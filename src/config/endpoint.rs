@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::value::{FromText, Invalid};
 use crate::wire::Mapping;
+use crate::wire::pass::{Pass, PassError};
 use crate::wire::prefix::{Prefix, PrefixError};
 
 /// The port of the tunnel between `tcpcopy` and `intercept`, the C tools' too.
@@ -129,6 +130,14 @@ impl FromText for Prefix {
             )));
         }
         Ok(prefix)
+    }
+}
+
+impl FromText for Pass {
+    const EXPECTED: &'static str = "traffic of a target such as \"udp dport 53\" or \"to 10.9.0.0/16\"";
+
+    fn from_text(text: &str) -> Result<Self, Invalid> {
+        text.parse().map_err(|error: PassError| Invalid(error.to_string()))
     }
 }
 

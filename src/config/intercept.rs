@@ -7,14 +7,14 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::common::{self, CaptureSource, RulesBy, Workers};
-use super::endpoint::{Bind, Service, UserName};
+use super::endpoint::{Bind, Service, Table, UserName};
 use super::key::{Key, Kind, Program};
 use super::keys::{KeysAt, TunnelKey};
 use super::layers::Layers;
 use super::units::{Size, Span};
 use super::value::{List, Number, Text, choice};
 use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
-use crate::wire::Prefix;
+use crate::wire::{Pass, Prefix};
 
 /// What `intercept` is to do. Valid as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Settings {
     /// Only responses to clients in one of these prefixes are taken; empty for all. If there are any, each target's
     /// family has one.
     pub clients: Vec<Prefix>,
+    /// Traffic of the targets that goes on although it is no response to a replayed client.
+    pub pass: Vec<Pass>,
     /// The address to listen on; `None` is all, of both families.
     pub bind: Option<IpAddr>,
     /// The port to listen on; never 0.
@@ -54,6 +56,8 @@ pub struct Settings {
     pub queue: u16,
     /// The mark on unclaimed packets that are let through; never 0.
     pub accept_mark: u32,
+    /// The name of the tables that the rules are in: a letter or `_`, then letters, digits, `_`, `-`, `.`; 63 at most.
+    pub table: String,
     /// Who puts the rules in force.
     pub rules: RulesBy,
     /// The user to become if started as root.
@@ -133,6 +137,15 @@ const KEYS: &[Key] = &[
         help: "Take responses to these client addresses only, as 10.99.0.0/24; without, to all",
     },
     Key {
+        name: "pass",
+        option: "pass",
+        short: None,
+        kind: Kind::List,
+        value_name: "TRAFFIC,…",
+        default: "[]",
+        help: "Let this other traffic of the targets go on, as \"udp dport 53\"; may be repeated",
+    },
+    Key {
         name: "bind",
         option: "bind",
         short: Some('b'),
@@ -205,6 +218,15 @@ const KEYS: &[Key] = &[
         default: "0x74637061",
         help: "Mark on unclaimed packets that are accepted, by which rules know them",
     },
+    Key {
+        name: "table",
+        option: "table",
+        short: None,
+        kind: Kind::Text,
+        value_name: "NAME",
+        default: "\"intercept\"",
+        help: "Netfilter table to make for the rules; each intercept on a host needs its own",
+    },
     common::rules("Who puts the netfilter rules in force: auto, or manual, which is you"),
     common::user(),
     common::log("What to log: error, warn, info, debug (flows) or trace (packets)"),
@@ -233,6 +255,7 @@ pub(super) struct Raw {
     target: List<Service>,
     on_target: bool,
     clients: List<Prefix>,
+    pass: List<Pass>,
     bind: Text<Bind>,
     port: Number<1, 65_535>,
     workers: Workers,
@@ -247,6 +270,7 @@ pub(super) struct Raw {
     coalesce: Text<Span>,
     queue: Number<0, 65_535>,
     accept_mark: Number<1, 0xffff_ffff>,
+    table: Text<Table>,
     rules: Text<RulesBy>,
     user: Text<UserName>,
     log: Text<LogLevel>,
@@ -277,6 +301,7 @@ impl Settings {
         common::keep("capture.source", &mut self.source, &running.source, &mut keys);
         common::keep("queue", &mut self.queue, &running.queue, &mut keys);
         common::keep("accept-mark", &mut self.accept_mark, &running.accept_mark, &mut keys);
+        common::keep("table", &mut self.table, &running.table, &mut keys);
         common::keep("rules", &mut self.rules, &running.rules, &mut keys);
         common::keep("user", &mut self.user, &running.user, &mut keys);
         keys
@@ -290,6 +315,7 @@ impl Settings {
             targets: raw.target.0.into_iter().map(|Service(address)| address).collect(),
             on_target: raw.on_target,
             clients: raw.clients.0,
+            pass: raw.pass.0,
             // 0.0.0.0 stays: all addresses, but of IPv4 only.
             bind: (address != IpAddr::from([0_u8; 16])).then_some(address),
             port: raw.port.to(),
@@ -311,6 +337,7 @@ impl Settings {
             coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             accept_mark: raw.accept_mark.to(),
+            table: raw.table.0.0,
             rules: raw.rules.0,
             user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },
@@ -332,6 +359,9 @@ impl Settings {
         }
         if let Some(message) = self.refuse_clients() {
             return Some(("clients", message));
+        }
+        if let Some(message) = self.refuse_pass() {
+            return Some(("pass", message));
         }
         if let Some(message) = self.refuse_source() {
             return Some(("capture.source", message.to_owned()));
@@ -380,6 +410,19 @@ impl Settings {
     fn refuse_legacy(&self) -> Option<String> {
         let prefix = self.legacy.iter().find(|prefix| !prefix.is_ipv4())?;
         Some(format!("{prefix} is IPv6, which the C tcpcopy does not speak; leave it out"))
+    }
+
+    /// What is wrong with the traffic that goes on: it can only be a target's.
+    fn refuse_pass(&self) -> Option<String> {
+        let is_target = |address| self.targets.iter().any(|target| target.ip() == address);
+        self.pass.iter().find_map(|pass| {
+            let from = pass.from.filter(|address| !is_target(*address))?;
+            let target = self.targets.first()?.ip();
+            Some(format!(
+                "\"{pass}\": \"from {from}\" is no target's address, and all that others send goes on anyway; leave it \
+                 out, or name a target, for example \"from {target} udp dport 53\""
+            ))
+        })
     }
 
     /// What is wrong with the clients whose responses are taken.

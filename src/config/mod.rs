@@ -48,8 +48,8 @@ pub enum Action<S> {
     Print(String),
     /// To put the netfilter rules of these settings in force and end (`intercept rules load`).
     LoadRules(S),
-    /// To take its netfilter rules away (`intercept rules remove`).
-    RemoveRules,
+    /// To take its netfilter rules away (`intercept rules remove`), from the tables of this name.
+    RemoveRules(String),
     /// To make a key for the tunnel (`keygen`), in this file or on standard output.
     MakeKey(Option<PathBuf>),
 }
@@ -164,7 +164,9 @@ fn load<R: DeserializeOwned, S>(
 ) -> Result<Action<S>, ConfigError> {
     let (options, load_rules) = match command_line::read(program, arguments)? {
         command_line::Request::Show(text) => return Ok(Action::Print(text)),
-        command_line::Request::RemoveRules => return Ok(Action::RemoveRules),
+        command_line::Request::RemoveRules(options) => {
+            return table_to_remove(program, options, surroundings).map(Action::RemoveRules);
+        }
         command_line::Request::MakeKey(file) => return Ok(Action::MakeKey(file)),
         command_line::Request::LoadRules(options) => (options, true),
         command_line::Request::Settings(options) => (options, false),
@@ -186,6 +188,37 @@ fn load<R: DeserializeOwned, S>(
         return Ok(Action::Print("the configuration is valid\n".to_owned()));
     }
     Ok(if load_rules { Action::LoadRules(settings) } else { Action::Run(settings) })
+}
+
+/// The table that `rules remove` is about: the option names it, or the configuration, of which nothing else is checked.
+///
+/// With the option no configuration is read, so that one that cannot be read keeps no rules in force.
+fn table_to_remove(
+    program: &'static Program,
+    options: command_line::Options,
+    surroundings: Surroundings<'_>,
+) -> Result<String, ConfigError> {
+    #[derive(serde::Deserialize)]
+    struct Raw {
+        table: value::Text<endpoint::Table>,
+    }
+
+    let is_named = !options.settings.is_empty();
+    let inputs = Inputs {
+        file: options.file.as_deref().filter(|_| !is_named),
+        default_file: Some(surroundings.default_file).filter(|_| !is_named),
+        environment: if is_named { Vec::new() } else { surroundings.environment },
+        options: options.settings,
+        rules_only: true,
+    };
+    match Layers::read(program, &inputs).and_then(|layers| layers.extract::<Raw>()) {
+        Ok(raw) => Ok(raw.table.0.0),
+        Err(error) if is_named => Err(error),
+        Err(error) => Err(ConfigError::Value(format!(
+            "{error}; to remove the rules all the same, name their table, as in '{} rules remove --table intercept'",
+            program.name
+        ))),
+    }
 }
 
 #[cfg(test)]

@@ -304,9 +304,61 @@ fn intercept_is_configured() {
     let environment = [("INTERCEPT_TARGET", "10.0.0.9:80")];
     let load = Setting { options: "rules load", environment: &environment, ..Setting::default() }.intercept();
     assert!(matches!(&load, Ok(Action::LoadRules(settings)) if settings.targets.len() == 1), "{load:?}");
+}
 
-    let remove = Setting { options: "rules remove", ..Setting::default() }.intercept();
-    assert!(matches!(remove, Ok(Action::RemoveRules)), "{remove:?}");
+/// Of a configuration that is wrong, only the table is looked at; of one that cannot be read, nothing with `--table`.
+#[test]
+fn rules_are_removed_from_the_table_of_the_configuration() {
+    let removed = |options, file, environment| match (Setting { options, environment, file }).intercept() {
+        Ok(Action::RemoveRules(table)) => Ok(table),
+        Ok(other) => panic!("{options}: {other:?}"),
+        Err(error) => Err(error.to_string()),
+    };
+    let variable = [("INTERCEPT_TABLE", "second")];
+    for (options, file, environment, table) in [
+        ("rules remove", None, &[][..], "intercept"),
+        ("rules remove", Some("table = 'first'\ntarget = []\n"), &[], "first"),
+        ("rules remove", Some("table = 'first'\n"), &variable, "second"),
+        ("rules remove --table third", Some("table = 'first'\n"), &variable, "third"),
+        ("rules remove --table third", Some("table = [[[\n"), &[], "third"),
+    ] {
+        assert_eq!(removed(options, file, environment), Ok(table.to_owned()), "{options} {file:?}");
+    }
+    for (options, file) in [
+        ("rules remove", Some("table = [[[\n")),
+        ("rules remove", Some("no-such-key = 1\n")),
+        ("rules remove", Some("table = 'two words'\n")),
+        ("rules remove --config /nowhere/at/all.toml", None),
+    ] {
+        let message = removed(options, file, &[]).expect_err(options);
+        assert!(message.contains("rules remove --table intercept"), "{message}");
+    }
+    let message = removed("rules remove --table a;b", None, &[]).expect_err("no name");
+    assert!(message.contains("the name of a table"), "{message}");
+}
+
+#[test]
+fn what_passes_is_named_with_care() {
+    let options = "--target 10.0.0.9:80 --insecure --table second";
+    let file = Some("pass = ['udp dport 53', 'from 10.0.0.9 to 10.9.0.0/16']\n");
+    let Ok(Action::Run(settings)) = (Setting { options, file, ..Setting::default() }).intercept() else {
+        panic!("{options}");
+    };
+    let passes: Vec<_> = settings.pass.iter().map(ToString::to_string).collect();
+    assert_eq!(passes, ["udp dport 53", "to 10.9.0.0/16 from 10.0.0.9"]);
+    assert_eq!(settings.table, "second");
+    for (entry, fragments) in [
+        ("udp port 53", ["pass", "\"port\" is neither a protocol", "udp dport 53"]),
+        ("from 10.0.0.8 udp", ["pass", "\"from 10.0.0.8\" is no target's", "from 10.0.0.9 udp dport 53"]),
+        ("dport 53", ["pass", "needs a protocol with ports", "udp dport 53"]),
+    ] {
+        let file = format!("pass = ['{entry}']\n");
+        let error = Setting { options, file: Some(&file), ..Setting::default() }.intercept();
+        let message = error.expect_err(entry).to_string();
+        for fragment in fragments {
+            assert!(message.contains(fragment), "{entry}: {message}");
+        }
+    }
 }
 
 #[test]

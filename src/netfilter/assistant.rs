@@ -17,7 +17,7 @@ use super::online::queue_rules;
 use super::ruleset::{
     Chain, Device, End, Family, Hook, Match, Queues, Rule, Ruleset, Statement, Table, TableName,
 };
-use crate::wire::Prefix;
+use crate::wire::{Pass, Prefix};
 
 /// On an assistant: raw priority, before connection tracking, which knows only half of these connections.
 const RAW: i32 = -300;
@@ -38,6 +38,10 @@ pub struct AssistantSpec {
     /// Only responses to clients in one of these are taken; none means all. A target whose family has none gets no
     /// rules: its responses would go on.
     pub clients: Vec<Prefix>,
+    /// Other traffic of the targets that goes on. Never a response: those are queued and dropped first.
+    pub pass: Vec<Pass>,
+    /// The port of this host's tunnel, which traffic to replayed clients may come from.
+    pub tunnel_port: u16,
     /// One queue for each worker, or `None` if the rules are to drop only.
     pub queues: Option<Queues>,
     /// What becomes of responses that nobody claimed.

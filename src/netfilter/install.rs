@@ -310,6 +310,8 @@ mod tests {
             table: TableName::intercept(),
             targets: vec!["192.0.2.1:80".parse().unwrap()],
             clients: Vec::new(),
+            pass: Vec::new(),
+            tunnel_port: 36524,
             queues: Queues::new(1, 2),
             unclaimed: Unclaimed::Drop,
             accept_mark: 1,

@@ -27,6 +27,8 @@ fn assistant_example() -> AssistantSpec {
         table: TableName::intercept(),
         targets: vec!["203.0.113.20:80".parse().unwrap(), "[2001:db8::20]:80".parse().unwrap()],
         clients: Vec::new(),
+        pass: Vec::new(),
+        tunnel_port: 36524,
         queues: Queues::new(36540, 2),
         unclaimed: Unclaimed::Drop,
         accept_mark: 0x7463_7079,

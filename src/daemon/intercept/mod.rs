@@ -75,7 +75,7 @@ pub fn main() -> ExitCode {
     exit::run(PROGRAM.name, || match Settings::load(std::env::args_os())? {
         Action::Print(text) => exit::print(&text),
         Action::LoadRules(settings) => load_rules(&settings),
-        Action::RemoveRules => remove_rules(),
+        Action::RemoveRules(table) => remove_rules(&table),
         Action::MakeKey(file) => keygen::make(file.as_deref()),
         Action::Run(settings) => {
             let level = start::begin(&settings.log, &settings.warnings, || doctor::assistant(&settings))?;
@@ -106,8 +106,8 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
     ))
 }
 
-fn remove_rules() -> Result<(), Failure> {
-    let table = TableName::intercept();
+fn remove_rules(table: &str) -> Result<(), Failure> {
+    let table = table_name(table);
     let families = netfilter::remove_table(&table)?;
     Backstop::remove().map_err(|error| {
         Failure::system(
@@ -213,11 +213,17 @@ fn room(descriptors: Option<u64>, workers: u16) -> (Room, usize) {
     (Room { all: strangers, one_address: strangers.div_ceil(4) }, tunnels)
 }
 
+fn table_name(name: &str) -> TableName {
+    TableName::new(name).expect("the configuration allows only names that the rules allow")
+}
+
 fn spec(settings: &Settings, queues: Option<Queues>) -> AssistantSpec {
     AssistantSpec {
-        table: TableName::intercept(),
+        table: table_name(&settings.table),
         targets: settings.targets.clone(),
         clients: settings.clients.clone(),
+        pass: settings.pass.clone(),
+        tunnel_port: settings.port,
         queues,
         unclaimed: match settings.unclaimed {
             Unclaimed::Drop => netfilter::Unclaimed::Drop,
