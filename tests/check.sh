@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
 # Runs every check, the fast ones first. As root, or it asks sudo.
 #
-#   tests/check.sh [--no-lab]
+#   tests/check.sh [--no-lab | --long]
+#
+# --no-lab leaves out what runs for long: the laboratory and the virtual machine.
+# --long takes hours: every scenario with both kinds of offloads and long loads, and every fuzz target for ten minutes.
 set -euo pipefail
 # shellcheck source=tests/prepare.sh
 source "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
 
-lab=yes
+lab=(--jobs 2) long=
 case "${1:-}" in
   '') ;;
-  --no-lab) lab= ;;
+  --no-lab) lab=() ;;
+  --long) lab+=(--long --offloads both) long=yes ;;
   *)
-    echo "usage: tests/check.sh [--no-lab]" >&2
+    echo "usage: tests/check.sh [--no-lab | --long]" >&2
     exit 64
     ;;
 esac
@@ -49,6 +53,20 @@ one_version_each() {
   fi
 }
 
+# Ten minutes of fuzzing for each target. What fails is left in tests/fuzz/artifacts.
+fuzz() {
+  local target
+  if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "skipped: cargo-fuzz is not installed (cargo install cargo-fuzz --locked)"
+    return
+  fi
+  # cargo-fuzz wants a nightly compiler, or a stable one that is told to be.
+  export RUSTC_BOOTSTRAP=1
+  for target in $(cargo fuzz list --fuzz-dir tests/fuzz); do
+    cargo fuzz run --fuzz-dir tests/fuzz "$target" -- -max_total_time=600 -verbosity=0 || return
+  done
+}
+
 # Parts of the appliance test. What it takes beside the source comes from Debian's servers.
 appliance() {
   local result=0
@@ -74,8 +92,11 @@ section "unit, simulation, rules and command-line tests" cargo test --workspace 
 section "release build" cargo build --release --workspace --locked
 section "instruction counts" cargo test --release --locked --test instructions
 section "appliance, packages and container" appliance packages container
-if [[ -n $lab ]]; then
-  section "laboratory" target/release/lab run
+if [[ ${#lab[@]} -gt 0 ]]; then
+  section "laboratory" target/release/lab run "${lab[@]}"
   section "appliance, machine" appliance vm
+fi
+if [[ -n $long ]]; then
+  section "fuzzing" fuzz
 fi
 echo "All checks passed in $SECONDS s."

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 
 use crate::measure;
+use crate::runner;
 use crate::scenarios::{Context, Offloads};
 
 /// How to use the laboratory.
 pub(crate) const USAGE: &str = "\
 usage: lab list                                      names all scenarios
-       lab run [NAME…] [--offloads on|off|both] [--long]
-                                                     runs those whose name contains a NAME, or all
+       lab run [NAME…] [--offloads on|off|both] [--long] [--jobs 1]
+                                                     runs those whose name contains a NAME, or all; so many at a
+                                                     time, but those that measure alone
        lab demo [--seconds 30]                       shows a steady load being replayed
        lab measure [NAME…] [--seconds 5] [--repeat 1] [--json FILE] …
                                                      what replay costs under fixed loads; see lab measure --help
@@ -27,14 +29,7 @@ pub(crate) enum Command {
     /// Name all scenarios.
     List,
     /// Run scenarios.
-    Run {
-        /// Parts of names; empty: all.
-        names: Vec<String>,
-        /// Instead of each scenario's own.
-        offloads: Option<Offloads>,
-        /// Long loads.
-        long: bool,
-    },
+    Run(runner::Options),
     /// Become another program, as on a kernel without netfilter's netlink.
     WithoutNetfilter {
         /// The program and its arguments.
@@ -75,8 +70,9 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
         None => Command::Help,
         Some("list") => given.allow(&[]).map(|()| Command::List)?,
         Some("run") => {
-            given.allow(&["--offloads", "--long"])?;
-            Command::Run { names: words.by_ref().collect(), offloads, long }
+            given.allow(&["--offloads", "--long", "--jobs"])?;
+            let jobs = given.positive("--jobs")?;
+            Command::Run(runner::Options { names: words.by_ref().collect(), offloads, long, jobs })
         }
         Some("one") => {
             let scratch = PathBuf::from(given.get("--scratch").context("--scratch is needed")?);
@@ -110,11 +106,10 @@ fn to_measure(names: Vec<String>, given: &Given<'_>) -> Result<measure::Options>
         let (tcpcopy, intercept) = paths.split_once(',').context("--original takes TCPCOPY,INTERCEPT")?;
         anyhow::Ok(measure::Original { tcpcopy: tcpcopy.into(), intercept: intercept.into() })
     };
-    let repeat = given.get("--repeat").map_or(Ok(NonZero::<usize>::MIN), str::parse);
     Ok(measure::Options {
         names,
         seconds: given.seconds(5)?,
-        repeat: repeat.context("--repeat")?.get(),
+        repeat: given.positive("--repeat")?.get(),
         offloads: offloads == Some(Offloads::On),
         original: given.get("--original").map(original).transpose()?,
         mixed: given.has("--mixed"),
@@ -156,6 +151,11 @@ impl Given<'_> {
         })
     }
 
+    /// A number from 1 on; 1 unless given.
+    fn positive(&self, option: &'static str) -> Result<NonZero<usize>> {
+        self.get(option).map_or(Ok(NonZero::<usize>::MIN), str::parse).context(option)
+    }
+
     fn seconds(&self, default: u64) -> Result<u64> {
         self.get("--seconds").map_or(Ok(default), str::parse).context("--seconds")
     }
@@ -171,7 +171,7 @@ fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Given<'_>)>> {
             "--apart" | "--long" | "--mirror" | "--mixed" | "--packet" | "--syscalls" => {
                 options.push((argument.as_str(), ""));
             }
-            "--offloads" | "--seconds" | "--json" | "--scratch" | "--repeat" | "--original" => {
+            "--offloads" | "--seconds" | "--json" | "--scratch" | "--repeat" | "--original" | "--jobs" => {
                 let value = rest.next().with_context(|| format!("{argument} needs a value"))?;
                 options.push((argument.as_str(), value.as_str()));
             }
@@ -192,10 +192,10 @@ mod tests {
 
     #[test]
     fn commands_are_understood() {
-        let run = parsed("run fidelity safety --offloads both --long").unwrap();
-        assert!(
-            matches!(run, Command::Run { names, offloads: Some(Offloads::Both), long: true } if names.len() == 2)
-        );
+        let run = parsed("run fidelity safety --offloads both --long --jobs 2").unwrap();
+        let Command::Run(options) = run else { panic!("{run:?}") };
+        assert_eq!((options.names.len(), options.offloads), (2, Some(Offloads::Both)));
+        assert!(options.long && options.jobs.get() == 2);
         assert!(matches!(parsed("demo --seconds 5").unwrap(), Command::Demo { seconds: 5 }));
         assert!(matches!(parsed("").unwrap(), Command::Help));
         assert!(matches!(parsed("measure --help").unwrap(), Command::MeasureHelp));
@@ -213,6 +213,7 @@ mod tests {
             "walk",
             "run --fast",
             "run --offloads maybe",
+            "run --jobs 0",
             "demo --seconds",
             "demo --long",
             "list x",

@@ -73,7 +73,7 @@ fn run(command: Command) -> Result<bool> {
             let (program, arguments) = command.split_first().context("which program?")?;
             return Err(std::process::Command::new(program).args(arguments).exec().into());
         }
-        Command::Run { names, offloads, long } => return isolated(&|| runner::run(&names, offloads, long)),
+        Command::Run(options) => return isolated(&|| runner::run(&options)),
         Command::One { name, context } => return isolated(&|| runner::one(&name, &context)),
         Command::Demo { seconds } => return isolated(&|| demo::run(seconds)),
         Command::Measure(options) => return isolated(&|| measure::run(&options)),

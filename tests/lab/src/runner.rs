@@ -1,8 +1,11 @@
 //! Runs scenarios, each in a process and namespaces of its own, and says how they ended.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -19,46 +22,101 @@ const FAILED: &str = "failed: ";
 /// Of a kept log, no more than its last bytes.
 const KEPT: usize = 1 << 20;
 
-/// Runs the scenarios whose name contains one of `names`, or all. Returns whether all passed.
-pub(crate) fn run(names: &[String], offloads: Option<Offloads>, long: bool) -> Result<bool> {
-    let chosen: Vec<Scenario> = scenarios::all()
-        .into_iter()
-        .filter(|scenario| names.is_empty() || names.iter().any(|name| scenario.name.contains(name)))
-        .collect();
-    if chosen.is_empty() {
+/// What to run, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Parts of names; empty: all scenarios.
+    pub(crate) names: Vec<String>,
+    /// Instead of each scenario's own.
+    pub(crate) offloads: Option<Offloads>,
+    /// Long loads.
+    pub(crate) long: bool,
+    /// Scenarios that run at the same time.
+    pub(crate) jobs: NonZero<usize>,
+}
+
+/// One scenario under one of its circumstances.
+#[derive(Clone, Debug)]
+struct Job {
+    name: String,
+    limit: Duration,
+    offloads: bool,
+    alone: bool,
+}
+
+/// Runs the scenarios whose name contains one of `options.names`, or all. Returns whether all passed.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let names = &options.names;
+    let chosen = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(part.as_str()));
+    let (alone, together): (VecDeque<Job>, VecDeque<Job>) = scenarios::all()
+        .iter()
+        .filter(|scenario| chosen(&scenario.name))
+        .flat_map(|scenario| jobs(scenario, options))
+        .partition(|job| job.alone && options.jobs.get() > 1);
+    if alone.is_empty() && together.is_empty() {
         bail!("no scenario is called {names:?}; `lab list` names them");
     }
-    let kept = isolation::kept_logs();
-    let (mut passed, mut failed, mut recoveries) = (0, 0, Vec::new());
-    for scenario in &chosen {
-        let variants: &[bool] = match offloads.unwrap_or(scenario.offloads) {
-            Offloads::Both => &[true, false],
-            Offloads::On => &[true],
-            Offloads::Off => &[false],
-        };
-        for &offloads in variants {
-            let start = Instant::now();
-            let outcome = run_one(scenario, offloads, long, &kept);
-            let (name, took) = (&scenario.name, start.elapsed().as_secs_f64());
-            let state = if offloads { "offloads on " } else { "offloads off" };
-            match outcome {
-                Ok(figures) => {
-                    passed += 1;
-                    recoveries.extend(recovery::of_faults(name, &figures));
-                    say(&format!("PASS  {name}  [{state}]  {took:.1} s  {figures}"));
+    let summary = Mutex::new(Summary::default());
+    let together = Mutex::new(together);
+    let next = || together.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs.get() {
+            scope.spawn(|| {
+                while let Some(job) = next() {
+                    report(&job, options.long, &summary);
                 }
-                Err(error) => {
-                    failed += 1;
-                    say(&format!("FAIL  {name}  [{state}]  {took:.1} s  {error:#}"));
-                }
-            }
+            });
+        }
+    });
+    for job in &alone {
+        report(job, options.long, &summary);
+    }
+    let summary = summary.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !summary.recoveries.is_empty() {
+        say(&recovery::table(&summary.recoveries));
+    }
+    say(&format!("{} passed, {} failed", summary.passed, summary.failed));
+    Ok(summary.failed == 0)
+}
+
+/// How the scenarios ended so far.
+#[derive(Debug, Default)]
+struct Summary {
+    passed: u32,
+    failed: u32,
+    recoveries: Vec<recovery::Recoveries>,
+}
+
+/// The circumstances under which a scenario runs.
+fn jobs(scenario: &Scenario, options: &Options) -> Vec<Job> {
+    let variants: &[bool] = match options.offloads.unwrap_or(scenario.offloads) {
+        Offloads::Both => &[true, false],
+        Offloads::On => &[true],
+        Offloads::Off => &[false],
+    };
+    let limit = if options.long { scenario.limit * 10 } else { scenario.limit };
+    let job = |&offloads| Job { name: scenario.name.clone(), limit, offloads, alone: scenario.alone };
+    variants.iter().map(job).collect()
+}
+
+/// Runs a job, prints how it ended and adds that to the summary.
+fn report(job: &Job, long: bool, summary: &Mutex<Summary>) {
+    let start = Instant::now();
+    let outcome = run_one(job, long, &isolation::kept_logs());
+    let (name, took) = (&job.name, start.elapsed().as_secs_f64());
+    let state = if job.offloads { "offloads on " } else { "offloads off" };
+    let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
+    match outcome {
+        Ok(figures) => {
+            summary.passed += 1;
+            summary.recoveries.extend(recovery::of_faults(name, &figures));
+            say(&format!("PASS  {name}  [{state}]  {took:.1} s  {figures}"));
+        }
+        Err(error) => {
+            summary.failed += 1;
+            say(&format!("FAIL  {name}  [{state}]  {took:.1} s  {error:#}"));
         }
     }
-    if !recoveries.is_empty() {
-        say(&recovery::table(&recoveries));
-    }
-    say(&format!("{passed} passed, {failed} failed"));
-    Ok(failed == 0)
 }
 
 /// Runs one scenario in this process and writes how it ended, for [`run`] to read.
@@ -77,15 +135,15 @@ pub(crate) fn one(name: &str, context: &Context) -> Result<bool> {
     }
 }
 
-fn run_one(scenario: &Scenario, offloads: bool, long: bool, kept: &Path) -> Result<String> {
-    let state = if offloads { "on" } else { "off" };
-    let label = format!("{}-offloads-{state}", scenario.name.replace('/', "-"));
+fn run_one(job: &Job, long: bool, kept: &Path) -> Result<String> {
+    let state = if job.offloads { "on" } else { "off" };
+    let label = format!("{}-offloads-{state}", job.name.replace('/', "-"));
     let scratch = Path::new(isolation::SCRATCH).join(&label);
     fs::create_dir_all(&scratch)?;
     let output = scratch.join("scenario.log");
     let file = File::create(&output)?;
     let mut command = isolation::nested()?;
-    command.args(["one", &scenario.name, "--offloads", state]).arg("--scratch").arg(&scratch);
+    command.args(["one", &job.name, "--offloads", state]).arg("--scratch").arg(&scratch);
     if long {
         command.arg("--long");
     }
@@ -95,10 +153,9 @@ fn run_one(scenario: &Scenario, offloads: bool, long: bool, kept: &Path) -> Resu
         .stderr(file)
         .spawn()
         .context("cannot run unshare (Debian package util-linux)")?;
-    let limit = if long { scenario.limit * 10 } else { scenario.limit };
-    let ended = wait(&mut child, limit)?;
+    let ended = wait(&mut child, job.limit)?;
     let outcome = match (ended, verdict(&output)?) {
-        (false, _) => Err(anyhow::anyhow!("not over within {limit:?}")),
+        (false, _) => Err(anyhow::anyhow!("not over within {:?}", job.limit)),
         (true, verdict) => verdict,
     };
     let outcome = outcome.map_err(|error| match keep(&scratch, &kept.join(&label)) {

@@ -80,6 +80,8 @@ pub(crate) struct Scenario {
     pub(crate) offloads: Offloads,
     /// How long it may take; ten times that in a long run.
     pub(crate) limit: Duration,
+    /// Whether it runs by itself: it measures time, cost or memory, or takes all the processors.
+    pub(crate) alone: bool,
     /// What it does.
     pub(crate) body: Body,
 }
@@ -90,7 +92,13 @@ impl Scenario {
         offloads: Offloads,
         body: impl Fn(&Context) -> Result<String> + 'static,
     ) -> Self {
-        Self { name: name.into(), offloads, limit: Duration::from_secs(60), body: Box::new(body) }
+        let (limit, body) = (Duration::from_secs(60), Box::new(body));
+        Self { name: name.into(), offloads, limit, alone: false, body }
+    }
+
+    /// The same, never beside another scenario.
+    fn alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 }
 
