@@ -234,6 +234,9 @@ impl Session {
     }
 
     fn take(&mut self, now: Time, header: &TcpHeader, payload: &[u8], gate: u64) -> Taken {
+        if header.flags.rst() {
+            return self.take_reset(now, header, gate);
+        }
         let cut = usize::try_from(header.payload_len).is_ok_and(|len| len > payload.len());
         let taken = if cut {
             self.upstream.entries.add(Fate::Cut, u64::from(header.payload_len));
@@ -248,11 +251,10 @@ impl Session {
                 Inserted::OutOfWindow => Taken::OutOfWindow,
             }
         };
-        let end = header.seq.add(header.payload_len);
-        let reset = header.flags.rst();
-        if (reset || header.flags.fin()) && taken != Taken::OutOfWindow {
+        if header.flags.fin() && taken != Taken::OutOfWindow {
+            let end = header.seq.add(header.payload_len);
             let alone = !matches!(taken, Taken::Data | Taken::OutOfOrder);
-            let news = self.upstream.set_close(end, reset, alone, gate, now);
+            let news = self.upstream.set_fin(end, alone, gate, now);
             match taken {
                 Taken::Ack if news => return Taken::Control,
                 Taken::Ack => return Taken::Duplicate,
@@ -269,6 +271,12 @@ impl Session {
         taken
     }
 
+    /// The payload of a RST is no part of the stream (RFC 9293, 3.5.2).
+    fn take_reset(&mut self, now: Time, header: &TcpHeader, gate: u64) -> Taken {
+        self.upstream.entries.add(Fate::OutOfWindow, u64::from(header.payload_len));
+        if self.upstream.set_reset(header.seq, gate, now) { Taken::Control } else { Taken::Duplicate }
+    }
+
     fn after_client(&mut self, now: Time) {
         if self.upstream.buffered() > self.config.buffer_limit {
             self.end(now, End::BufferLimit);
@@ -283,8 +291,7 @@ impl Session {
         if self.phase == Phase::Joining {
             return self.end(now, End::NotJoined);
         }
-        let end = self.upstream.seq_at(self.upstream.end());
-        self.upstream.set_close(end, true, true, 0, now);
+        self.upstream.cut_off(now);
         self.after_client(now);
     }
 
@@ -401,7 +408,7 @@ impl Session {
         let highest = connection.sender.max();
         let Some(Range { from, to, fin }) = connection.sender.next(now, limit, fin) else {
             // The online server had all of it before the reset, so the target must, too.
-            if matches!(close, Some(Close::Reset(at)) if connection.sender.una() == at) {
+            if matches!(close, Some(Close::Reset(at)) if connection.sender.una() >= at) {
                 self.end(now, End::ClientReset);
                 return self.farewell.take();
             }

@@ -140,6 +140,8 @@ pub(super) struct Upstream {
     /// Offset before which everything was released.
     released: u64,
     close: Option<Close>,
+    /// The client's FIN was captured: `close` lies where it does.
+    fin_seen: bool,
     /// Gate and capture time of `close`, and whether it came without new data.
     close_mark: (u64, Time, bool),
     buffered: usize,
@@ -170,6 +172,7 @@ impl Upstream {
             torn: false,
             released: 0,
             close: None,
+            fin_seen: false,
             close_mark: (0, Time::ZERO, true),
             buffered: 0,
             entries: Entries::default(),
@@ -290,8 +293,10 @@ impl Upstream {
         data.get(before..).filter(|rest| !rest.is_empty())
     }
 
+    /// Whether `end` lies behind the client's FIN, or behind its RST at the end of the stream. A RST beyond that is not
+    /// known to be believed.
     fn beyond_close(&self, end: u64) -> bool {
-        self.close.is_some_and(|close| end > close.offset())
+        self.close.is_some_and(|close| end > close.offset() && (self.fin_seen || close.offset() == self.end))
     }
 
     fn keep_ahead(&mut self, chunk: Chunk) -> Inserted {
@@ -334,6 +339,9 @@ impl Upstream {
     fn append(&mut self, chunk: Chunk) {
         self.end_seq = self.end_seq.add(u32::try_from(chunk.data.len()).unwrap_or(u32::MAX));
         self.end = chunk.end();
+        if !self.fin_seen && self.close.is_some_and(|close| close.offset() < self.end) {
+            self.close = None;
+        }
         let continues = self.writes.continues();
         self.writes.advance(chunk.open);
         if !continues {
@@ -360,29 +368,60 @@ impl Upstream {
         self.marks.push_back(Mark { offset, before, gate, captured, torn: std::mem::take(&mut self.torn) });
     }
 
-    /// Takes in the client's FIN or RST, which comes after the byte before `seq`. One that comes `alone`,
-    /// without new data, may be a burst of its own: to close is not to write on.
+    /// Takes in the client's FIN, which comes after the byte before `seq`. One that comes `alone`, without new data, may
+    /// be a burst of its own: a close does not continue a write.
     ///
-    /// Returns whether it was news.
-    pub(super) fn set_close(
-        &mut self,
-        seq: Seq,
-        reset: bool,
-        alone: bool,
-        gate: u64,
-        captured: Time,
-    ) -> bool {
-        let Some(offset) = self.offset_of(seq) else { return false };
-        let close = if reset { Close::Reset(offset) } else { Close::Fin(offset) };
-        let news = match self.close {
-            None => true,
-            Some(Close::Fin(_)) => reset,
-            Some(Close::Reset(_)) => false,
-        };
-        if !news || offset > self.end + MAX_AHEAD {
+    /// Returns whether it changed anything.
+    pub(super) fn set_fin(&mut self, seq: Seq, alone: bool, gate: u64, captured: Time) -> bool {
+        let Some(at) = self.offset_of(seq).filter(|at| (self.end..=self.end + MAX_AHEAD).contains(at)) else {
             return false;
+        };
+        self.close = Some(match self.close {
+            Some(Close::Fin(_)) => return false,
+            Some(_) if self.close().is_some() => return false,
+            // The capture has disordered the two.
+            Some(Close::Reset(reset)) if reset == at || reset == at + 1 => Close::Reset(at),
+            None | Some(Close::Reset(_)) => Close::Fin(at),
+        });
+        self.fin_seen = true;
+        self.close_at(alone, gate, captured)
+    }
+
+    /// Takes in the client's RST with the sequence number `seq`, by the rules of the TCP that received it (RFC 9293,
+    /// 3.10.7.4; RFC 5961, 3.2). A RST takes no sequence number and stands for no byte:
+    ///
+    /// * at the FIN or at FIN+1, it follows the FIN, and nothing lies between;
+    /// * at the end of the stream, it closes the stream;
+    /// * before the end, production ignores it;
+    /// * beyond the end, the capture has lost or disordered what lies between, or production ignores the RST. It counts
+    ///   once the stream has come to it, and is dropped when the stream passes it by. See also [`Upstream::skip_hole`].
+    ///
+    /// Returns whether it changed anything.
+    pub(super) fn set_reset(&mut self, seq: Seq, gate: u64, captured: Time) -> bool {
+        let Some(at) = self.offset_of(seq).filter(|at| (self.end..=self.end + MAX_AHEAD).contains(at)) else {
+            return false;
+        };
+        self.close = Some(match self.close {
+            None => Close::Reset(at),
+            Some(Close::Fin(fin)) if at == fin || at == fin + 1 => Close::Reset(fin),
+            Some(Close::Reset(before)) if at < before && !self.fin_seen => Close::Reset(at),
+            Some(_) => return false,
+        });
+        self.close_at(true, gate, captured)
+    }
+
+    /// Nothing more is captured of the client: holes will not fill, and the stream ends where it is.
+    pub(super) fn cut_off(&mut self, captured: Time) {
+        while !self.ahead.is_empty() || (self.fin_seen && self.close().is_none()) {
+            self.skip_hole();
         }
-        self.close = Some(close);
+        if self.close().is_none() {
+            self.close = Some(Close::Reset(self.end));
+            self.close_at(true, 0, captured);
+        }
+    }
+
+    fn close_at(&mut self, alone: bool, gate: u64, captured: Time) -> bool {
         self.close_mark = (gate, captured, alone);
         self.join_ahead();
         true
@@ -477,12 +516,16 @@ impl Upstream {
         std::mem::take(&mut self.buffered) as u64
     }
 
-    /// Gives the first hole up. See the module.
+    /// Gives the first hole up. See the module. A RST behind a hole, without a FIN or data, proves no lost bytes: the
+    /// stream ends where it is.
     pub(super) fn skip_hole(&mut self) {
         let (offset, gate) = match (self.ahead.first_key_value(), self.close) {
             (Some((&offset, first)), _) => (offset, first.gate),
-            (None, Some(close)) if close.offset() > self.end => (close.offset(), self.close_mark.0),
-            (None, Some(_) | None) => return,
+            (None, Some(close)) if close.offset() > self.end && self.fin_seen => {
+                (close.offset(), self.close_mark.0)
+            }
+            (None, Some(_)) => return self.cut_off(self.close_mark.1),
+            (None, None) => return,
         };
         self.entries.miss(offset.saturating_sub(self.end));
         if self.broken.is_none() {

@@ -149,6 +149,10 @@ fn everything(world: &World) -> Result<(), String> {
     if counters.skipped_bytes > 0 {
         return Err(format!("{} bytes skipped", counters.skipped_bytes));
     }
+    let ledger = &counters.ledger;
+    if ledger.missing > 0 && world.setup.capture.loss == 0 {
+        return Err(format!("{} bytes missing, and the capture lost nothing", ledger.missing));
+    }
     let vanished = world.dialogues().iter().filter(|dialogue| dialogue.close == Close::Vanish).count() as u64;
     let ends = &counters.ended;
     let natural = ends.of(End::Completed) + ends.of(End::ClientReset);

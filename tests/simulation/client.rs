@@ -211,8 +211,15 @@ impl<'a> Script<'a> {
             let flags = if close == Close::Half { FIN } else { RST };
             self.bare(flags | ACK, rng);
         }
-        if close != Close::Abort {
-            requests[answered..].iter().for_each(|request| self.answer(request, rng));
+        match close {
+            Close::Abort => {}
+            Close::Cancel => {
+                requests[answered..last].iter().for_each(|request| self.answer(request, rng));
+                self.answer_in_part(&requests[last], rng);
+            }
+            Close::Client | Close::Half | Close::Server | Close::Both | Close::Reset | Close::Vanish => {
+                requests[answered..].iter().for_each(|request| self.answer(request, rng));
+            }
         }
     }
 
@@ -270,6 +277,32 @@ impl<'a> Script<'a> {
         }
     }
 
+    /// Some of the online server's response has come, or none yet.
+    fn answer_in_part(&mut self, request: &Request, rng: &mut Rng) {
+        self.now += self.rtt + rng.within(&self.setup.online_delay);
+        self.acked = self.answered + if rng.chance(300) { 0 } else { rng.within(0..=request.online) };
+        if rng.chance(self.setup.pure_acks) {
+            self.bare(ACK, rng);
+        }
+    }
+
+    /// The client closes while the response is still coming, and its kernel answers what comes then with a RST: at
+    /// FIN+1, or at the FIN if it had not left; with ACK or without; once or for each segment.
+    fn cancel(&mut self, rng: &mut Rng) {
+        if rng.chance(900) {
+            self.bare(FIN | ACK, rng);
+        }
+        let behind = u32::from(rng.chance(800));
+        loop {
+            self.now += rng.size(20..=3_000_000);
+            let flags = if rng.chance(500) { RST } else { RST | ACK };
+            self.packet(flags, self.seq_at(self.sent).wrapping_add(behind), &[], self.sent..self.sent, rng);
+            if rng.chance(600) {
+                break;
+            }
+        }
+    }
+
     fn close(&mut self, close: Close, rng: &mut Rng) {
         self.now += rng.size(&self.setup.think);
         match close {
@@ -285,6 +318,7 @@ impl<'a> Script<'a> {
                 self.bare(FIN | ACK, rng);
             }
             Close::Reset => self.bare(if rng.chance(500) { RST } else { RST | ACK }, rng),
+            Close::Cancel => self.cancel(rng),
             Close::Half | Close::Abort | Close::Vanish => {}
         }
         while rng.chance(self.setup.reset_again) {

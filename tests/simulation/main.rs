@@ -118,6 +118,7 @@ families! {
     pipelined,
     half_close,
     resets,
+    aborts,
     port_reuse,
     slow_reader,
     large_bodies,

@@ -2,6 +2,7 @@
 //!
 //! Here what goes as in production, in [`departures`] what does not.
 
+mod aborts;
 mod departures;
 mod options;
 mod patience;

@@ -44,7 +44,7 @@ fn marks_begin_where_the_gate_advances() {
     assert_eq!(up.limit(), (7, false));
     up.pass();
     assert_eq!(up.limit(), (10, false));
-    assert!(up.set_close(seq(10), false, true, 200, NOW));
+    assert!(up.set_fin(seq(10), true, 200, NOW));
     assert_eq!(up.limit(), (10, false));
     up.pass();
     assert_eq!(up.limit(), (10, true));
@@ -99,7 +99,7 @@ fn a_hole_before_the_close_is_one_too() {
     let mut up = stream();
     up.insert(seq(0), b"abc", Flags::PSH, 0, NOW);
     up.pass();
-    up.set_close(seq(6), false, true, 5, NOW);
+    up.set_fin(seq(6), true, 5, NOW);
     assert_eq!((up.hole_since(), up.close()), (Some(NOW), None));
     up.skip_hole();
     assert_eq!((up.hole_since(), up.close()), (None, Some(Close::Fin(6))));
@@ -109,13 +109,13 @@ fn a_hole_before_the_close_is_one_too() {
 #[test]
 fn a_close_waits_for_what_comes_before_it() {
     let mut up = stream();
-    assert!(up.set_close(seq(3), false, true, 0, NOW));
+    assert!(up.set_fin(seq(3), true, 0, NOW));
     assert_eq!(up.close(), None);
     up.insert(seq(0), b"abc", Flags::PSH, 0, NOW);
     assert_eq!(up.close(), Some(Close::Fin(3)));
     assert_eq!(up.insert(seq(3), b"late", Flags::PSH, 0, NOW), Inserted::OutOfWindow);
-    assert!(!up.set_close(seq(3), false, true, 0, NOW));
-    assert!(up.set_close(seq(3), true, true, 0, NOW));
+    assert!(!up.set_fin(seq(3), true, 0, NOW));
+    assert!(up.set_reset(seq(3), 0, NOW));
 }
 
 #[test]
@@ -276,10 +276,10 @@ fn no_write_continues_across_a_hole() {
 fn a_close_that_ends_a_write_is_none_of_its_own() {
     let mut up = in_a_write();
     up.insert(seq(604), b"end", Flags::FIN, 30, NOW);
-    up.set_close(seq(607), false, false, 30, NOW);
+    up.set_fin(seq(607), false, 30, NOW);
     assert_eq!(marks(&mut up), [(0, 0)]);
 
     let mut up = in_a_write();
-    up.set_close(seq(604), false, true, 30, NOW);
+    up.set_fin(seq(604), true, 30, NOW);
     assert_eq!(marks(&mut up), [(0, 0), (604, 30)]);
 }

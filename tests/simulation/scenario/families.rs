@@ -221,6 +221,25 @@ const SCENARIOS: &[Scenario] = &[
         },
     },
     Scenario {
+        name: "aborts",
+        seeds: 200,
+        alter: |setup, rng| {
+            setup.closes = vec![Close::Cancel];
+            setup.target_delay = 0..=rng.pick(&[1_000, 200_000, 2_000_000]);
+            setup.pure_acks = rng.pick(&[0, 500, 1000]);
+            setup.retransmit = rng.pick(&[0, 0, 100]);
+            if rng.chance(300) {
+                disorder(&mut setup.capture, rng);
+            } else {
+                // Segments of one connection do not come in the middle of the next.
+                setup.reuse = rng.within(1..=2);
+            }
+            setup.send.loss = rng.pick(&[0, 0, 20]);
+            setup.response.loss = rng.pick(&[0, 0, 20]);
+            setup.strict_gate = false;
+        },
+    },
+    Scenario {
         name: "port_reuse",
         seeds: 150,
         alter: |setup, rng| {

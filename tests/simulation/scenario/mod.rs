@@ -48,6 +48,8 @@ pub(crate) enum Close {
     Reset,
     /// RST right behind the last request.
     Abort,
+    /// FIN in the middle of the last response, then RST at the FIN or behind it.
+    Cancel,
     /// The client is never heard of again.
     Vanish,
 }
@@ -55,7 +57,7 @@ pub(crate) enum Close {
 impl Close {
     /// Whether it comes after the client has seen more of the response than its last request did.
     pub(crate) fn is_burst(self) -> bool {
-        !matches!(self, Self::Half | Self::Abort | Self::Vanish)
+        !matches!(self, Self::Half | Self::Abort | Self::Cancel | Self::Vanish)
     }
 }
 
