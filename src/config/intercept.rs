@@ -201,7 +201,7 @@ const KEYS: &[Key] = &[
         kind: Kind::Number,
         value_name: "N",
         default: "262144",
-        help: "Most flows at a time; the oldest gives way",
+        help: "Most flows, shared fairly by key; beyond, the idlest gives way",
     },
     common::memory_limit(
         "\"256MiB\"",

@@ -15,7 +15,7 @@
 //! |---|---|
 //! | `replay` | the replayer: packets to sessions, sessions' wishes fulfilled |
 //! | `resume` | what goes on after an outage, and when |
-//! | `table`, `index` | the session table: by client connection, by replayed flow, by deadline |
+//! | `table` | the session table: by client connection, by replayed flow, by deadline |
 //! | `address` | pools, ports, selection |
 //! | `config`, `counters`, `histogram` | what it is told, what it tells |
 //!
@@ -25,7 +25,6 @@ mod address;
 mod config;
 mod counters;
 mod histogram;
-mod index;
 mod replay;
 mod resume;
 mod table;

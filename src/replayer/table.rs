@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use slab::Slab;
 
-use super::index::{Index, narrow, wide};
 use crate::session::{Ledger, Session};
+use crate::wire::index::{Index, narrow, wide};
 use crate::wire::{FlowId, FlowKey, Time};
 
 /// One session and what the replayer knows of it.

@@ -13,6 +13,10 @@ pub(super) struct Waiting {
     pub(super) held: Held,
 }
 
+/// Memory of a flow's place in the map, whose capacity is seven eighths of its buckets, and of its numbers.
+const BY_FLOW: usize = (size_of::<(FlowKey, Vec<u64>)>() + 1) * 8 / 7;
+const NUMBERS: usize = 4 * size_of::<u64>() + 16;
+
 #[derive(Debug)]
 pub(super) struct Hold {
     /// In order of arrival; `None` where one was claimed. The first one is never `None`.
@@ -90,6 +94,22 @@ impl Hold {
         self.first += 1;
         self.trim();
         Some(waiting)
+    }
+
+    /// Memory that those take that wait, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        let flows = self.by_flow.capacity() * BY_FLOW + self.by_flow.len() * NUMBERS;
+        self.queue.capacity() * size_of::<Option<Waiting>>() + flows
+    }
+
+    /// Gives memory back if none or few wait.
+    pub(super) fn shrink(&mut self) {
+        if self.queue.len() < self.queue.capacity() / 4 {
+            self.queue.shrink_to(self.queue.len() * 2);
+        }
+        if self.by_flow.len() < self.by_flow.capacity() / 4 {
+            self.by_flow.shrink_to(self.by_flow.len() * 2);
+        }
     }
 
     fn trim(&mut self) {

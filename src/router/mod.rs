@@ -22,82 +22,51 @@
 //! same reason nothing is let through during the first [`Settings::settle`]: a tcpcopy of before
 //! may be on its way back. A SYN is held in every state but the claimed one: it opens a new
 //! connection on the flow, whose claim may be on its way.
+//!
+//! [`Settings::max_flows`] is shared fairly among the claimers, see `shares`.
 
+mod counters;
 mod hold;
 mod owners;
+mod settings;
+#[cfg(test)]
+mod share_tests;
+mod shares;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::wire::{FlowId, FlowKey, Packet, Prefix, Tally, TcpHeader, Time};
+use crate::wire::index::Index;
+use crate::wire::{FlowId, FlowKey, Packet, Prefix, TcpHeader, Time};
+pub use counters::{Counters, Outcome};
 use hold::{Hold, Waiting};
 use owners::{OwnerId, Owners};
-use table::{Slot, Table};
-
-/// How a [`Router`] is to work.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The services whose flows may be claimed.
-    pub targets: Vec<SocketAddr>,
-    /// The clients whose flows may be claimed; none means all.
-    pub clients: Vec<Prefix>,
-    /// What becomes of responses that nobody claims.
-    pub unclaimed: Unclaimed,
-    /// How long a response waits for its claim.
-    pub hold: Duration,
-    /// How many responses may wait; more are dropped.
-    pub max_held: usize,
-    /// How many flows may be claimed, and how many be remembered besides.
-    pub max_flows: usize,
-    /// A claimed flow without a response for this long is given up.
-    pub max_idle: Duration,
-    /// A busy table refuses claims rather than give up a flow that had a response this recently.
-    pub busy: Duration,
-    /// How long the target must be silent on an unowned flow until it is forgotten.
-    pub linger: Duration,
-    /// How long after the start nothing is let through.
-    pub settle: Duration,
-}
-
-impl Settings {
-    /// The usual ones.
-    pub fn new(targets: Vec<SocketAddr>, unclaimed: Unclaimed) -> Self {
-        Self {
-            targets,
-            clients: Vec::new(),
-            unclaimed,
-            hold: Duration::from_millis(200),
-            max_held: 16 << 10,
-            max_flows: 256 << 10,
-            max_idle: Duration::from_secs(3600),
-            busy: Duration::from_secs(10),
-            linger: Duration::from_secs(180),
-            settle: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What becomes of responses that nobody claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unclaimed {
-    /// They end here, when they come.
-    Drop,
-    /// They go on, once nobody claimed them in time.
-    Accept,
-}
+pub use settings::{Settings, Unclaimed};
+use table::{List, Slot, Table};
 
 /// A connection of a claimer, by a number the caller never uses twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnId(pub u64);
 
+/// The party that a claimer's flows are charged to. Tenants have equal shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tenant {
+    /// The holder of a tunnel key, by the key's name.
+    Key([u8; 4]),
+    /// A host, where there is no key.
+    Host(IpAddr),
+}
+
 /// A claimer across its reconnects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
+    /// Its tenant.
+    pub tenant: Tenant,
     /// The tcpcopy process.
     pub instance: u64,
     /// Its worker.
@@ -113,7 +82,7 @@ pub enum Refusal {
     ForeignTarget,
     /// The client is none of those whose responses are taken, or none that the claimer may speak for.
     ForeignClient,
-    /// The table is full of busy flows.
+    /// The table is full, and the claimer has its fair share of it, all of it busy.
     TableFull,
     /// The connection is not known, or was replaced by a later one of its claimer.
     NotConnected,
@@ -151,78 +120,19 @@ pub struct Held {
     pub arrived: Time,
 }
 
-/// What became of a response. Every packet ends in exactly one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Its header was sent to its claimer.
-    Forwarded,
-    /// The same, after it had waited for the claim.
-    ForwardedLate,
-    /// Its claimer reads too slowly: dropped.
-    TunnelFull,
-    /// Its claimer is away: dropped.
-    Orphaned,
-    /// Its claimer had given the flow up: dropped.
-    Released,
-    /// Nobody claimed it: dropped.
-    UnclaimedDropped,
-    /// Nobody claimed it: let through.
-    UnclaimedAccepted,
-    /// Nobody has claimed it, and too many wait: dropped.
-    HoldFull,
-    /// No TCP packet that can be read: dropped.
-    Unreadable,
-}
-
-crate::counted!(Outcome {
-    Forwarded => "forwarded",
-    ForwardedLate => "forwarded_late",
-    TunnelFull => "tunnel_full",
-    Orphaned => "orphaned",
-    Released => "released",
-    UnclaimedDropped => "unclaimed_dropped",
-    UnclaimedAccepted => "unclaimed_accepted",
-    HoldFull => "hold_full",
-    Unreadable => "unreadable",
-});
-
-/// Counters since the start.
-#[derive(Clone, Debug, Default)]
-pub struct Counters {
-    /// Responses by what became of them, apart from those that wait.
-    pub outcomes: Tally<Outcome>,
-    /// Claims taken, those made again included.
-    pub claims: u64,
-    /// Claims refused as another's.
-    pub refused_taken: u64,
-    /// Claims refused for their target.
-    pub refused_target: u64,
-    /// Claims refused for their client.
-    pub refused_client: u64,
-    /// Claims refused because the table is full of busy flows.
-    pub refused_full: u64,
-    /// Claimed flows given up to make room.
-    pub evicted: u64,
-    /// Claimed flows given up after a long idle time.
-    pub expired: u64,
-}
-
-impl Counters {
-    /// Adds another router's counters to these.
-    pub fn merge(&mut self, other: &Self) {
-        self.outcomes.merge(&other.outcomes);
-        self.claims += other.claims;
-        self.refused_taken += other.refused_taken;
-        self.refused_target += other.refused_target;
-        self.refused_client += other.refused_client;
-        self.refused_full += other.refused_full;
-        self.evicted += other.evicted;
-        self.expired += other.expired;
-    }
+/// A claimer that lost a flow to another one because it is above its fair share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Displaced {
+    /// Its connection.
+    pub conn: ConnId,
+    /// The flows of all connections of its instance, before the loss.
+    pub flows: usize,
+    /// The fair share of the instance.
+    pub share: usize,
 }
 
 /// A claimed flow.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Claimed {
     owner: OwnerId,
     /// Over which of the owner's connections it was claimed.
@@ -244,8 +154,13 @@ pub struct Router {
     targets: HashSet<SocketAddr>,
     owners: Owners,
     flows: Table<Claimed>,
-    by_id: HashMap<(OwnerId, FlowId), Slot>,
+    by_id: Index,
     ownerless: Table<Ownerless>,
+    /// All of `ownerless`.
+    remembered: List,
+    /// No claim over a live connection expires before this.
+    next_expiry: Option<Time>,
+    displaced: Option<Displaced>,
     hold: Hold,
     settled: Time,
     verdicts: VecDeque<(u32, Verdict)>,
@@ -263,8 +178,11 @@ impl Router {
             targets: settings.targets.iter().copied().collect(),
             owners: Owners::default(),
             flows: Table::default(),
-            by_id: HashMap::new(),
+            by_id: Index::default(),
             ownerless: Table::default(),
+            remembered: List::default(),
+            next_expiry: None,
+            displaced: None,
             hold: Hold::new(settings.hold, settings.max_held),
             settled: now + settings.settle,
             verdicts: VecDeque::new(),
@@ -290,12 +208,21 @@ impl Router {
         identity: Identity,
         clients: Option<Arc<[Prefix]>>,
     ) -> Option<ConnId> {
-        self.owners.connect(conn, identity, clients)
+        let before = self.owners.connect(conn, identity, clients);
+        // Claims of before expire sooner than those of a live connection.
+        if let Some((owner, _)) = self.owners.of(conn)
+            && let Some(slot) = self.owners.flows(owner).idlest()
+        {
+            self.expire_at(self.flows.last(slot) + self.settings.linger);
+        }
+        before
     }
 
     /// A connection is gone: its claims are orphaned.
     pub fn disconnect(&mut self, conn: ConnId) {
-        self.owners.disconnect(conn);
+        if let Some(owner) = self.owners.disconnect(conn) {
+            self.note_orphan(owner);
+        }
     }
 
     /// A claim. Returns the responses that have been waiting for it, to be sent and counted
@@ -343,25 +270,37 @@ impl Router {
             }
             self.forget(slot);
         } else if self.flows.len() >= self.settings.max_flows {
-            self.make_room(now)?;
+            self.make_room(now, owner)?;
+            // The limit may have been lowered: then the table shrinks with each claim.
+            if self.flows.len() >= self.settings.max_flows {
+                self.make_room(now, owner)?;
+            }
         }
         if let Some(slot) = self.ownerless.find(&key) {
-            self.ownerless.remove(slot);
+            self.ownerless.remove(&mut self.remembered, slot);
         }
         // An id names one flow: a claimer that uses it again has given the other one up.
-        if let Some(slot) = self.by_id.get(&(owner, flow)).copied() {
+        if let Some(slot) = self.slot_of(owner, flow) {
             self.forget(slot);
         }
-        let slot = self.flows.insert(now, key, Claimed { owner, epoch, flow });
-        self.by_id.insert((owner, flow), slot);
-        self.owners.hold(owner);
+        let list = self.owners.flows_mut(owner);
+        let claimed = Claimed { owner, epoch, flow };
+        let slot = self.flows.insert(list, now, key, claimed).ok_or(Refusal::TableFull)?;
+        self.by_id.insert(&(owner, flow), slot.index(), |slot| name_of(&self.flows, slot));
+        self.owners.gained(owner);
+        self.expire_at(now + self.settings.max_idle);
         Ok(())
+    }
+
+    /// The flow that a claimer calls by that name.
+    fn slot_of(&self, owner: OwnerId, flow: FlowId) -> Option<Slot> {
+        self.by_id.find(&(owner, flow), |slot| name_of(&self.flows, slot)).and_then(Slot::at)
     }
 
     /// A claim is given up. One that is not held is passed over: it was refused, or evicted.
     pub fn release(&mut self, now: Time, conn: ConnId, flow: FlowId) {
         let Some((owner, _)) = self.owners.of(conn) else { return };
-        let Some(slot) = self.by_id.get(&(owner, flow)).copied() else { return };
+        let Some(slot) = self.slot_of(owner, flow) else { return };
         if let Some(key) = self.forget(slot) {
             self.remember(now, key, Ownerless::Released);
         }
@@ -372,15 +311,16 @@ impl Router {
         let key = FlowKey { client: response.dst, server: response.src };
         if let Some(slot) = self.flows.find(&key) {
             match self.responsible(now, slot) {
-                Responsible::Conn(conn, flow) => {
-                    self.flows.touch(slot, now);
+                Responsible::Conn(conn, owner, flow) => {
+                    self.flows.touch(self.owners.flows_mut(owner), slot, now);
                     return Disposition::Forward(conn, flow);
                 }
-                Responsible::Away if !response.header.flags.syn() => {
-                    self.flows.touch(slot, now);
-                    return self.end(Outcome::Orphaned);
+                Responsible::Away(owner) => {
+                    self.flows.touch(self.owners.flows_mut(owner), slot, now);
+                    if !response.header.flags.syn() {
+                        return self.end(Outcome::Orphaned);
+                    }
                 }
-                Responsible::Away => self.flows.touch(slot, now),
                 Responsible::Forgotten => {
                     self.forget(slot);
                 }
@@ -395,14 +335,16 @@ impl Router {
             let fresh = now < self.ownerless.last(slot) + self.settings.linger;
             match self.ownerless.value(slot).copied().filter(|_| fresh) {
                 Some(state) if !response.header.flags.syn() => {
-                    self.ownerless.touch(slot, now);
+                    self.ownerless.touch(&mut self.remembered, slot, now);
                     return self.end(match state {
                         Ownerless::Released => Outcome::Released,
                         Ownerless::Foreign => Outcome::UnclaimedAccepted,
                     });
                 }
-                Some(_) => self.ownerless.touch(slot, now),
-                None => self.ownerless.remove(slot),
+                Some(_) => self.ownerless.touch(&mut self.remembered, slot, now),
+                None => {
+                    self.ownerless.remove(&mut self.remembered, slot);
+                }
             }
         }
         let held = Held { header: response.header, arrived: now };
@@ -420,9 +362,10 @@ impl Router {
 
     /// When [`Router::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Time> {
-        let flow = self.flows.idlest().map(|slot| self.flows.last(slot) + self.patience(slot));
-        let ownerless = self.ownerless.idlest().map(|slot| self.ownerless.last(slot) + self.settings.linger);
-        [self.hold.deadline(), flow, ownerless].into_iter().flatten().min()
+        let orphan = self.owners.first_orphan().map(|(since, _)| since + self.settings.linger);
+        let remembered = self.remembered.idlest();
+        let ownerless = remembered.map(|slot| self.ownerless.last(slot) + self.settings.linger);
+        [self.hold.deadline(), self.next_expiry, orphan, ownerless].into_iter().flatten().min()
     }
 
     /// Ends waits for claims, and forgets flows whose time is over.
@@ -430,22 +373,78 @@ impl Router {
         while let Some(waiting) = self.hold.expired(now) {
             self.give_up(now, &waiting);
         }
-        for _ in 0..BUDGET {
-            let Some(slot) = self.flows.idlest() else { break };
-            if now < self.flows.last(slot) + self.patience(slot) {
-                break;
-            }
-            if self.evict(slot) {
-                self.counters.expired += 1;
-            }
+        let mut budget = BUDGET;
+        if self.next_expiry.is_some_and(|due| due <= now) {
+            self.expire_live(now, &mut budget);
         }
+        self.expire_orphans(now, &mut budget);
         for _ in 0..BUDGET {
-            let Some(slot) = self.ownerless.idlest() else { break };
+            let Some(slot) = self.remembered.idlest() else { break };
             if now < self.ownerless.last(slot) + self.settings.linger {
                 break;
             }
-            self.ownerless.remove(slot);
+            self.ownerless.remove(&mut self.remembered, slot);
         }
+    }
+
+    /// Gives memory back that flows took which are over. To be called when there is time, every few seconds at most.
+    pub fn shrink(&mut self) {
+        self.flows.shrink();
+        self.by_id.shrink(|slot| name_of(&self.flows, slot));
+        self.ownerless.shrink();
+        self.hold.shrink();
+    }
+
+    /// Memory that flows and the responses that wait take, in bytes.
+    pub fn memory(&self) -> usize {
+        self.flows.memory() + self.by_id.memory() + self.ownerless.memory() + self.hold.memory()
+    }
+
+    /// Claims of claimers that are connected, without a response for too long.
+    fn expire_live(&mut self, now: Time, budget: &mut usize) {
+        let owners: Vec<_> = self.owners.connected().collect();
+        self.next_expiry = None;
+        for owner in owners {
+            while let Some(slot) = self.owners.flows(owner).idlest() {
+                let due = self.flows.last(slot) + self.patience(slot);
+                if now < due || *budget == 0 {
+                    self.expire_at(due);
+                    break;
+                }
+                *budget -= 1;
+                if self.evict(slot) {
+                    self.counters.expired += 1;
+                }
+            }
+        }
+    }
+
+    /// Claims of claimers that are not connected, without a response for too long.
+    fn expire_orphans(&mut self, now: Time, budget: &mut usize) {
+        while *budget > 0
+            && let Some((since, owner)) = self.owners.first_orphan()
+            && since + self.settings.linger <= now
+        {
+            *budget -= 1;
+            match self.owners.flows(owner).idlest() {
+                Some(slot) if self.flows.last(slot) + self.settings.linger <= now => {
+                    self.forget(slot);
+                }
+                Some(_) | None => {}
+            }
+            self.note_orphan(owner);
+        }
+    }
+
+    /// A claimer is not connected: its flows are over when they have had no response for long enough.
+    fn note_orphan(&mut self, owner: OwnerId) {
+        if let Some(slot) = self.owners.flows(owner).idlest() {
+            self.owners.orphaned(owner, self.flows.last(slot));
+        }
+    }
+
+    fn expire_at(&mut self, due: Time) {
+        self.next_expiry = Some(self.next_expiry.map_or(due, |before| before.min(due)));
     }
 
     /// The next late verdict; there are none with [`Unclaimed::Drop`].
@@ -456,6 +455,11 @@ impl Router {
     /// The next claim that was given up without its claimer's wish, which may make it again.
     pub fn poll_evicted(&mut self) -> Option<(ConnId, FlowId)> {
         self.evicted.pop_front()
+    }
+
+    /// The claimer that lost most recently a flow to another one, since this was asked last.
+    pub fn take_displaced(&mut self) -> Option<Displaced> {
+        self.displaced.take()
     }
 
     /// The counters.
@@ -481,8 +485,8 @@ impl Router {
     fn responsible(&self, now: Time, slot: Slot) -> Responsible {
         let Some(claimed) = self.flows.value(slot) else { return Responsible::Forgotten };
         match self.owners.live(claimed.owner, claimed.epoch) {
-            Some(conn) => Responsible::Conn(conn, claimed.flow),
-            None if now < self.flows.last(slot) + self.settings.linger => Responsible::Away,
+            Some(conn) => Responsible::Conn(conn, claimed.owner, claimed.flow),
+            None if now < self.flows.last(slot) + self.settings.linger => Responsible::Away(claimed.owner),
             None => Responsible::Forgotten,
         }
     }
@@ -517,21 +521,36 @@ impl Router {
 
     fn remember(&mut self, now: Time, key: FlowKey, state: Ownerless) {
         if let Some(slot) = self.ownerless.find(&key) {
-            self.ownerless.remove(slot);
+            self.ownerless.remove(&mut self.remembered, slot);
         } else if self.ownerless.len() >= self.settings.max_flows
-            && let Some(slot) = self.ownerless.idlest()
+            && let Some(slot) = self.remembered.idlest()
         {
-            self.ownerless.remove(slot);
+            self.ownerless.remove(&mut self.remembered, slot);
         }
-        self.ownerless.insert(now, key, state);
+        self.ownerless.insert(&mut self.remembered, now, key, state);
     }
 
-    /// Gives up the flow that has been idle for longest, unless even that one is busy.
-    fn make_room(&mut self, now: Time) -> Result<(), Refusal> {
-        let slot = self.flows.idlest().ok_or(Refusal::TableFull)?;
+    /// Makes room for a claim: orphans go first, then a flow of the instance that is furthest above its fair share. A
+    /// claimer that has its share makes room itself, unless all of its flows are busy.
+    fn make_room(&mut self, now: Time, claimer: OwnerId) -> Result<(), Refusal> {
+        if let Some((_, orphan)) = self.owners.first_orphan()
+            && let Some(slot) = self.owners.flows(orphan).idlest()
+        {
+            self.forget(slot);
+            self.note_orphan(orphan);
+            return Ok(());
+        }
+        let (own, owners) = self.owners.displaced_by(claimer, self.settings.max_flows);
+        let idlest = owners.filter_map(|owner| self.owners.flows(owner).idlest());
+        let slot = idlest.min_by_key(|slot| self.flows.last(*slot)).ok_or(Refusal::TableFull)?;
         let live = self.patience(slot) == self.settings.max_idle;
-        if live && now < self.flows.last(slot) + self.settings.busy {
+        if own && live && now < self.flows.last(slot) + self.settings.busy {
             return Err(Refusal::TableFull);
+        }
+        if !own && let Some(loser) = self.flows.value(slot).map(|claimed| claimed.owner) {
+            let (flows, share) = self.owners.standing(loser, self.settings.max_flows);
+            self.displaced = self.owners.conn(loser).map(|conn| Displaced { conn, flows, share });
+            self.counters.displaced += 1;
         }
         if self.evict(slot) {
             self.counters.evicted += 1;
@@ -551,15 +570,21 @@ impl Router {
 
     /// Removes a claimed flow and all that refers to it.
     fn forget(&mut self, slot: Slot) -> Option<FlowKey> {
-        let (key, claimed) = self.flows.take(slot)?;
-        self.by_id.remove(&(claimed.owner, claimed.flow));
-        self.owners.let_go(claimed.owner);
+        let Claimed { owner, flow, .. } = *self.flows.value(slot)?;
+        self.by_id.remove(&(owner, flow), |slot| name_of(&self.flows, slot));
+        let (key, _) = self.flows.remove(self.owners.flows_mut(owner), slot)?;
+        self.owners.lost(owner);
         Some(key)
     }
 }
 
+/// How its claimer calls the flow in a slot.
+fn name_of(flows: &Table<Claimed>, slot: usize) -> Option<(OwnerId, FlowId)> {
+    flows.value(Slot::at(slot)?).map(|claimed| (claimed.owner, claimed.flow))
+}
+
 enum Responsible {
-    Conn(ConnId, FlowId),
-    Away,
+    Conn(ConnId, OwnerId, FlowId),
+    Away(OwnerId),
     Forgotten,
 }

@@ -1,5 +1,8 @@
 //! The router as its worker drives it: packets, frames and time in, records and verdicts out.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use super::*;
 use crate::wire::{Flags, Seq};
 
@@ -7,8 +10,8 @@ const TARGET: ([u8; 4], u16) = ([10, 0, 0, 2], 80);
 const A: ConnId = ConnId(1);
 const B: ConnId = ConnId(2);
 const C: ConnId = ConnId(3);
-const ANN: Identity = Identity { instance: 100, worker: 0 };
-const BOB: Identity = Identity { instance: 200, worker: 0 };
+const ANN: Identity = Identity { tenant: Tenant::Key([1; 4]), instance: 100, worker: 0 };
+const BOB: Identity = Identity { tenant: Tenant::Key([2; 4]), instance: 200, worker: 0 };
 
 fn key(port: u16) -> FlowKey {
     FlowKey { client: ([10, 9, 0, 1], port).into(), server: TARGET.into() }
@@ -99,7 +102,7 @@ fn only_clients_whose_responses_are_taken_can_be_claimed() {
     let clients = vec!["10.9.0.0/24".parse().expect("prefix"), "fd00::/64".parse().expect("prefix")];
     let settings = Settings { clients, ..Settings::new(vec![TARGET.into()], Unclaimed::Drop) };
     let mut router = Router::new(at(0), settings);
-    router.connect(A, Identity { instance: 1, worker: 0 }, None);
+    router.connect(A, Identity { instance: 1, ..ANN }, None);
     let claim = |router: &mut Router, client: [u8; 4]| {
         router.claim(at(0), A, FlowId(1), FlowKey { client: (client, 5).into(), server: TARGET.into() })
     };
@@ -255,20 +258,25 @@ fn a_second_connection_of_a_claimer_replaces_the_first() {
 }
 
 #[test]
-fn a_full_table_gives_up_the_idlest_or_refuses() {
+fn in_a_full_table_who_has_its_share_gives_up_its_idlest_flow_or_is_refused() {
     let mut router = router(Unclaimed::Drop);
     for port in 1..=4 {
         assert_eq!(router.claim(at(0), A, FlowId(port.into()), key(port)), Ok(vec![]));
     }
-    assert_eq!(router.claim(at(1), B, FlowId(5), key(5)), Err(Refusal::TableFull));
+    assert_eq!(router.claim(at(1), A, FlowId(5), key(5)), Err(Refusal::TableFull));
     assert_eq!(ack(&mut router, at(9_000), 1), Disposition::Forward(A, FlowId(1)));
-    assert_eq!(router.claim(at(10_000), B, FlowId(5), key(5)), Ok(vec![]));
+    assert_eq!(router.claim(at(10_000), A, FlowId(5), key(5)), Ok(vec![]));
     assert_eq!(router.poll_evicted(), Some((A, FlowId(2))));
     assert_eq!(router.poll_evicted(), None);
-    assert_eq!(router.counters().evicted, 1);
-    // An orphan goes without regret.
-    router.disconnect(A);
+    assert_eq!((router.counters().evicted, router.counters().displaced), (1, 0));
+    // Who is below its share displaces even a busy flow of who is above.
     assert_eq!(router.claim(at(10_001), B, FlowId(6), key(6)), Ok(vec![]));
+    assert_eq!(router.poll_evicted(), Some((A, FlowId(3))));
+    assert_eq!(router.take_displaced(), Some(Displaced { conn: A, flows: 4, share: 2 }));
+    assert_eq!((router.counters().evicted, router.counters().displaced), (2, 1));
+    // Orphans go first.
+    router.disconnect(A);
+    assert_eq!(router.claim(at(10_002), B, FlowId(7), key(7)), Ok(vec![]));
     assert_eq!((router.flows(), router.poll_evicted()), (4, None));
 }
 
@@ -300,7 +308,7 @@ proptest::proptest! {
                 0 => {
                     next += 1;
                     let conn = ConnId(next);
-                    router.connect(conn, Identity { instance: who, worker: 0 }, None);
+                    router.connect(conn, Identity { instance: who, ..ANN }, None);
                     conns[usize::try_from(who).expect("small")] = Some(conn);
                     owner.retain(|_, (of, _)| Some(*of) != mine);
                 }
@@ -362,7 +370,7 @@ proptest::proptest! {
 #[test]
 fn other_settings_leave_claims_as_they_are() {
     let mut router = router(Unclaimed::Drop);
-    router.connect(ConnId(1), Identity { instance: 1, worker: 0 }, None);
+    router.connect(ConnId(1), Identity { instance: 1, ..ANN }, None);
     router.claim(at(0), ConnId(1), FlowId(1), key(1)).expect("free");
     let other = "10.0.0.99:99".parse().expect("address");
     router.configure(Settings { max_flows: 2, ..Settings::new(vec![other], Unclaimed::Accept) });

@@ -11,6 +11,7 @@ mod checksum;
 #[cfg(test)]
 mod differential;
 pub mod flow;
+pub mod index;
 mod mapping;
 mod options;
 mod outgoing;

@@ -1,5 +1,6 @@
 //! The tunnels of one worker.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -10,13 +11,15 @@ use super::budget::{Account, Budget};
 use super::door::{Door, Permit};
 use crate::daemon::pipe::Pipe;
 use crate::daemon::quiet::Quiet;
-use crate::router::{ConnId, Held, Identity, Outcome, Refusal, Router};
+use crate::router::{ConnId, Displaced, Held, Identity, Outcome, Refusal, Router, Tenant};
 use crate::tunnel::{ClaimRefusal, Endpoint, Hello, KeyId, Limits, Refuse, Server, ServerEvent, Welcome};
 use crate::wire::{Counted, FlowId, FlowKey, Tally, TcpHeader, Time, flow::SPLIT_SEED};
 
 /// Log lines about connections, and the time between two after the first ones: 32 tcpcopy may come at once.
 const LOG_BURST: u32 = 100;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// The time between two log lines about tcpcopys that lose flows to others.
+const DISPLACED_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest time that headers leave at once because a tcpcopy asked for it.
 const MAX_HURRY: Duration = Duration::from_secs(10);
 /// Reads from one connection in a turn.
@@ -104,6 +107,7 @@ pub(super) struct Connections {
     /// Until when headers are to leave at once.
     hurry: Time,
     quiet: Quiet,
+    quiet_displaced: Quiet,
 }
 
 impl Connections {
@@ -123,6 +127,7 @@ impl Connections {
             denied: Tally::default(),
             hurry: Time::ZERO,
             quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
+            quiet_displaced: Quiet::new(1, DISPLACED_INTERVAL),
         }
     }
 
@@ -178,7 +183,8 @@ impl Connections {
         new.server
             .welcome(now, Welcome { workers: self.workers, worker: self.worker, split_seed: SPLIT_SEED });
         let peer = new.pipe.peer().ok();
-        let identity = Identity { instance: new.hello.instance, worker: new.hello.claimer };
+        let tenant = tenant(&new);
+        let identity = Identity { tenant, instance: new.hello.instance, worker: new.hello.claimer };
         let before = router.connect(id, identity, permit.clone());
         entry.insert(Connection {
             id,
@@ -314,6 +320,25 @@ impl Connections {
         }
     }
 
+    /// Logs that a claimer has more flows than its fair share, and loses them to others.
+    pub(super) fn displaced(&mut self, now: Time, Displaced { conn, flows, share }: Displaced) {
+        let Some(connection) = self.key(conn).and_then(|key| self.all.get(key)) else { return };
+        let Some(kept_back) = self.quiet_displaced.allow(now) else { return };
+        let peer =
+            connection.pipe.peer().map_or_else(|_| "a peer that is gone".to_owned(), |peer| peer.to_string());
+        let key = connection.server.key().map_or_else(|| "none".to_owned(), |key| key.to_string());
+        tracing::warn!(
+            worker = self.worker,
+            peer,
+            key,
+            flows,
+            share,
+            kept_back,
+            "The flow table is full, and the tcpcopy at {peer} (key {key}) has {flows} flows where its fair share is \
+             {share}: its idlest flows make room for other tcpcopys. If it needs as many, raise max-flows."
+        );
+    }
+
     /// Sends the worker's counters to all.
     pub(super) fn report(&mut self, responses: u64, queue_dropped: u64) {
         for (key, connection) in &mut self.all {
@@ -412,6 +437,14 @@ impl Connections {
             connection.dirty = true;
             self.dirty.push(key);
         }
+    }
+}
+
+/// The party that a connection's use is charged to. C tcpcopys of one host are one.
+pub(super) fn tenant(new: &Newcomer) -> Tenant {
+    match new.server.key() {
+        Some(KeyId(key)) => Tenant::Key(key),
+        None => Tenant::Host(new.pipe.peer().map_or(Ipv6Addr::UNSPECIFIED.into(), |peer| peer.ip())),
     }
 }
 

@@ -114,7 +114,8 @@ impl Statistics {
                 refused,
                 evicted,
                 flows = totals.workers.flows,
-                "there are as many flows as there may be (max-flows): claims are refused, or the oldest gives way"
+                "there are as many flows as there may be (max-flows): who has its fair share gives up its idlest flow, or is \
+                 refused"
             ),
             Some(Turn::Ends { lasted, count }) => tracing::info!(
                 MESSAGE_ID = message_id::SAMPLING_RESTORED,
@@ -242,6 +243,7 @@ impl Statistics {
             claims_foreign_client = router.refused_client,
             claims_full = router.refused_full,
             evicted = router.evicted,
+            displaced = router.displaced,
             expired = router.expired,
             flows,
             connections,

@@ -185,6 +185,9 @@ impl Worker {
             while let Some((conn, flow)) = self.router.poll_evicted() {
                 self.connections.evicted(conn, flow);
             }
+            if let Some(displaced) = self.router.take_displaced() {
+                self.connections.displaced(now, displaced);
+            }
             self.connections.flush(now, &mut self.router);
         }
     }

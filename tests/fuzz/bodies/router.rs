@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tcpcopy::router::{ConnId, Disposition, Identity, Outcome, Router, Settings, Unclaimed, Verdict};
+use tcpcopy::router::{ConnId, Disposition, Identity, Outcome, Router, Settings, Tenant, Unclaimed, Verdict};
 use tcpcopy::wire::{Flags, FlowId, FlowKey, Packet, Prefix, Seq, TcpHeader, Time};
 
 use super::input::Input;
@@ -87,7 +87,9 @@ impl Course {
     fn connect(&mut self, input: &mut Input<'_>) {
         self.connections += 1;
         let conn = ConnId(self.connections);
-        let identity = Identity { instance: u64::from(input.u8() % 3), worker: 0 };
+        let instance = u64::from(input.u8() % 3);
+        let tenant = Tenant::Key([u8::from(instance > 0); 4]);
+        let identity = Identity { tenant, instance, worker: 0 };
         let clients = (identity.instance == CONFINED).then(|| [CLIENTS.parse().expect("prefix")].into());
         let replaced = self.router.connect(conn, identity, clients);
         let before = self.live.iter().position(|(_, live)| *live == identity);
