@@ -14,6 +14,7 @@ use tcpcopy::capture::{
     open_header_sources, open_packet_sources,
 };
 use tcpcopy::sys::raw::RawSender;
+use tcpcopy::wire::flow::SHARES;
 use tcpcopy::wire::{Flags, Mapping, Outgoing, Packet, Seq, TcpHeader, flow, parse};
 
 const OWN_MARK: u32 = 7;
@@ -26,8 +27,14 @@ fn mappings() -> [Mapping; 2] {
 
 fn open(workers: u16) -> (Vec<PacketSource>, PacketTap) {
     let mappings = mappings();
-    let options =
-        PacketOptions { mappings: &mappings, mark: OWN_MARK, pure_acks: false, handshake_acks: true };
+    let options = PacketOptions {
+        mappings: &mappings,
+        share: SHARES,
+        clients: &[],
+        mark: OWN_MARK,
+        pure_acks: false,
+        handshake_acks: true,
+    };
     open_packet_sources(options, workers).unwrap()
 }
 

@@ -1,7 +1,6 @@
 //! Classic BPF: its operations, and programs under construction. Pure code.
 
 use crate::sys::packet::Instruction;
-use crate::wire::flow::SPLIT_SEED;
 
 // Operations of include/uapi/linux/bpf_common.h that are used here; `X` are relative to the register X, `K` constant.
 pub(super) const LOAD_WORD: u16 = 0x20;
@@ -30,6 +29,7 @@ pub(super) const XOR_X: u16 = 0xac;
 /// Skips as many instructions as `k` says.
 pub(super) const GO: u16 = 0x05;
 pub(super) const IF_EQUAL: u16 = 0x15;
+pub(super) const IF_AT_LEAST: u16 = 0x35;
 pub(super) const IF_EQUAL_X: u16 = 0x1d;
 pub(super) const IF_ANY_BIT: u16 = 0x45;
 pub(super) const RETURN: u16 = 0x06;
@@ -99,8 +99,8 @@ impl Program {
     }
 
     /// A becomes the hash of the first `address` kept words and the port: see `wire::flow`.
-    pub(super) fn jhash(&mut self, address: u32) {
-        let start = 0xdead_beef_u32.wrapping_add(4 * (address + 1)).wrapping_add(SPLIT_SEED);
+    pub(super) fn jhash(&mut self, address: u32, seed: u32) {
+        let start = 0xdead_beef_u32.wrapping_add(4 * (address + 1)).wrapping_add(seed);
         for place in [A, B, C] {
             self.step(SET, start);
             self.step(KEEP, place);
@@ -155,16 +155,16 @@ impl Program {
         self.step(KEEP, T);
     }
 
-    /// A becomes A × `workers` ÷ 2³², in two halves: there are 32 bits only.
-    pub(super) fn scale(&mut self, workers: u16) {
+    /// A becomes A × `parts` ÷ 2³², in two halves: there are 32 bits only.
+    pub(super) fn scale(&mut self, parts: u16) {
         self.step(KEEP, C);
         self.step(AND, 0xffff);
-        self.step(MUL, workers.into());
+        self.step(MUL, parts.into());
         self.step(SHIFT_RIGHT, 16);
         self.step(TO_X, 0);
         self.step(LOAD_KEPT, C);
         self.step(SHIFT_RIGHT, 16);
-        self.step(MUL, workers.into());
+        self.step(MUL, parts.into());
         self.step(ADD_X, 0);
         self.step(SHIFT_RIGHT, 16);
     }

@@ -1,8 +1,9 @@
 //! The classic BPF programs of packet sockets. Pure code.
 //!
 //! [`capture`] and [`responses`] decide what is captured, as the rules of [`netfilter`](crate::netfilter) do for the other
-//! source: packets for a mapping's service that neither this program sent nor are merely overheard, and of segments without
-//! payload none, if so wished; or what targets send to clients. [`split`] computes the worker they belong to, and is
+//! source: packets for a mapping's service, of the clients and the share of connections that are selected, that neither this
+//! program sent nor are merely overheard, and of segments without payload none, if so wished; or what targets send to
+//! clients. [`split`] computes the worker they belong to, and is
 //! [`wire::flow::split`](crate::wire::flow::split) in another language.
 //!
 //! Programs begin at the IP header. What they cannot read (extension headers between IPv6 and TCP, later fragments, which
@@ -11,11 +12,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::bpf::{
-    ADD, ADD_X, AND, GO, IF_ANY_BIT, IF_EQUAL, IF_EQUAL_X, KEEP_X, LOAD_BYTE, LOAD_BYTE_X, LOAD_HALF,
-    LOAD_HALF_X, LOAD_WORD, LOAD_X_IP_HEADER_LEN, LOAD_X_KEPT, PORT, Program, RETURN, RETURN_A, SET_X,
-    SHIFT_RIGHT, T, TO_X,
+    ADD, ADD_X, AND, GO, IF_ANY_BIT, IF_AT_LEAST, IF_EQUAL, IF_EQUAL_X, KEEP_X, LOAD_BYTE, LOAD_BYTE_X,
+    LOAD_HALF, LOAD_HALF_X, LOAD_WORD, LOAD_X_IP_HEADER_LEN, LOAD_X_KEPT, PORT, Program, RETURN, RETURN_A,
+    SET_X, SHIFT_RIGHT, T, TO_X,
 };
 use crate::sys::packet::{Instruction, IpVersion};
+use crate::wire::flow::{SHARE_SEED, SHARES, SPLIT_SEED};
 use crate::wire::{Mapping, Prefix};
 
 /// `SKF_AD_OFF + SKF_AD_PKTTYPE`: loads whom the link layer says the packet is for.
@@ -30,10 +32,21 @@ const FIN_SYN_RST: u32 = 0x07;
 /// More than any packet has.
 const WHOLE: u32 = 1 << 18;
 
-/// The program that takes the mappings' packets of one IP version. `None` if it is longer than the kernel allows, which
-/// takes hundreds of mappings.
+/// Which connections are captured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Selected<'a> {
+    /// Those to these services.
+    pub(super) mappings: &'a [Mapping],
+    /// Only these of [`SHARES`] connections.
+    pub(super) share: u16,
+    /// Only those of clients in one of these; none means all.
+    pub(super) clients: &'a [Prefix],
+}
+
+/// The program that takes the selected packets of one IP version. `None` if it is longer than the kernel allows, which
+/// takes hundreds of mappings or prefixes.
 pub(super) fn capture(
-    mappings: &[Mapping],
+    selected: Selected<'_>,
     version: IpVersion,
     own_mark: u32,
     pure_acks: bool,
@@ -46,11 +59,13 @@ pub(super) fn capture(
     if !pure_acks {
         program.refuse_pure_acks(version);
     }
-    for mapping in mappings.iter().filter(|mapping| of(mapping.target.ip()) == version) {
-        let address = mapping.online.map(Prefix::single);
-        program.take((End::Destination, address, mapping.port), WHOLE);
-    }
-    program.step(RETURN, 0);
+    let mappings = selected.mappings.iter().filter(|mapping| of(mapping.target.ip()) == version);
+    let services = mappings
+        .map(|mapping| Service::new(End::Destination, mapping.online.map(Prefix::single), mapping.port));
+    program.one_or_end(&services.collect::<Vec<_>>())?;
+    program.in_one_or_end(End::Source, selected.clients, version)?;
+    program.in_share_or_end(version, selected.share);
+    program.step(RETURN, WHOLE);
     program.finish()
 }
 
@@ -65,22 +80,12 @@ pub(super) fn responses(
     let mut program = Program::default();
     program.for_us_or_end();
     program.tcp_or_end(version);
-    if !clients.is_empty() {
-        let clients: Vec<_> = clients.iter().filter(|prefix| of(prefix.address()) == version).collect();
-        let tests: Vec<_> = clients.iter().map(|prefix| comparisons(End::Destination, **prefix)).collect();
-        // Each test ends with a way over those that follow it, and over the end.
-        let mut rest: usize = tests.iter().map(|test| steps(test) + 1).sum();
-        for test in tests {
-            rest -= steps(&test) + 1;
-            program.skip_unless(&test, 1);
-            program.step(GO, u32::try_from(rest + 1).ok()?);
-        }
-        program.step(RETURN, 0);
-    }
-    for target in targets.iter().filter(|target| of(target.ip()) == version) {
-        program.take((End::Source, Some(Prefix::single(target.ip())), target.port()), most);
-    }
-    program.step(RETURN, 0);
+    program.in_one_or_end(End::Destination, clients, version)?;
+    let targets = targets.iter().filter(|target| of(target.ip()) == version);
+    let services =
+        targets.map(|target| Service::new(End::Source, Some(Prefix::single(target.ip())), target.port()));
+    program.one_or_end(&services.collect::<Vec<_>>())?;
+    program.step(RETURN, most);
     program.finish()
 }
 
@@ -88,18 +93,7 @@ pub(super) fn responses(
 pub(super) fn split(version: IpVersion, client: End, workers: u16) -> Vec<Instruction> {
     let mut program = Program::default();
     program.tcp_or_end(version);
-    // A port as a register of the kernel's rules holds it: two bytes, then zeros, in this machine's order of bytes.
-    program.step(LOAD_HALF_X, client.port());
-    program.swap(2, PORT);
-    let address = match version {
-        IpVersion::V4 => 1,
-        IpVersion::V6 => 4,
-    };
-    for word in 0..address {
-        program.step(LOAD_WORD, client.address(version) + 4 * word);
-        program.swap(4, word);
-    }
-    program.jhash(address);
+    program.hash_flow(version, client, SPLIT_SEED);
     program.scale(workers);
     program.step(RETURN_A, 0);
     program.finish().expect("some hundred instructions")
@@ -153,6 +147,24 @@ impl Comparison {
     /// How many instructions it takes.
     fn steps(&self) -> usize {
         if self.mask == u32::MAX { 2 } else { 3 }
+    }
+}
+
+/// One end of packets, as a port, and an address if it matters.
+struct Service {
+    end: End,
+    address: Vec<Comparison>,
+    port: u16,
+}
+
+impl Service {
+    fn new(end: End, address: Option<Prefix>, port: u16) -> Self {
+        Self { end, address: address.map_or_else(Vec::new, |address| comparisons(end, address)), port }
+    }
+
+    /// How many instructions it takes, with the way out.
+    fn steps(&self) -> usize {
+        2 + steps(&self.address) + 1
     }
 }
 
@@ -222,14 +234,62 @@ impl Program {
         self.step(LOAD_X_KEPT, T);
     }
 
-    /// Ends with so many bytes of the packet if that end has this port, and this address if there is one.
-    fn take(&mut self, (end, address, port): (End, Option<Prefix>, u16), most: u32) {
-        let test = address.map_or_else(Vec::new, |address| comparisons(end, address));
+    /// What is for none of these ends with 0. `None` if they are too many.
+    fn one_or_end(&mut self, services: &[Service]) -> Option<()> {
+        // Each test ends with a way over those that follow it, and over the end.
+        let mut rest: usize = services.iter().map(Service::steps).sum();
+        for service in services {
+            rest -= service.steps();
+            self.step(LOAD_HALF_X, service.end.port());
+            let skipped = u8::try_from(steps(&service.address) + 1).unwrap_or(u8::MAX);
+            self.branch(IF_EQUAL, u32::from(service.port), 0, skipped);
+            self.skip_unless(&service.address, 1);
+            self.step(GO, u32::try_from(rest + 1).ok()?);
+        }
+        self.step(RETURN, 0);
+        Some(())
+    }
+
+    /// What has that end in none of the prefixes ends with 0, if there are any. `None` if they are too many.
+    fn in_one_or_end(&mut self, end: End, prefixes: &[Prefix], version: IpVersion) -> Option<()> {
+        if prefixes.is_empty() {
+            return Some(());
+        }
+        let prefixes = prefixes.iter().filter(|prefix| of(prefix.address()) == version);
+        let tests: Vec<_> = prefixes.map(|prefix| comparisons(end, *prefix)).collect();
+        let mut rest: usize = tests.iter().map(|test| steps(test) + 1).sum();
+        for test in tests {
+            rest -= steps(&test) + 1;
+            self.skip_unless(&test, 1);
+            self.step(GO, u32::try_from(rest + 1).ok()?);
+        }
+        self.step(RETURN, 0);
+        Some(())
+    }
+
+    /// Connections outside the share end with 0. To be the last test: X is lost.
+    fn in_share_or_end(&mut self, version: IpVersion, share: u16) {
+        if share < SHARES {
+            self.hash_flow(version, End::Source, SHARE_SEED);
+            self.scale(SHARES);
+            self.refuse(IF_AT_LEAST, share.into());
+        }
+    }
+
+    /// A becomes the hash of address and port of one end; X is lost.
+    fn hash_flow(&mut self, version: IpVersion, end: End, seed: u32) {
+        // A port as a register of the kernel's rules holds it: two bytes, then zeros, in this machine's order of bytes.
         self.step(LOAD_HALF_X, end.port());
-        let rest = u8::try_from(steps(&test) + 1).unwrap_or(u8::MAX);
-        self.branch(IF_EQUAL, u32::from(port), 0, rest);
-        self.skip_unless(&test, 1);
-        self.step(RETURN, most);
+        self.swap(2, PORT);
+        let address = match version {
+            IpVersion::V4 => 1,
+            IpVersion::V6 => 4,
+        };
+        for word in 0..address {
+            self.step(LOAD_WORD, end.address(version) + 4 * word);
+            self.swap(4, word);
+        }
+        self.jhash(address, seed);
     }
 
     /// Skips so many instructions unless all of it holds.
@@ -304,6 +364,7 @@ mod tests {
                 SHIFT_LEFT => a <<= k,
                 SHIFT_RIGHT => a >>= k,
                 GO => at += usize::try_from(k).expect("64 bits"),
+                IF_AT_LEAST => at += usize::from(if a >= k { jt } else { jf }),
                 IF_EQUAL => at += usize::from(if a == k { jt } else { jf }),
                 IF_EQUAL_X => at += usize::from(if a == x { jt } else { jf }),
                 IF_ANY_BIT => at += usize::from(if a & k != 0 { jt } else { jf }),
@@ -337,8 +398,13 @@ mod tests {
         Mapping { online, port, target: target.parse().expect("address") }
     }
 
+    /// All connections to these.
+    fn every(mappings: &[Mapping]) -> Selected<'_> {
+        Selected { mappings, share: SHARES, clients: &[] }
+    }
+
     fn takes(mappings: &[Mapping], version: IpVersion, pure_acks: bool, packet: &[u8]) -> bool {
-        let program = capture(mappings, version, OWN_MARK, pure_acks).expect("short enough");
+        let program = capture(every(mappings), version, OWN_MARK, pure_acks).expect("short enough");
         let taken = run(&program, packet, FOR_US, 0);
         assert!(taken == 0 || taken == WHOLE);
         assert_eq!(run(&program, packet, FOR_US, OWN_MARK), 0, "own packets");
@@ -432,12 +498,42 @@ mod tests {
     fn no_program_is_longer_than_the_kernel_allows() {
         let many =
             |count| (0..count).map(|port| mapping(Some("fd00::2"), port, "[fd00::9]:1")).collect::<Vec<_>>();
-        assert!(capture(&many(300), IpVersion::V6, OWN_MARK, false).is_some());
-        assert!(capture(&many(400), IpVersion::V6, OWN_MARK, false).is_none());
+        assert!(capture(every(&many(300)), IpVersion::V6, OWN_MARK, false).is_some());
+        assert!(capture(every(&many(400)), IpVersion::V6, OWN_MARK, false).is_none());
         let target = ["[fd00::2]:80".parse().expect("address")];
         let prefixes = |count| vec!["fd00:1:2:3:8000::/65".parse().expect("a prefix"); count];
         assert!(responses(&target, &prefixes(500), IpVersion::V6, 96).is_some());
         assert!(responses(&target, &prefixes(600), IpVersion::V6, 96).is_none());
+    }
+
+    #[test]
+    fn selected_are_those_of_the_replayer() {
+        let mappings = [mapping(None, 80, "10.0.0.9:80"), mapping(None, 80, "[fd00::9]:80")];
+        let clients =
+            ["10.16.0.0/12", "10.200.3.7/32", "fd00:1000::/20"].map(|text| text.parse().expect("prefix"));
+        let (mut taken, mut total) = (0, 0);
+        for (share, clients) in
+            [(100, &clients[..]), (5_000, &clients), (SHARES, &clients), (1, &[]), (100, &[]), (9_999, &[])]
+        {
+            let selected = Selected { mappings: &mappings, share, clients };
+            let [v4, v6] = [IpVersion::V4, IpVersion::V6]
+                .map(|version| capture(selected, version, OWN_MARK, false).expect("short enough"));
+            for port in (1..60_000).step_by(487) {
+                let four = (format!("10.{}.3.7:{port}", port % 251), "10.0.0.2:80", &v4);
+                let six = (format!("[fd00:{port:x}:3::7:{port:x}]:{port}"), "[fd00::2]:80", &v6);
+                for (client, server, program) in [four, six] {
+                    let address: SocketAddr = client.parse().expect("address");
+                    let wanted =
+                        clients.is_empty() || clients.iter().any(|prefix| prefix.contains(address.ip()));
+                    let expected = wanted && (share == SHARES || flow::share_of(address) < share);
+                    let passed = run(program, &packet(&client, server, Flags::SYN, b""), FOR_US, 0);
+                    assert_eq!(passed == WHOLE, expected, "{client}, {share}");
+                    taken += usize::from(expected);
+                    total += 1;
+                }
+            }
+        }
+        assert!(taken > total / 10 && taken < total * 9 / 10, "{taken} of {total}");
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::error::CaptureError;
-use super::filter::{self, End};
+use super::filter::{self, End, Selected};
 use super::handshakes::Handshakes;
 use super::tap::{self, PacketTap, Selection};
 use super::{Captured, Received, Source};
 use crate::sys::mmsg::ReceiveBatch;
 use crate::sys::packet::{Instruction, IpVersion, PacketSocket, has_checksum};
-use crate::wire::Mapping;
+use crate::wire::{Mapping, Prefix};
 
 /// The longest packet, but for those beyond 64 KiB that some kernels may be told to make (BIG TCP).
 const LONGEST: usize = 65_536 + 40;
@@ -22,6 +22,10 @@ const RECEIVE_BUFFER: usize = 32 << 20;
 pub struct PacketOptions<'a> {
     /// Packets for these services. An address that is not named is any, whether it is this host's or not.
     pub mappings: &'a [Mapping],
+    /// Only these of [`SHARES`](crate::wire::flow::SHARES) connections.
+    pub share: u16,
+    /// Only connections of clients in one of these; none means all.
+    pub clients: &'a [Prefix],
     /// The mark (`SO_MARK`) of packets that this program sends itself.
     pub mark: u32,
     /// Whether segments that carry nothing but an acknowledgement are captured too.
@@ -60,7 +64,8 @@ pub fn open_packet_sources(
 /// In the place of another one, the options for acknowledgements must be those of the beginning.
 impl Selection for PacketOptions<'_> {
     fn program(&self, version: IpVersion) -> Option<Vec<Instruction>> {
-        filter::capture(self.mappings, version, self.mark, self.pure_acks || self.handshake_acks)
+        let selected = Selected { mappings: self.mappings, share: self.share, clients: self.clients };
+        filter::capture(selected, version, self.mark, self.pure_acks || self.handshake_acks)
     }
 }
 

@@ -412,7 +412,7 @@ fn a_wrong_file_is_named_with_its_key() {
         ("[capture]\npure-ack = true", "unknown key 'capture.pure-ack'; did you mean 'capture.pure-acks'?"),
         (
             "capture = 3",
-            "capture: expected a table with the keys source, pure-acks and handshake-acks, found 3",
+            "capture: expected a table with the keys source, max-packets-per-second, pure-acks and handshake-acks, found 3",
         ),
         ("[capture]\npure-acks = 1", "capture.pure-acks: expected a boolean, found 1"),
         ("copies = '3'", "copies: expected a whole number from 1 to 1023, found \"3\""),

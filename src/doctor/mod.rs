@@ -82,7 +82,8 @@ pub fn online(settings: &tcpcopy::Settings) -> Vec<Finding> {
     let netfilter = match settings.source {
         CaptureSource::Nfqueue => Netfilter::Queues,
         CaptureSource::Packet if settings.embedded.is_some() => Netfilter::Queues,
-        CaptureSource::Packet => Netfilter::Nothing,
+        // For the rules that drop ICMP errors.
+        CaptureSource::Packet => Netfilter::Rules,
     };
     let mut needed = vec![Capability::NetAdmin];
     // The sockets that take it may be open already.
@@ -119,7 +120,6 @@ pub fn assistant_host(settings: &intercept::Settings) -> Vec<Finding> {
 /// What of netfilter is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Netfilter {
-    Nothing,
     /// Rules that drop.
     Rules,
     /// Rules, and queues that they lead to.

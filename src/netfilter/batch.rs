@@ -131,12 +131,16 @@ impl<'a> Writer<'a> {
         let name = CString::new(chain.name).expect("chain names are literals without NUL");
         let mut message = ChainMessage::new(name, table);
         let hook = match chain.hook {
-            Hook::Prerouting => nftnl::Hook::PreRouting,
-            Hook::Output => nftnl::Hook::Out,
+            Hook::Prerouting => Some(nftnl::Hook::PreRouting),
+            Hook::Forward => Some(nftnl::Hook::Forward),
+            Hook::Output => Some(nftnl::Hook::Out),
+            Hook::None => None,
         };
-        message.set_hook(hook, chain.priority);
-        message.set_type(ChainType::Filter);
-        message.set_policy(Policy::Accept);
+        if let Some(hook) = hook {
+            message.set_hook(hook, chain.priority);
+            message.set_type(ChainType::Filter);
+            message.set_policy(Policy::Accept);
+        }
         self.batch.add(&message, MsgType::Add);
         self.objects.push((family, Object::Chain(chain.name)));
         for rule in &chain.rules {
@@ -166,7 +170,7 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
     };
     let of_match = |condition: &Match| match condition {
         Match::DaddrLocal => Some(by_family("NFT_FIB_IPV4", "NFT_FIB_IPV6")),
-        Match::Worker { .. } => Some("NFT_HASH"),
+        Match::Worker { .. } | Match::OutsideShare { .. } => Some("NFT_HASH"),
         Match::Mark(_)
         | Match::Iif(_)
         | Match::Oif(_)
@@ -181,6 +185,8 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
         | Match::DataOffset(_)
         | Match::NoSynFinRst
         | Match::SynAlone
+        | Match::IcmpTypes(_)
+        | Match::QuotedTcpTo(_)
         | Match::NotIn { .. } => None,
     };
     let of_statement = |statement: &Statement| match statement {
@@ -190,7 +196,9 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
             QueueKind::Native => "NFT_QUEUE",
             QueueKind::Compat => "NETFILTER_XT_TARGET_NFQUEUE",
         }),
+        Statement::LimitOver(_) => Some("NFT_LIMIT"),
         Statement::Counter
+        | Statement::Goto(_)
         | Statement::Add { .. }
         | Statement::Delete { .. }
         | Statement::Return

@@ -9,7 +9,7 @@ use nftnl::{Chain as ChainMessage, Rule as RuleMessage};
 use super::ruleset::{Device, End, Family, Match, Rule, Statement};
 use crate::sys::expr::{Base, Expr, Register};
 use crate::wire::Prefix;
-use crate::wire::flow::SPLIT_SEED;
+use crate::wire::flow::{SHARE_SEED, SHARES, SPLIT_SEED};
 
 /// `IPPROTO_TCP`, in the one byte that `meta l4proto` loads.
 const TCP: u8 = 6;
@@ -66,6 +66,7 @@ fn needs_tcp(condition: &Match) -> bool {
         | Match::NoSynFinRst
         | Match::SynAlone
         | Match::Worker { .. }
+        | Match::OutsideShare { .. }
         | Match::NotIn { .. } => true,
         Match::Mark(_)
         | Match::Iif(_)
@@ -74,7 +75,9 @@ fn needs_tcp(condition: &Match) -> bool {
         | Match::Daddr(_)
         | Match::DaddrLocal
         | Match::Length(_)
-        | Match::LengthAtMost(_) => false,
+        | Match::LengthAtMost(_)
+        | Match::IcmpTypes(_)
+        | Match::QuotedTcpTo(_) => false,
     }
 }
 
@@ -106,6 +109,18 @@ fn add_match(rule: &mut RuleMessage<'_>, header: Header, condition: &Match) {
         Match::NoSynFinRst => masked_equal(rule, &transport(13, 1), &[FIN | SYN | RST], &[0]),
         Match::SynAlone => masked_equal(rule, &transport(13, 1), &[FIN | SYN | RST | ACK], &[SYN]),
         Match::Worker { client, index, workers } => add_worker(rule, header, *client, *index, *workers),
+        Match::OutsideShare { client, share } => add_share(rule, header, *client, *share),
+        Match::IcmpTypes(types) => {
+            equal(rule, &Meta::L4Proto, &[header.icmp]);
+            rule.add_expr(&transport(0, 1));
+            rule.add_expr(&Cmp::new(CmpOp::Gte, [*types.start()].as_slice()));
+            rule.add_expr(&Cmp::new(CmpOp::Lte, [*types.end()].as_slice()));
+        }
+        Match::QuotedTcpTo(to) => {
+            equal(rule, &transport(header.quoted.protocol, 1), &[TCP]);
+            equal(rule, &transport(header.quoted.destination, header.address), &octets(to.ip()));
+            equal(rule, &transport(header.quoted.port, 2), &to.port().to_be_bytes());
+        }
         Match::NotIn { set, client } => {
             load_flow(rule, header, *client, Register::R1);
             rule.add_expr(&Expr::not_in(&c_string(set), Register::R1));
@@ -137,6 +152,8 @@ fn add_statement(rule: &mut RuleMessage<'_>, header: Header, statement: &Stateme
             load_flow(rule, header, *client, Register::R1);
             rule.add_expr(&Expr::set_delete(&c_string(set), Register::R1));
         }
+        Statement::LimitOver(rate) => rule.add_expr(&Expr::limit_over(rate.get(), rate.get())),
+        Statement::Goto(chain) => rule.add_expr(&Verdict::Goto { chain: c_string(chain) }),
         Statement::Return => rule.add_expr(&Verdict::Return),
         Statement::Accept => rule.add_expr(&Verdict::Accept),
         Statement::Drop => rule.add_expr(&Verdict::Drop),
@@ -148,6 +165,15 @@ fn add_worker(rule: &mut RuleMessage<'_>, header: Header, client: End, index: u1
     load_flow(rule, header, client, Register::R2);
     let hash = Expr::jhash(Register::R2, header.address + PADDED_PORT, workers.into(), SPLIT_SEED);
     equal(rule, &hash, &u32::from(index).to_ne_bytes());
+}
+
+/// The hash of the same bytes as a worker's, with another seed. A comparison of more or less takes the most significant
+/// byte first.
+fn add_share(rule: &mut RuleMessage<'_>, header: Header, client: End, share: u16) {
+    load_flow(rule, header, client, Register::R2);
+    rule.add_expr(&Expr::jhash(Register::R2, header.address + PADDED_PORT, SHARES.into(), SHARE_SEED));
+    rule.add_expr(&Expr::to_network_order());
+    rule.add_expr(&Cmp::new(CmpOp::Gte, u32::from(share).to_be_bytes().as_slice()));
 }
 
 /// Loads the address of one end into `register` and its port, padded to four bytes, right behind it.
@@ -189,7 +215,7 @@ fn masked_equal(rule: &mut RuleMessage<'_>, load: &Expr, mask: &[u8], value: &[u
 }
 
 fn c_string(name: &str) -> CString {
-    CString::new(name).expect("names of sets are literals without NUL")
+    CString::new(name).expect("names of sets and chains are literals without NUL")
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {
@@ -211,13 +237,35 @@ struct Header {
     destination: u32,
     /// Bytes in an address.
     address: u32,
+    /// The protocol number of the family's ICMP.
+    icmp: u8,
+    quoted: Quoted,
+}
+
+/// Where an ICMP error has fields of the packet that it quotes, which follows eight bytes of its own (RFC 792, RFC 4443).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quoted {
+    pub(super) protocol: u32,
+    pub(super) destination: u32,
+    /// TCP's destination port, behind an IP header without options.
+    pub(super) port: u32,
+}
+
+impl Quoted {
+    pub(super) fn of(family: Family) -> Self {
+        match family {
+            Family::Ip => Self { protocol: 8 + 9, destination: 8 + 16, port: 8 + 20 + 2 },
+            Family::Ip6 => Self { protocol: 8 + 6, destination: 8 + 24, port: 8 + 40 + 2 },
+        }
+    }
 }
 
 impl Header {
     fn of(family: Family) -> Self {
+        let quoted = Quoted::of(family);
         match family {
-            Family::Ip => Self { length: 2, source: 12, destination: 16, address: 4 },
-            Family::Ip6 => Self { length: 4, source: 8, destination: 24, address: 16 },
+            Family::Ip => Self { length: 2, source: 12, destination: 16, address: 4, icmp: 1, quoted },
+            Family::Ip6 => Self { length: 4, source: 8, destination: 24, address: 16, icmp: 58, quoted },
         }
     }
 }

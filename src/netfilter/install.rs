@@ -5,7 +5,7 @@ use std::io;
 use super::batch::{self, Object, Transaction};
 use super::encode::QueueKind;
 use super::link::{Failure, Link};
-use super::message::Counters;
+use super::message::Captured;
 use super::readback::{self, Presence};
 use super::ruleset::{Family, Ruleset, TableName};
 
@@ -172,9 +172,9 @@ impl Installed {
         readback::presence(&mut self.link, &self.ruleset)
     }
 
-    /// What the rules with a counter have counted since they were installed: on the online host, what was duplicated.
-    pub fn captured(&mut self) -> io::Result<Counters> {
-        readback::counters(&mut self.link, &self.ruleset)
+    /// What the rules of an online host have counted since they were installed.
+    pub fn captured(&mut self) -> io::Result<Captured> {
+        readback::counted(&mut self.link, &self.ruleset)
     }
 
     fn put(&mut self, ruleset: &Ruleset) -> Result<(), InstallError> {

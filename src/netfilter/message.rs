@@ -131,24 +131,33 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// The counter of a rule, if it has one.
-pub(super) fn rule_counter(rule: &Attributes<'_>) -> Option<Counters> {
+/// The expressions of a rule, each by its name and attributes.
+pub(super) fn expressions<'a>(
+    rule: &Attributes<'a>,
+) -> impl Iterator<Item = (&'a [u8], Attributes<'a>)> + use<'a> {
     const RULE_EXPRESSIONS: u16 = 4;
     const EXPRESSION_NAME: u16 = 1;
     const EXPRESSION_DATA: u16 = 2;
+    rule.nested(RULE_EXPRESSIONS).into_iter().flatten().filter_map(|(_element, expression)| {
+        let expression = Attributes::new(expression);
+        let data = expression.nested(EXPRESSION_DATA).unwrap_or_else(|| Attributes::new(&[]));
+        Some((expression.string(EXPRESSION_NAME)?, data))
+    })
+}
+
+/// True if the rule has an expression of that name.
+pub(super) fn has_expression(rule: &Attributes<'_>, name: &[u8]) -> bool {
+    expressions(rule).any(|(found, _)| found == name)
+}
+
+/// The counter of a rule, if it has one.
+pub(super) fn rule_counter(rule: &Attributes<'_>) -> Option<Counters> {
     const COUNTER_BYTES: u16 = 1;
     const COUNTER_PACKETS: u16 = 2;
-    let mut expressions = rule.nested(RULE_EXPRESSIONS)?;
-    expressions.find_map(|(_element, expression)| {
-        let expression = Attributes::new(expression);
-        if expression.string(EXPRESSION_NAME) != Some(b"counter") {
-            return None;
-        }
-        let counter = expression.nested(EXPRESSION_DATA)?;
-        let packets = u64::from_be_bytes(counter.number(COUNTER_PACKETS)?);
-        let bytes = u64::from_be_bytes(counter.number(COUNTER_BYTES)?);
-        Some(Counters { packets, bytes })
-    })
+    let (_, counter) = expressions(rule).find(|(name, _)| *name == b"counter")?;
+    let packets = u64::from_be_bytes(counter.number(COUNTER_PACKETS)?);
+    let bytes = u64::from_be_bytes(counter.number(COUNTER_BYTES)?);
+    Some(Counters { packets, bytes })
 }
 
 /// What a set is like. What is not said is 0: the kernel says only what was asked for.
@@ -177,6 +186,22 @@ pub struct Counters {
     pub packets: u64,
     /// Their bytes, from the IP header on.
     pub bytes: u64,
+}
+
+impl Counters {
+    pub(super) fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What the rules of an online host counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Captured {
+    /// Packets that were duplicated.
+    pub duplicated: Counters,
+    /// Packets that were not, because they came faster than the greatest rate.
+    pub over_limit: Counters,
 }
 
 /// A request to nf_tables: `NFT_MSG_GET*` for what `family` (`NFPROTO_*`) has, with one attribute.

@@ -28,7 +28,7 @@ pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
 pub use backstop::Backstop;
 pub use encode::QueueKind;
 pub use install::{InstallError, Installed, remove_table};
-pub use message::Counters;
+pub use message::{Captured, Counters};
 pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, OwnResponses, online};
 pub use readback::{Presence, present};
 pub use ruleset::{

@@ -1,10 +1,18 @@
 //! The rules of the online host: clients' packets are duplicated, and only the duplicates are queued.
 //!
-//! - `capture` (prerouting, before connection tracking and DNAT) duplicates into the sink interface. It gives no
-//!   verdict other than `return`, so no production packet is touched by it. Each packet is duplicated once at most,
-//!   however many captures it matches.
+//! - `capture` (prerouting, before connection tracking and DNAT) finds what is to be replayed, and `duplicate` duplicates
+//!   it into the sink interface. They give no verdict other than `return`, so no production packet is touched by them.
+//!   Each packet is duplicated once at most, however many captures it matches. A connection outside the percentage is left
+//!   out first, by one hash a packet; then follow pure acknowledgements, the clients' prefixes (`clients`), and the
+//!   greatest rate. What is left out never gets to `dup`, which is the expensive part.
 //! - `copies` (output) queues what leaves through the sink, and keeps our own packets out of connection tracking.
 //! - `sink` (output, one priority later) drops what the queue did not take: a verdict `accept` on a copy ends here.
+//!
+//! Where replayed packets carry the clients' addresses, ICMP errors about them go to real clients, and name the target:
+//! this host's own ("host unreachable", if the target's neighbour does not resolve), and those of routers behind it that
+//! it forwards. `errors` (output) and `forwarded_errors` (forward) drop them, by the destination of the quoted packet.
+//! Errors to this host's own addresses are left alone: none of its sockets takes one about a connection that it does not
+//! have, and one about a connection that it has is production's.
 //!
 //! Where tcpcopy takes the target's responses itself, two more chains see to that:
 //!
@@ -27,6 +35,7 @@
 //! from the sink is left alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -35,6 +44,7 @@ use super::ruleset::{
     TableName,
 };
 use crate::wire::Prefix;
+use crate::wire::flow::SHARES;
 
 /// What IPv4 copies are routed to: TEST-NET-1 (RFC 5737). Copies keep their own destination; the address only makes a
 /// route, and with the interface given none has to exist.
@@ -46,6 +56,10 @@ pub const DUP_TO_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x7463, 0x7
 /// Raw priority: before connection tracking.
 const RAW: i32 = -300;
 
+/// The chain that duplicates what comes there.
+const DUPLICATE: &str = "duplicate";
+/// The chain that goes on with packets of the clients that are replayed.
+const CLIENTS: &str = "clients";
 /// The set of clients whose handshake has begun.
 const HANDSHAKES: &str = "handshakes";
 /// A client that has not ended its handshake by then is forgotten until it repeats its SYN.
@@ -62,6 +76,12 @@ pub struct OnlineSpec {
     pub captures: Vec<Capture>,
     /// Only clients in one of these are captured; none means all.
     pub clients: Vec<Prefix>,
+    /// Only these of [`SHARES`] connections are captured.
+    pub share: u16,
+    /// The most packets that are duplicated in a second, of each address family; none means all.
+    pub max_packets_per_second: Option<NonZeroU32>,
+    /// Targets that are sent packets with clients' addresses. ICMP errors about those are dropped.
+    pub targets: Vec<SocketAddr>,
     /// The address families to capture.
     pub families: Families,
     /// The interface that the copies leave through. Never `lo`.
@@ -115,11 +135,19 @@ fn table(spec: &OnlineSpec, family: Family) -> Option<Table> {
     let mut table = Table { family, sets: Vec::new(), chains: Vec::new() };
     if !captures.is_empty() && !no_client_matches {
         table.sets.extend(handshakes(spec));
+        let everybody = clients.is_empty() || clients.iter().any(Prefix::is_everything);
+        table.chains.push(duplicate_chain(spec, family));
+        table.chains.extend((!everybody).then(|| clients_chain(&clients)));
+        let then = if everybody { DUPLICATE } else { CLIENTS };
         table.chains.extend([
-            capture_chain(spec, family, &captures, &clients),
+            capture_chain(spec, family, &captures, then),
             copies_chain(spec),
             sink_chain(spec),
         ]);
+    }
+    let targets = unique(spec.targets.iter().copied().filter(|target| Family::of(target.ip()) == family));
+    if !targets.is_empty() {
+        table.chains.extend(error_chains(family, &targets));
     }
     table.chains.extend(spec.responses.iter().flat_map(|responses| response_chains(responses, family)));
     (!table.chains.is_empty()).then_some(table)
@@ -131,29 +159,81 @@ fn handshakes(spec: &OnlineSpec) -> Option<Set> {
     wanted.then_some(Set { name: HANDSHAKES, timeout: HANDSHAKE_TIMEOUT, size: HANDSHAKES_SIZE })
 }
 
-fn capture_chain(spec: &OnlineSpec, family: Family, captures: &[Capture], clients: &[Prefix]) -> Chain {
+/// Finds what is captured, and goes to `chain` with it.
+fn capture_chain(spec: &OnlineSpec, family: Family, captures: &[Capture], chain: &'static str) -> Chain {
     let mut rules = vec![
         Rule { matches: vec![Match::Mark(spec.mark)], statements: vec![Statement::Return] },
         Rule { matches: vec![Match::Iif(spec.sink.clone())], statements: vec![Statement::Return] },
     ];
+    if spec.share < SHARES {
+        let ports = unique(captures.iter().map(|capture| capture.port));
+        rules.extend(ports.into_iter().map(|port| not_selected(port, spec.share)));
+    }
     if !spec.pure_acks {
         let awaited = handshakes(spec).is_some();
         rules.extend(captures.iter().flat_map(|capture| pure_acks(family, *capture, awaited)));
-        if awaited {
-            rules.extend(captures.iter().map(|capture| handshake_over(family, *capture)));
-            rules.extend(captures.iter().map(|capture| handshake_begins(*capture)));
-        }
     }
-    for capture in captures {
-        let everybody = clients.is_empty() || clients.iter().any(Prefix::is_everything);
-        if everybody {
-            rules.push(dup(spec, family, to(*capture, [])));
-        } else {
-            let from = |prefix: &Prefix| dup(spec, family, to(*capture, [Match::Saddr(*prefix)]));
-            rules.extend(clients.iter().map(from));
-        }
-    }
+    let then =
+        |capture: &Capture| Rule { matches: to(*capture, []), statements: vec![Statement::Goto(chain)] };
+    rules.extend(captures.iter().map(then));
     Chain { name: "capture", hook: Hook::Prerouting, priority: RAW, rules }
+}
+
+/// Leaves out the connections that are not selected. It heeds no addresses: what is captured by none is not either.
+fn not_selected(port: u16, share: u16) -> Rule {
+    let outside = Match::OutsideShare { client: End::Source, share };
+    Rule { matches: vec![Match::TcpDport(port), outside], statements: vec![Statement::Return] }
+}
+
+/// Goes on with packets of clients in one of the prefixes.
+fn clients_chain(clients: &[Prefix]) -> Chain {
+    let from = |prefix: &Prefix| Rule {
+        matches: vec![Match::Saddr(*prefix)],
+        statements: vec![Statement::Goto(DUPLICATE)],
+    };
+    let rules = clients.iter().map(from).collect();
+    Chain { name: CLIENTS, hook: Hook::None, priority: RAW, rules }
+}
+
+/// Duplicates what comes here, up to the greatest rate. What is beyond it costs neither a copy nor a place in the set.
+fn duplicate_chain(spec: &OnlineSpec, family: Family) -> Chain {
+    let limit = |rate| Rule {
+        matches: Vec::new(),
+        statements: vec![Statement::LimitOver(rate), Statement::Counter, Statement::Return],
+    };
+    let mut rules: Vec<Rule> = spec.max_packets_per_second.map(limit).into_iter().collect();
+    if handshakes(spec).is_some() {
+        rules.extend([handshake_over(family), handshake_begins()]);
+    }
+    rules.push(dup(spec, family));
+    Chain { name: DUPLICATE, hook: Hook::None, priority: RAW, rules }
+}
+
+/// Drops ICMP errors about packets to the targets. An error to this host itself leaves through `lo`.
+fn error_chains(family: Family, targets: &[SocketAddr]) -> [Chain; 2] {
+    let of = |(types, target): (&RangeInclusive<u8>, &SocketAddr)| Rule {
+        matches: vec![Match::IcmpTypes(types.clone()), Match::QuotedTcpTo(*target)],
+        statements: vec![Statement::Drop],
+    };
+    let errors = icmp_errors(family);
+    let drops = targets.iter().flat_map(|target| errors.iter().map(move |types| (types, target)));
+    let drops: Vec<Rule> = drops.map(of).collect();
+    let to_this_host =
+        Rule { matches: vec![Match::Oif(Device::loopback())], statements: vec![Statement::Return] };
+    let sent = [to_this_host].into_iter().chain(drops.clone()).collect();
+    [
+        Chain { name: "errors", hook: Hook::Output, priority: RAW, rules: sent },
+        Chain { name: "forwarded_errors", hook: Hook::Forward, priority: RAW, rules: drops },
+    ]
+}
+
+/// The types of ICMP messages that quote a packet (RFC 792; RFC 4443, section 2.1).
+fn icmp_errors(family: Family) -> &'static [RangeInclusive<u8>] {
+    match family {
+        // Destination unreachable, source quench, redirect; time exceeded, parameter problem.
+        Family::Ip => &[3..=5, 11..=12],
+        Family::Ip6 => &[1..=4],
+    }
 }
 
 fn copies_chain(spec: &OnlineSpec) -> Chain {
@@ -216,18 +296,17 @@ fn pure_acks(family: Family, capture: Capture, awaited: bool) -> impl Iterator<I
 
 /// The segments without payload that come this far are in the set. Data as short as that may come along, and says
 /// as much about the handshake.
-fn handshake_over(family: Family, capture: Capture) -> Rule {
+fn handshake_over(family: Family) -> Rule {
     let [.., most_words] = PURE_ACK_WORDS;
     let length = Match::LengthAtMost(pure_ack_length(family, most_words));
     let delete = Statement::Delete { set: HANDSHAKES, client: End::Source };
-    Rule { matches: to(capture, [length, Match::NoSynFinRst]), statements: vec![delete] }
+    Rule { matches: vec![length, Match::NoSynFinRst], statements: vec![delete] }
 }
 
-/// A rule of its own: if the set is full, the SYN is duplicated all the same. It heeds no client prefixes, because the
-/// rules that duplicate do, and each segment with data would pay for one more rule a prefix.
-fn handshake_begins(capture: Capture) -> Rule {
+/// A rule of its own: if the set is full, the SYN is duplicated all the same.
+fn handshake_begins() -> Rule {
     let add = Statement::Add { set: HANDSHAKES, client: End::Source };
-    Rule { matches: to(capture, [Match::SynAlone]), statements: vec![add] }
+    Rule { matches: vec![Match::SynAlone], statements: vec![add] }
 }
 
 /// Packets to where clients write that `more` hold for. An address of this host comes last: it costs a lookup.
@@ -238,14 +317,13 @@ fn to(capture: Capture, more: impl IntoIterator<Item = Match>) -> Vec<Match> {
     daddr.into_iter().chain([port]).chain(more).chain(local).collect()
 }
 
-/// Ends the chain for the packet: captures and client prefixes may overlap, and `dup` alone would go on to the next.
-fn dup(spec: &OnlineSpec, family: Family, matches: Vec<Match>) -> Rule {
+fn dup(spec: &OnlineSpec, family: Family) -> Rule {
     let neighbour = match family {
         Family::Ip => DUP_TO_V4.into(),
         Family::Ip6 => DUP_TO_V6.into(),
     };
     let dup = Statement::Dup { to: neighbour, device: spec.sink.clone() };
-    Rule { matches, statements: vec![Statement::Counter, dup, Statement::Return] }
+    Rule { matches: Vec::new(), statements: vec![Statement::Counter, dup] }
 }
 
 /// 32-bit words of TCP header in segments without payload: without options, and with timestamps.

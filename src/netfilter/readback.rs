@@ -5,7 +5,7 @@ use std::io;
 
 use super::batch::{self, TABLE_OWNER};
 use super::link::{Link, undisturbed};
-use super::message::{self, Counters};
+use super::message::{self, Captured};
 use super::ruleset::{Ruleset, Table, TableName};
 
 /// Whether a ruleset is in force.
@@ -101,18 +101,20 @@ fn altered_chain(link: &mut Link, name: &TableName, table: &Table) -> io::Result
     }))
 }
 
-/// What the rules of a ruleset counted, all together.
-pub(super) fn counters(link: &mut Link, ruleset: &Ruleset) -> io::Result<Counters> {
+/// What the rules that duplicate, and those that leave out what is beyond a rate, have counted.
+pub(super) fn counted(link: &mut Link, ruleset: &Ruleset) -> io::Result<Captured> {
     undisturbed(|| {
-        let mut sum = Counters::default();
+        let mut captured = Captured::default();
         for table in &ruleset.tables {
             link.dump(libc::NFT_MSG_GETRULE, table.family, &ruleset.name, &mut |rule| {
-                if let Some(counted) = message::rule_counter(&rule) {
-                    sum.packets += counted.packets;
-                    sum.bytes += counted.bytes;
+                let Some(counted) = message::rule_counter(&rule) else { return };
+                if message::has_expression(&rule, b"dup") {
+                    captured.duplicated.add(counted);
+                } else if message::has_expression(&rule, b"limit") {
+                    captured.over_limit.add(counted);
                 }
             })?;
         }
-        Ok(sum)
+        Ok(captured)
     })
 }

@@ -3,8 +3,8 @@
 //! Terms are nftables' own. Only what our rules need can be said.
 
 use std::ffi::CString;
-use std::net::IpAddr;
-use std::num::NonZeroU16;
+use std::net::{IpAddr, SocketAddr};
+use std::num::{NonZeroU16, NonZeroU32};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -101,6 +101,13 @@ pub struct Device {
     pub name: String,
     /// Its index. Rules keep it when the interface goes away: a new interface needs new rules.
     pub index: u32,
+}
+
+impl Device {
+    /// The loopback device, the first one of every network namespace.
+    pub fn loopback() -> Self {
+        Self { name: "lo".to_owned(), index: 1 }
+    }
 }
 
 /// The address family of a table. `dup` exists in these two only.
@@ -207,14 +214,14 @@ pub struct Set {
     pub size: u32,
 }
 
-/// A base chain of type `filter` with policy `accept`.
+/// A chain: a base chain of type `filter` with policy `accept`, or one that rules of other chains go to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// Its name, an nft identifier.
     pub name: &'static str,
     /// Where it is called.
     pub hook: Hook,
-    /// When, among the chains of that hook: -300 is before connection tracking.
+    /// When, among the chains of that hook: -300 is before connection tracking. Without meaning for [`Hook::None`].
     pub priority: i32,
     /// Its rules, tried in order.
     pub rules: Vec<Rule>,
@@ -225,16 +232,23 @@ pub struct Chain {
 pub enum Hook {
     /// Packets that come in, before routing.
     Prerouting,
+    /// Packets that this host forwards.
+    Forward,
     /// Packets that this host sends, after routing.
     Output,
+    /// None: a regular chain, evaluated where a rule goes to it ([`Statement::Goto`]). It precedes that rule's chain in
+    /// its table.
+    None,
 }
 
 impl Hook {
-    /// nft's name for it.
-    pub fn name(self) -> &'static str {
+    /// nft's name for it; `None` for a regular chain.
+    pub fn name(self) -> Option<&'static str> {
         match self {
-            Self::Prerouting => "prerouting",
-            Self::Output => "output",
+            Self::Prerouting => Some("prerouting"),
+            Self::Forward => Some("forward"),
+            Self::Output => Some("output"),
+            Self::None => None,
         }
     }
 }
@@ -291,6 +305,19 @@ pub enum Match {
         /// Of how many.
         workers: u16,
     },
+    /// The connection is outside a share of all connections: `jhash` of address and port of one end, scaled to
+    /// [`crate::wire::flow::SHARES`], is at least `share`. Equal to [`crate::wire::flow::share_of`].
+    OutsideShare {
+        /// Where the client's address and port are.
+        client: End,
+        /// How many of [`crate::wire::flow::SHARES`] are inside.
+        share: u16,
+    },
+    /// The packet is an ICMP message of a range of types (ICMPv6 in tables of that family).
+    IcmpTypes(RangeInclusive<u8>),
+    /// The packet quoted in an ICMP error is a TCP segment to this address and port. To be preceded by
+    /// [`Match::IcmpTypes`]. Our segments have no IP options and no extension headers, so the places are fixed.
+    QuotedTcpTo(SocketAddr),
     /// The address and port of one end are not in a set of the table.
     NotIn {
         /// The set's name.
@@ -340,6 +367,11 @@ pub enum Statement {
         /// Where the client's address and port are.
         client: End,
     },
+    /// Goes on if more packets than this come in a second, and ends the rule otherwise. One second's packets may come
+    /// at once.
+    LimitOver(NonZeroU32),
+    /// Goes on in a regular chain of the table, and does not come back to this one.
+    Goto(&'static str),
     /// Ends this chain.
     Return,
     /// Ends this chain; later chains still see the packet.

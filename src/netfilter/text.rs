@@ -4,10 +4,12 @@
 //! and the kernel would remove the table as nft ends.
 
 use std::fmt::{self, Display, Formatter};
+use std::net::{IpAddr, SocketAddr};
 
+use super::encode::Quoted;
 use super::ruleset::{Chain, End, Family, Match, Rule, Ruleset, Set, Statement};
 use crate::wire::Prefix;
-use crate::wire::flow::SPLIT_SEED;
+use crate::wire::flow::{SHARE_SEED, SHARES, SPLIT_SEED};
 
 impl Display for Ruleset {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -54,8 +56,9 @@ fn write_set(f: &mut Formatter<'_>, family: Family, set: &Set) -> fmt::Result {
 
 fn write_chain(f: &mut Formatter<'_>, family: Family, chain: &Chain) -> fmt::Result {
     writeln!(f, "\tchain {} {{", chain.name)?;
-    let (hook, priority) = (chain.hook.name(), chain.priority);
-    writeln!(f, "\t\ttype filter hook {hook} priority {priority}; policy accept;")?;
+    if let Some(hook) = chain.hook.name() {
+        writeln!(f, "\t\ttype filter hook {hook} priority {}; policy accept;", chain.priority)?;
+    }
     for rule in &chain.rules {
         writeln!(f, "\t\t{}", rule.in_family(family))?;
     }
@@ -113,8 +116,33 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
             let flow = Flow { family, end: *client };
             write!(f, "jhash {flow} mod {workers} seed {SPLIT_SEED:#010x} == {index}")
         }
+        Match::OutsideShare { client, share } => {
+            let flow = Flow { family, end: *client };
+            write!(f, "jhash {flow} mod {SHARES} seed {SHARE_SEED:#010x} >= {share}")
+        }
+        Match::IcmpTypes(types) => {
+            let icmp = match family {
+                Family::Ip => "icmp",
+                Family::Ip6 => "icmpv6",
+            };
+            write!(f, "{icmp} type {}-{}", types.start(), types.end())
+        }
+        Match::QuotedTcpTo(to) => write_quoted(f, *to),
         Match::NotIn { set, client } => write!(f, "{} != @{set}", Flow { family, end: *client }),
     }
+}
+
+/// The quoted packet's fields, by their bits from the beginning of the ICMP header.
+fn write_quoted(f: &mut Formatter<'_>, to: SocketAddr) -> fmt::Result {
+    const TCP: u8 = 6;
+    let Quoted { protocol, destination, port } = Quoted::of(Family::of(to.ip()));
+    let (protocol, destination, port) = (protocol * 8, destination * 8, port * 8);
+    write!(f, "@th,{protocol},8 {TCP} ")?;
+    match to.ip() {
+        IpAddr::V4(ip) => write!(f, "@th,{destination},32 {:#010x} ", ip.to_bits())?,
+        IpAddr::V6(ip) => write!(f, "@th,{destination},128 {:#034x} ", ip.to_bits())?,
+    }
+    write!(f, "@th,{port},16 {}", to.port())
 }
 
 fn write_address(f: &mut Formatter<'_>, family: Family, field: &str, prefix: &Prefix) -> fmt::Result {
@@ -148,6 +176,8 @@ fn write_statement(f: &mut Formatter<'_>, family: Family, statement: &Statement)
         Statement::Delete { set, client } => {
             write!(f, "delete @{set} {{ {} }}", Flow { family, end: *client })
         }
+        Statement::LimitOver(rate) => write!(f, "limit rate over {rate}/second burst {rate} packets"),
+        Statement::Goto(chain) => write!(f, "goto {chain}"),
         Statement::Return => f.write_str("return"),
         Statement::Accept => f.write_str("accept"),
         Statement::Drop => f.write_str("drop"),

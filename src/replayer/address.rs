@@ -86,19 +86,12 @@ fn hash<T: Hash>(value: &T) -> u64 {
     hasher.finish()
 }
 
-/// Whether a connection is among the `percent` of all that are replayed. It depends on nothing but
-/// its two ends, so it holds for every packet of it and in every run.
-pub(super) fn selected<T: Hash>(connection: &T, percent: u8) -> bool {
-    percent >= 100 || hash(connection) % 100 < u64::from(percent)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
     use super::super::config::Local;
     use super::*;
-    use crate::wire::FlowKey;
 
     fn config(pools: &[&str], workers: u16, worker: u16) -> Config {
         let pools = pools.iter().map(|pool| pool.parse().expect("prefix")).collect();
@@ -176,15 +169,5 @@ mod tests {
             assert!(all.len() > 100);
             assert!(all.iter().all(|local| split(*local, 4) == worker));
         }
-    }
-
-    #[test]
-    fn selection_is_a_share_of_connections() {
-        let keys = (1..=10_000u16).map(|port| FlowKey {
-            client: SocketAddr::new([10, 0, 0, 1].into(), port),
-            server: addr(TARGET),
-        });
-        let share = keys.filter(|key| selected(key, 20)).count();
-        assert!((1_800..2_200).contains(&share), "{share}");
     }
 }

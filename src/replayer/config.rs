@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::session;
+use crate::wire::flow::{SHARES, share_of};
 use crate::wire::{Mapping, Prefix};
 
 /// Settings of a replayer.
@@ -20,8 +21,10 @@ pub struct Config {
     pub local: Option<Local>,
     /// Sessions made of each captured connection, at least 1.
     pub copies: u16,
-    /// Percentage of connections replayed, 1 to 100.
-    pub percent: u8,
+    /// How many of [`SHARES`] connections are replayed.
+    pub share: u16,
+    /// Only clients in one of these are replayed; none means all.
+    pub clients: Vec<Prefix>,
     /// How many workers share the flows, and which of them this is. A replayed flow belongs to the
     /// worker that [`crate::wire::flow::split`] gives its client end.
     pub workers: u16,
@@ -54,13 +57,22 @@ impl Config {
             pools: Vec::new(),
             local: None,
             copies: 1,
-            percent: 100,
+            share: SHARES,
+            clients: Vec::new(),
             workers: 1,
             worker: 0,
             mtu: 1500,
             max_sessions: usize::MAX,
             memory_limit: usize::MAX,
         }
+    }
+
+    /// Whether a client's connections from this port are replayed: what rules and filters select too.
+    pub(super) fn selects(&self, client: SocketAddr) -> bool {
+        let in_share = self.share >= SHARES || share_of(client) < self.share;
+        let is_wanted =
+            || self.clients.is_empty() || self.clients.iter().any(|prefix| prefix.contains(client.ip()));
+        in_share && is_wanted()
     }
 
     /// The target of connections to `online`. A mapping that names the address goes before one that

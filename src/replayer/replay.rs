@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::address::{candidates, selected};
+use super::address::candidates;
 use super::config::Config;
 use super::counters::{Counters, Unused};
 use super::resume::Resumption;
@@ -106,11 +106,14 @@ impl Replayer {
 
     /// Goes by another configuration, which is of the same worker among as many: sessions that begin follow it, and the
     /// limits hold at once. Those that live keep their settings, their target, their address and their number; those of
-    /// a mapping that is no more end when they have sent what they hold, because no more is captured of them.
+    /// a mapping that is no more, and those that are not selected any more, end when they have sent what they hold, because
+    /// no more is captured of them.
     pub fn configure(&mut self, now: Time, config: Arc<Config>) {
         self.config = config;
         let forsaken = self.table.iter().map(|(_, entry)| entry.connection);
-        let forsaken = forsaken.filter(|connection| self.config.target_of(connection.server).is_none());
+        let forsaken = forsaken.filter(|connection| {
+            self.config.target_of(connection.server).is_none() || !self.config.selects(connection.client)
+        });
         for connection in forsaken.collect::<Vec<_>>() {
             self.leave(now, &connection);
         }
@@ -163,7 +166,7 @@ impl Replayer {
     fn sessions_for(&mut self, now: Time, packet: &Packet<'_>) -> Result<usize, Unused> {
         let target = self.config.target_of(packet.dst).ok_or(Unused::NotRouted)?;
         let key = FlowKey { client: packet.src, server: packet.dst };
-        let chosen = selected(&key, self.config.percent);
+        let chosen = self.config.selects(key.client);
         if !chosen && self.table.of_connection(&key).is_none() {
             return Err(Unused::NotSelected);
         }

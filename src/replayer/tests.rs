@@ -1,5 +1,7 @@
 //! The replayer with packets of scripted clients, in virtual time.
 
+mod configuration;
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -491,7 +493,7 @@ fn acknowledged_bytes_are_delivered_and_the_rest_is_discarded_with_the_session()
 
 #[test]
 fn a_share_of_connections_is_whole() {
-    let mut b = Bench::new(Config { percent: 30, max_sessions: 10_000, ..config() });
+    let mut b = Bench::new(Config { share: 3_000, max_sessions: 10_000, ..config() });
     for port in 1000..2000u16 {
         let client = format!("10.9.0.1:{port}");
         let selected = !b.syn(&client).is_empty();
@@ -530,37 +532,6 @@ fn deadlines_are_met() {
     }
     assert_eq!((syns, b.replayer.sessions()), (3, 0), "after 1 s and 3 s");
     assert_eq!(b.counters().ended.of(End::Unreachable), 1);
-}
-
-#[test]
-fn another_configuration_is_for_sessions_that_begin() {
-    let mut b = Bench::new(Config { copies: 2, ..config() });
-    assert_eq!(b.syn(CLIENT).len(), 2);
-    let other = addr("10.2.0.3:8080");
-    let mapping = Mapping { online: None, port: 80, target: other };
-    let next = Config { mappings: vec![mapping], percent: 1, max_sessions: 2, ..config() };
-    b.replayer.configure(b.now, Arc::new(next.clone()));
-
-    // The live ones go on, though they would not be chosen, and number more than there are copies.
-    b.client(CLIENT, header(101, 1, A, 5), b"hello");
-    assert_eq!((b.counters().unused.total(), b.counters().captured_bytes), (0, 10));
-    b.syn("10.9.0.2:40000");
-    assert_eq!(b.counters().unused.total(), 1, "not chosen, or no room");
-    b.replayer.configure(b.now, Arc::new(Config { percent: 100, max_sessions: 3, ..next.clone() }));
-    let sent = b.syn("10.9.0.3:40000");
-    assert_eq!(sent.iter().map(|transmit| transmit.dst).collect::<Vec<_>>(), [other]);
-
-    // Nothing more comes for those whose mapping is gone.
-    let mapping = Mapping { online: None, port: 81, target: other };
-    b.replayer.configure(b.now, Arc::new(Config { mappings: vec![mapping], ..next }));
-    b.client(CLIENT, header(106, 1, A, 5), b"hello");
-    assert_eq!(b.counters().unused.of(Unused::NotRouted), 1);
-    for _ in 0..1000 {
-        b.now = b.replayer.poll_timeout().unwrap_or(b.now).max(b.now);
-        b.replayer.handle_timeout(b.now);
-        b.run();
-    }
-    assert_eq!(b.replayer.sessions(), 0);
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub enum Base {
 enum Value {
     U16(u16),
     U32(u32),
+    U64(u64),
     Name(CString),
     /// Handed over to libnftnl, which frees it, as a copy made by `malloc`.
     Given(Vec<u8>),
@@ -85,6 +86,30 @@ impl Expr {
             .u32(sys::NFTNL_EXPR_HASH_SEED, seed)
             .u32(sys::NFTNL_EXPR_HASH_OFFSET, 0)
             .u32(sys::NFTNL_EXPR_HASH_TYPE, NFT_HASH_JENKINS)
+    }
+
+    /// Swaps the number in register 1 from this machine's byte order to the network's.
+    pub fn to_network_order() -> Self {
+        const NFT_BYTEORDER_HTON: u32 = 1;
+        Self::new(c"byteorder")
+            .u32(sys::NFTNL_EXPR_BYTEORDER_SREG, Register::R1.0)
+            .u32(sys::NFTNL_EXPR_BYTEORDER_DREG, Register::R1.0)
+            .u32(sys::NFTNL_EXPR_BYTEORDER_OP, NFT_BYTEORDER_HTON)
+            .u32(sys::NFTNL_EXPR_BYTEORDER_LEN, 4)
+            .u32(sys::NFTNL_EXPR_BYTEORDER_SIZE, 4)
+    }
+
+    /// Ends the rule unless more than `packets` come in a second, of which `burst` may come at once.
+    pub fn limit_over(packets: u32, burst: u32) -> Self {
+        const NFT_LIMIT_PKTS: u32 = 0;
+        const NFT_LIMIT_F_INV: u32 = 1;
+        const ONE_SECOND: u64 = 1;
+        Self::new(c"limit")
+            .value(sys::NFTNL_EXPR_LIMIT_RATE, Value::U64(packets.into()))
+            .value(sys::NFTNL_EXPR_LIMIT_UNIT, Value::U64(ONE_SECOND))
+            .u32(sys::NFTNL_EXPR_LIMIT_BURST, burst)
+            .u32(sys::NFTNL_EXPR_LIMIT_TYPE, NFT_LIMIT_PKTS)
+            .u32(sys::NFTNL_EXPR_LIMIT_FLAGS, NFT_LIMIT_F_INV)
     }
 
     /// The route type of the destination address (`fib daddr type`) into register 1, as `RTN_*`.
@@ -201,6 +226,8 @@ unsafe fn set(expr: NonNull<sys::nftnl_expr>, attribute: u16, value: &Value) {
     match value {
         // SAFETY: by this function's contract.
         Value::U16(value) => unsafe { sys::nftnl_expr_set_u16(expr, attribute, *value) },
+        // SAFETY: by this function's contract.
+        Value::U64(value) => unsafe { sys::nftnl_expr_set_u64(expr, attribute, *value) },
         // SAFETY: by this function's contract.
         Value::U32(value) => unsafe { sys::nftnl_expr_set_u32(expr, attribute, *value) },
         Value::Name(name) => {

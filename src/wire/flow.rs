@@ -29,28 +29,46 @@ pub fn split(client: SocketAddr, workers: u16) -> u16 {
     if workers <= 1 {
         return 0;
     }
+    let scaled = (u64::from(hash(client, SPLIT_SEED)) * u64::from(workers)) >> 32;
+    u16::try_from(scaled).unwrap_or(0)
+}
+
+/// Seed of the hash that selects connections by their share, in rules, filters and here: "tcps".
+pub const SHARE_SEED: u32 = 0x7463_7073;
+/// Shares that all connections are divided into; a percent is a hundred of them.
+pub const SHARES: u16 = 10_000;
+
+/// The share, of [`SHARES`], that a client's connections from one port belong to.
+///
+/// A percentage selects those below its part of [`SHARES`], so what a smaller one selects, a larger one selects too. It is
+/// what the kernel computes for the nft expression `jhash ip saddr . tcp sport mod 10000 seed 0x74637073`.
+pub fn share_of(client: SocketAddr) -> u16 {
+    let scaled = (u64::from(hash(client, SHARE_SEED)) * u64::from(SHARES)) >> 32;
+    u16::try_from(scaled).unwrap_or(0)
+}
+
+/// `jhash` of an address and, right behind it, its port padded to four bytes.
+fn hash(client: SocketAddr, seed: u32) -> u32 {
     let [high, low] = client.port().to_be_bytes();
     // A register holds the two bytes of a port padded to four.
     let port = u32::from_ne_bytes([high, low, 0, 0]);
-    let hash = match client.ip() {
-        IpAddr::V4(ip) => jhash(&[u32::from_ne_bytes(ip.octets()), port]),
+    match client.ip() {
+        IpAddr::V4(ip) => jhash(&[u32::from_ne_bytes(ip.octets()), port], seed),
         IpAddr::V6(ip) => {
             let mut words = [0, 0, 0, 0, port];
             for (word, bytes) in words.iter_mut().zip(ip.octets().as_chunks().0) {
                 *word = u32::from_ne_bytes(*bytes);
             }
-            jhash(&words)
+            jhash(&words, seed)
         }
-    };
-    let scaled = (u64::from(hash) * u64::from(workers)) >> 32;
-    u16::try_from(scaled).unwrap_or(0)
+    }
 }
 
-/// Bob Jenkins' lookup3 over whole words with [`SPLIT_SEED`], as the kernel's `jhash()`.
-fn jhash(words: &[u32]) -> u32 {
+/// Bob Jenkins' lookup3 over whole words, as the kernel's `jhash()`.
+fn jhash(words: &[u32], seed: u32) -> u32 {
     const INITVAL: u32 = 0xdead_beef;
     let bytes = u32::try_from(words.len() * 4).unwrap_or(u32::MAX);
-    let start = INITVAL.wrapping_add(bytes).wrapping_add(SPLIT_SEED);
+    let start = INITVAL.wrapping_add(bytes).wrapping_add(seed);
     let (mut a, mut b, mut c) = (start, start, start);
     let mut rest = words;
     // A last block of three stays for the final mix, as in the kernel: `while (length > 12)`.

@@ -4,10 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod errors;
+mod selection;
 mod support;
 mod traffic;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::num::NonZeroU32;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,6 +20,7 @@ use tcpcopy::netfilter::{
     Match, OnlineSpec, Place, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement, Table,
     TableName, Unclaimed, assistant, online, present, remove_table,
 };
+use tcpcopy::wire::flow::SHARES;
 use tcpcopy::wire::{self, Prefix};
 
 use support::{embedded_example, in_namespace, make_sink, nft_load, online_example, run};
@@ -70,7 +74,7 @@ fn rules_without_the_set_do_the_rest() {
 fn families_without_anything_to_match_get_no_table() {
     let families =
         |spec: &OnlineSpec| -> Vec<Family> { online(spec).tables.iter().map(|table| table.family).collect() };
-    let mut spec = online_example();
+    let mut spec = OnlineSpec { targets: Vec::new(), ..online_example() };
     assert_eq!(families(&spec), Family::ALL);
     spec.clients = vec![Prefix::new([10, 0, 0, 0].into(), 8).unwrap()];
     assert_eq!(families(&spec), [Family::Ip]);
@@ -79,6 +83,10 @@ fn families_without_anything_to_match_get_no_table() {
     assert_eq!(families(&spec), [Family::Ip]);
     spec.families.v4 = false;
     assert_eq!(families(&spec), []);
+    // ICMP errors about a target are dropped whatever is captured by other means.
+    spec = OnlineSpec { captures: Vec::new(), ..online_example() };
+    spec.targets.truncate(1);
+    assert_eq!(families(&spec), [Family::Ip]);
 }
 
 #[test]
@@ -92,7 +100,11 @@ fn the_batch_installs_what_the_text_says() {
                     let queues = Queues::new(36520, workers).unwrap();
                     let mut spec = online_example();
                     spec.captures.push(Capture { online: Some("2001:db8::10".parse().unwrap()), port: 443 });
+                    let (share, rate) =
+                        if workers > 1 { (100, NonZeroU32::new(50_000)) } else { (SHARES, None) };
                     rulesets.push(online(&OnlineSpec {
+                        share,
+                        max_packets_per_second: rate,
                         sink: sink.clone(),
                         queues,
                         pure_acks,

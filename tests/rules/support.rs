@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use tcpcopy::netfilter::{Capture, Device, Families, OnlineSpec, OwnResponses, Queues, TableName};
+use tcpcopy::wire::flow::SHARES;
 
 /// The example that `nftables/online.nft` documents.
 pub(crate) fn online_example() -> OnlineSpec {
@@ -14,6 +15,9 @@ pub(crate) fn online_example() -> OnlineSpec {
             Capture { online: Some([198, 51, 100, 10].into()), port: 443 },
         ],
         clients: Vec::new(),
+        share: SHARES,
+        max_packets_per_second: None,
+        targets: vec!["203.0.113.20:80".parse().unwrap(), "[2001:db8::20]:80".parse().unwrap()],
         families: Families::BOTH,
         sink: Device { name: "tcpcopy0".to_owned(), index: 7 },
         queues: Queues::new(36520, 2).unwrap(),
@@ -29,6 +33,7 @@ pub(crate) fn embedded_example() -> OnlineSpec {
     let flow = |target: &str, own: &str| (target.parse().unwrap(), own.parse().unwrap());
     OnlineSpec {
         captures: vec![Capture { online: None, port: 80 }],
+        targets: Vec::new(),
         responses: Some(OwnResponses {
             flows: vec![flow("203.0.113.20:80", "198.51.100.10"), flow("[2001:db8::20]:80", "2001:db8::10")],
             ports: 10_000..=29_999,

@@ -4,6 +4,7 @@ mod program;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use super::units::{Size, Span};
 use super::value::{List, Number, Text, choice};
 use super::{Action, ConfigError, LogLevel, LogSettings, Surroundings};
 use crate::session::{GateMode, Latency, MidStream};
+use crate::wire::flow::SHARES;
 use crate::wire::{Mapping, Prefix};
 
 /// What `tcpcopy` is to do. Valid as it is.
@@ -40,6 +42,8 @@ pub struct Settings {
     pub copies: u16,
     /// How many of a hundred connections are replayed: 1 to 100.
     pub percent: u8,
+    /// Only connections of clients in one of these are replayed; empty for all.
+    pub clients: Vec<Prefix>,
     /// The number of worker threads and queues: 1 to 256.
     pub workers: u16,
     /// Whether a tunnel without a key may leave this host.
@@ -68,6 +72,8 @@ pub struct Settings {
     /// Where clients' packets are captured. With packet sockets, an address that is not named is any, not only this
     /// host's.
     pub source: CaptureSource,
+    /// The most packets that are duplicated in a second, of each address family; only where rules capture.
+    pub max_packets_per_second: Option<NonZeroU32>,
     /// Whether acknowledgements without data are captured as well.
     pub pure_acks: bool,
     /// Whether the acknowledgement that ends a client's handshake is captured, if others are not.
@@ -145,6 +151,7 @@ pub(super) struct Raw {
     pool: List<Prefix>,
     copies: Number<1, 1023>,
     percent: Number<1, 100>,
+    clients: List<Prefix>,
     workers: Workers,
     keys: Text<KeysAt>,
     insecure: bool,
@@ -171,9 +178,13 @@ pub(super) struct Raw {
 
 /// The table `capture`.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", expecting = "a table with the keys source, pure-acks and handshake-acks")]
+#[serde(
+    rename_all = "kebab-case",
+    expecting = "a table with the keys source, max-packets-per-second, pure-acks and handshake-acks"
+)]
 struct RawCapture {
     source: Text<CaptureSource>,
+    max_packets_per_second: Number<0, 100_000_000>,
     pure_acks: bool,
     handshake_acks: bool,
 }
@@ -182,6 +193,11 @@ impl Settings {
     /// Reads the command line (which begins with the program's name), the environment and the file.
     pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Action<Self>, ConfigError> {
         super::load(&PROGRAM, arguments, Surroundings::of_process(&PROGRAM), Self::settle)
+    }
+
+    /// How many of [`SHARES`] connections are replayed.
+    pub fn share(&self) -> u16 {
+        u16::from(self.percent) * (SHARES / 100)
     }
 
     /// Takes from the settings that are in force what cannot change while the program runs, and returns the keys in
@@ -228,6 +244,7 @@ impl Settings {
             pools: raw.pool.0,
             copies: raw.copies.to(),
             percent: raw.percent.to(),
+            clients: raw.clients.0,
             workers: raw.workers.or(common::processors() / 2),
             insecure: raw.insecure,
             warnings: layers
@@ -247,6 +264,7 @@ impl Settings {
             table: raw.table.0.0,
             rules: raw.rules.0,
             source: raw.capture.source.0,
+            max_packets_per_second: NonZeroU32::new(raw.capture.max_packets_per_second.to()),
             pure_acks: raw.capture.pure_acks,
             handshake_acks: raw.capture.handshake_acks,
             gate: raw.gate.0,
@@ -261,6 +279,7 @@ impl Settings {
         };
         let refusals = settings.refuse_mappings();
         let refusals = refusals.or_else(|| settings.refuse_legacy()).or_else(|| settings.refuse_intercepts());
+        let refusals = refusals.or_else(|| settings.refuse_selection());
         match refusals.or_else(|| settings.refuse_pools()).or_else(|| settings.refuse_amounts()) {
             Some((key, message)) => Err(layers.refuse(key, &message)),
             None => Ok(settings),
@@ -356,6 +375,22 @@ impl Settings {
         let prefix = self.pools.iter().find(|pool| !pool.is_one_address())?;
         let message = format!("{prefix} is no single address; with --embedded, name addresses of this host");
         Some(("pool", message))
+    }
+
+    /// What is wrong with which connections are replayed.
+    fn refuse_selection(&self) -> Option<(&'static str, String)> {
+        if self.source == CaptureSource::Packet && self.max_packets_per_second.is_some() {
+            let message = "packet sockets have no such limit; capture by rules (capture.source = \"nfqueue\"), or leave it out";
+            return Some(("capture.max-packets-per-second", message.to_owned()));
+        }
+        let of = |v4| self.clients.iter().any(|prefix| prefix.is_ipv4() == v4);
+        let nobody =
+            self.mappings.iter().find(|mapping| !self.clients.is_empty() && !of(mapping.target.is_ipv4()))?;
+        let message = format!(
+            "none is {} and '{nobody}' is, so nothing would be replayed by it; add a prefix of that family",
+            family(nobody.target.is_ipv4())
+        );
+        Some(("clients", message))
     }
 
     fn refuse_pools(&self) -> Option<(&'static str, String)> {

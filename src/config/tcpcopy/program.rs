@@ -93,6 +93,15 @@ const KEYS: &[Key] = &[
         default: "100",
         help: "Replay this part of the connections",
     },
+    Key {
+        name: "clients",
+        option: "clients",
+        short: None,
+        kind: Kind::List,
+        value_name: "PREFIX,…",
+        default: "[]",
+        help: "Replay connections of these clients only, as 10.0.0.0/8; else of all",
+    },
     common::workers("Worker threads; auto is half the processors"),
     common::keys("Key of the tunnel, a file or directory; auto: credentials, or /etc/tcpcopy/keys"),
     common::insecure(
@@ -144,6 +153,15 @@ const KEYS: &[Key] = &[
         help: "Connections older than the capture: join at the next request, or skip",
     },
     common::source("Capture by rules and queues (nfqueue), or packet sockets (packet): cheaper"),
+    Key {
+        name: "capture.max-packets-per-second",
+        option: "max-packets-per-second",
+        short: None,
+        kind: Kind::Number,
+        value_name: "N",
+        default: "0",
+        help: "Most packets copied in a second, of each address family; 0: all (nfqueue only)",
+    },
     Key {
         name: "capture.pure-acks",
         option: "pure-acks",

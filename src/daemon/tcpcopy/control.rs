@@ -193,6 +193,7 @@ impl Control {
             kernel_dropped: self.parts.feed.kernel_dropped(),
             responses_dropped: self.parts.feed.responses_dropped(),
             duplicated: self.parts.feed.duplicated(),
+            over_limit: self.parts.feed.over_limit(),
             ..Totals::default()
         };
     }

@@ -27,7 +27,7 @@ pub(super) struct Feed {
     tap: Option<PacketTap>,
     /// What the responses are taken by, if they are.
     own: Option<Own>,
-    /// `None` if no rules are needed.
+    /// `None` until they are installed.
     rules: Option<Rules>,
     drops: KernelDrops,
     /// The same of the queues of responses.
@@ -68,19 +68,16 @@ pub(super) fn prepare(settings: &Settings) -> Result<(Vec<AnySource>, Vec<Origin
     Ok((sources, origins, Prepared { feed, spec }))
 }
 
+/// What of the capabilities is needed once all is prepared: for rules, the sink and verdicts.
+pub(super) const NEEDS: &[Capability] = &[Capability::NetAdmin];
+
 /// A [`Feed`] that is closed yet, and the rules to open it with.
 pub(super) struct Prepared {
     feed: Feed,
-    spec: Option<OnlineSpec>,
+    spec: OnlineSpec,
 }
 
 impl Prepared {
-    /// What of the capabilities is needed from now on.
-    pub(super) fn needs(&self) -> &'static [Capability] {
-        // For rules, the sink and verdicts; sockets that are open need none.
-        if self.spec.is_some() { &[Capability::NetAdmin] } else { &[] }
-    }
-
     /// What the responses are taken by on this host, if they are.
     pub(super) fn own(&self) -> Option<&Own> {
         self.feed.own()
@@ -89,7 +86,7 @@ impl Prepared {
     /// From here on packets come. The rules, which take responses, are there before the first request.
     pub(super) fn start(self, by: RulesBy) -> Result<Feed, Failure> {
         let Self { mut feed, spec } = self;
-        feed.rules = spec.map(|spec| Rules::install(spec, by)).transpose()?;
+        feed.rules = Some(Rules::install(spec, by)?);
         if let Some(tap) = &feed.tap {
             tap.open().map_err(cannot("set the packet sockets' filters"))?;
         }
@@ -104,7 +101,7 @@ impl Feed {
         tracing::info!(
             workers,
             source = self.tap.as_ref().map(|_| "packet"),
-            queue = rules.and_then(|_| self.queues.numbers().next()),
+            queue = self.tap.is_none().then(|| self.queues.numbers().next()).flatten(),
             sink = rules.and_then(Rules::sink),
             rules = rules.map(Rules::kind),
             MESSAGE_ID = message_id::READY,
@@ -121,7 +118,7 @@ impl Feed {
     pub(super) fn replace(&mut self, settings: &Settings) -> Result<(), Failure> {
         let own = self.own.as_ref().map(|own| own.renewed(settings)).transpose()?;
         let spec = self.spec(settings, own.as_ref());
-        if let Some((rules, spec)) = self.rules.as_mut().zip(spec) {
+        if let Some(rules) = &mut self.rules {
             rules.replace(spec)?;
         }
         self.own = own;
@@ -137,6 +134,11 @@ impl Feed {
             Some(tap) => tap.counters().ok().map(|counters| counters.packets),
             None => self.rules.as_mut().and_then(Rules::duplicated),
         }
+    }
+
+    /// Packets that were not, because they came faster than the greatest rate.
+    pub(super) fn over_limit(&mut self) -> Option<u64> {
+        self.rules.as_mut().and_then(Rules::over_limit)
     }
 
     /// Of those, what the kernel dropped before anybody here could see it, as far as it says.
@@ -185,10 +187,10 @@ impl Feed {
         (duplicated, farewell)
     }
 
-    /// The rules that are needed, if any are.
-    fn spec(&self, settings: &Settings, own: Option<&Own>) -> Option<OnlineSpec> {
-        let by_rules = self.tap.is_none();
-        (by_rules || own.is_some()).then(|| online_spec(settings, own, self.queues, by_rules))
+    /// The rules that are needed: those that capture, unless packet sockets do, and those that take responses, or that
+    /// drop ICMP errors.
+    fn spec(&self, settings: &Settings, own: Option<&Own>) -> OnlineSpec {
+        online_spec(settings, own, self.queues, self.tap.is_none())
     }
 }
 
@@ -205,6 +207,8 @@ fn warn_of_short_buffers(tap: &PacketTap) {
 fn packet_options(settings: &Settings) -> PacketOptions<'_> {
     PacketOptions {
         mappings: &settings.mappings,
+        share: settings.share(),
+        clients: &settings.clients,
         mark: settings.mark,
         pure_acks: settings.pure_acks,
         handshake_acks: settings.handshake_acks,
@@ -218,7 +222,11 @@ fn online_spec(settings: &Settings, own: Option<&Own>, queues: Queues, capture: 
     OnlineSpec {
         table: TableName::new(&settings.table).expect("the settings have checked the name alike"),
         captures: captured.map(|mapping| Capture { online: mapping.online, port: mapping.port }).collect(),
-        clients: Vec::new(),
+        clients: settings.clients.clone(),
+        share: settings.share(),
+        max_packets_per_second: settings.max_packets_per_second,
+        // Embedded, what is sent has an address of this host.
+        targets: targets().filter(|_| own.is_none()).collect(),
         families: Families {
             v4: targets().any(|target| target.is_ipv4()),
             v6: targets().any(|target| target.is_ipv6()),

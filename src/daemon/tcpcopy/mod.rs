@@ -90,7 +90,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()?;
 
     // All that takes the others is open.
-    privileges::give_up(&settings.user, prepared.needs())?;
+    privileges::give_up(&settings.user, feed::NEEDS)?;
 
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
@@ -176,7 +176,8 @@ fn replayer_config(settings: &Settings, own: Option<&Own>, worker: u16) -> repla
         pools: settings.pools.clone(),
         local: own.map(|own| own.local().clone()),
         copies: settings.copies,
-        percent: settings.percent,
+        share: settings.share(),
+        clients: settings.clients.clone(),
         workers: settings.workers,
         worker,
         mtu: settings.mtu,

@@ -28,8 +28,15 @@ pub(super) struct Rules {
     installed: Option<Installed>,
     /// When to try again what has failed.
     retry_at: Option<Time>,
-    /// Packets duplicated by rules that have been replaced since.
-    duplicated_before: u64,
+    /// What rules that have been replaced since had counted.
+    before: Counted,
+}
+
+/// Packets that rules have counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    duplicated: u64,
+    over_limit: u64,
 }
 
 impl Rules {
@@ -38,7 +45,13 @@ impl Rules {
     pub(super) fn install(mut spec: OnlineSpec, by: RulesBy) -> Result<Self, Failure> {
         if by == RulesBy::Operator {
             tell_differences(&spec);
-            return Ok(Self { spec, sink: None, installed: None, retry_at: None, duplicated_before: 0 });
+            return Ok(Self {
+                spec,
+                sink: None,
+                installed: None,
+                retry_at: None,
+                before: Counted::default(),
+            });
         }
         let sink = make_sink(&spec)?;
         if let Some(Err(error)) = sink.as_ref().map(Sink::ipv6)
@@ -49,7 +62,7 @@ impl Rules {
         spec.sink = device(&spec, sink.as_ref());
         let installed = Installed::install(&online(&spec))?;
         tell_refused_sets(&installed);
-        Ok(Self { spec, sink, installed: Some(installed), retry_at: None, duplicated_before: 0 })
+        Ok(Self { spec, sink, installed: Some(installed), retry_at: None, before: Counted::default() })
     }
 
     /// The sink's name, if there is to be one.
@@ -64,7 +77,21 @@ impl Rules {
 
     /// Packets that the rules have duplicated.
     pub(super) fn duplicated(&mut self) -> Option<u64> {
-        Some(self.duplicated_before + self.installed.as_mut()?.captured().ok()?.packets)
+        self.counted().map(|counted| counted.duplicated)
+    }
+
+    /// Packets that the rules have left out because they came faster than the greatest rate; `None` without one.
+    pub(super) fn over_limit(&mut self) -> Option<u64> {
+        self.spec.max_packets_per_second?;
+        self.counted().map(|counted| counted.over_limit)
+    }
+
+    fn counted(&mut self) -> Option<Counted> {
+        let captured = self.installed.as_mut()?.captured().ok()?;
+        Some(Counted {
+            duplicated: self.before.duplicated + captured.duplicated.packets,
+            over_limit: self.before.over_limit + captured.over_limit.packets,
+        })
     }
 
     /// Puts other rules in force, with the same sink. If that fails, those before still are.
@@ -87,10 +114,10 @@ impl Rules {
     /// Puts rules in force in place of those that are. What is duplicated between the last look at the counter and the
     /// exchange of the rules is not counted.
     fn put(&mut self, spec: &OnlineSpec) -> Result<(), Failure> {
-        let duplicated = self.duplicated();
+        let counted = self.counted();
         let Some(installed) = &mut self.installed else { return Ok(()) };
         installed.replace(&online(spec))?;
-        self.duplicated_before = duplicated.unwrap_or(self.duplicated_before);
+        self.before = counted.unwrap_or(self.before);
         tell_refused_sets(installed);
         Ok(())
     }

@@ -26,6 +26,8 @@ pub(super) struct Totals {
     pub(super) responses_dropped: Option<u64>,
     /// By the rules, or the packet sockets.
     pub(super) duplicated: Option<u64>,
+    /// Not duplicated, because of `capture.max-packets-per-second`; `None` without it.
+    pub(super) over_limit: Option<u64>,
 }
 
 impl Totals {
@@ -290,6 +292,7 @@ impl Statistics {
             malformed = intake.malformed + responses.malformed,
             verdicts_refused = intake.refused + responses.refused,
             duplicated = totals.duplicated,
+            over_limit = totals.over_limit,
             "stats"
         );
         self.logged = totals.clone();
