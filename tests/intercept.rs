@@ -10,7 +10,9 @@ use std::net::{TcpListener, TcpStream};
 use assistant::{GREETING, Intercept, Target, Tcpcopy, command, key, packets, wait_for};
 use namespace::{isolated, run, sh};
 use tcpcopy::daemon::link::LinkEvent;
-use tcpcopy::tunnel::{ClaimRefusal, Claimer, Client, ClientEvent, Closed, Endpoint, Hello, Limits, Refuse};
+use tcpcopy::tunnel::{
+    ClaimRefusal, Claimer, Client, ClientEvent, Closed, Endpoint, Features, Hello, Limits, Refuse,
+};
 use tcpcopy::wire::{Flags, FlowId, Seq, Time};
 
 const OPTIONS: [&str; 7] =
@@ -189,8 +191,11 @@ fn strangers_keep_nobody_out() {
         assert!(intercept.logged("turned away").is_some());
 
         // A worker that does not exist is refused, with how many there are.
-        let mut client =
-            Client::new(Time::ZERO, Hello { instance: 3, claimer: 0, worker: 2 }, Limits::default());
+        let mut client = Client::new(
+            Time::ZERO,
+            Hello { instance: 3, claimer: 0, worker: 2, features: Features::NONE },
+            Limits::default(),
+        );
         let mut stream = connect();
         stream.write_all(client.pending()).expect("write");
         let mut answer = Vec::new();

@@ -15,10 +15,10 @@ use super::pipe::Pipe;
 use crate::sys::random;
 use crate::tunnel::frame::Response;
 use crate::tunnel::{
-    ClaimRefusal, Claimer, Client, ClientEvent, Closed, Ephemeral, Hello, Limits, Refuse, Secret, Stats,
-    legacy,
+    ClaimRefusal, Claimer, Client, ClientEvent, Closed, Ephemeral, Hello, HostState, Limits, Refuse, Secret,
+    Stats, legacy,
 };
-use crate::wire::{FlowId, FlowKey, Reject, TcpHeader, Time};
+use crate::wire::{FlowId, FlowKey, Reject, Scope, TcpHeader, Time};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -65,6 +65,9 @@ pub enum LinkEvent {
         /// Why.
         why: ClaimRefusal,
     },
+    /// The intercept has said whether its host is closed, and perhaps whose responses it takes: see
+    /// [`Link::host`] and [`Link::scope`].
+    Host,
     /// The intercept worker's counters.
     Stats(Stats),
     /// The connection is gone, or was refused: no claim is in force. The link goes on trying.
@@ -154,6 +157,22 @@ impl Link {
         self.why.as_deref()
     }
 
+    /// Whether the intercept's host is closed, as far as it has said; `None` if the link is not up.
+    pub fn host(&self) -> Option<&HostState> {
+        match &self.state {
+            State::Open { client, .. } if client.is_connected() => Some(client.host()),
+            State::Open { .. } | State::Waiting { .. } | State::Connecting { .. } => None,
+        }
+    }
+
+    /// Whose responses the intercept takes; `None` if it has not said, or the link is not up.
+    pub fn scope(&self) -> Option<&Scope> {
+        match &self.state {
+            State::Open { client, .. } => client.scope(),
+            State::Waiting { .. } | State::Connecting { .. } => None,
+        }
+    }
+
     /// Memory that its buffers take, in bytes.
     pub fn memory(&self) -> usize {
         match &self.state {
@@ -239,6 +258,7 @@ impl Link {
             ClientEvent::Unnamed { key, header } => Some(LinkEvent::Unnamed { key, header }),
             ClientEvent::Unreadable(reject) => Some(LinkEvent::Unreadable(reject)),
             ClientEvent::Refused { flow, why } => Some(LinkEvent::Refused { flow, why }),
+            ClientEvent::Host => Some(LinkEvent::Host),
             ClientEvent::Stats(stats) => Some(LinkEvent::Stats(stats)),
             ClientEvent::Closed(why) => {
                 self.fail(now, &Failure::Closed(why));
@@ -367,6 +387,7 @@ enum Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tunnel::Features;
     use std::net::TcpListener;
 
     fn drive(link: &mut Link, poll: &mut mio::Poll, start: std::time::Instant) -> Vec<LinkEvent> {
@@ -420,6 +441,7 @@ mod tests {
                                 workers: 2,
                                 worker: hello.worker,
                                 split_seed: crate::wire::flow::SPLIT_SEED,
+                                features: Features::NONE,
                             },
                         ),
                         ServerEvent::Claim { flow, .. } => claims.push(flow),
@@ -437,7 +459,7 @@ mod tests {
 
         let start = std::time::Instant::now();
         let mut poll = mio::Poll::new().expect("poll");
-        let hello = Hello { instance: 1, claimer: 0, worker: 1 };
+        let hello = Hello { instance: 1, claimer: 0, worker: 1, features: Features::NONE };
         let mut link = Link::new(Time::ZERO, address, hello, Protocol::Open, Token(7), Limits::default(), 3);
         let mut seen = Vec::new();
         while !link.is_up() {
@@ -473,7 +495,7 @@ mod tests {
         });
         let start = std::time::Instant::now();
         let mut poll = mio::Poll::new().expect("poll");
-        let hello = Hello { instance: 1, claimer: 0, worker: 0 };
+        let hello = Hello { instance: 1, claimer: 0, worker: 0, features: Features::NONE };
         let (now, limits) = (Time::ZERO, Limits::default());
         let mut link = Link::new(now, address, hello, Protocol::Legacy, Token(7), limits, 3);
         let mut seen = Vec::new();
@@ -499,7 +521,7 @@ mod tests {
     #[test]
     fn delays_grow_and_stay_in_bounds() {
         let address = "127.0.0.1:1".parse().expect("address");
-        let hello = Hello { instance: 1, claimer: 0, worker: 0 };
+        let hello = Hello { instance: 1, claimer: 0, worker: 0, features: Features::NONE };
         let mut link = Link::new(Time::ZERO, address, hello, Protocol::Open, Token(0), Limits::default(), 1);
         let mut delays = Vec::new();
         for _ in 0..10 {

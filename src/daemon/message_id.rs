@@ -52,6 +52,10 @@ message_ids! {
     INTERCEPT_LOST = "24e692f2ff494507a9a0f34ec9e3c320";
     /// All workers have their tunnels to an intercept.
     INTERCEPT_BACK = "d5563f2e29ff4070a2a1ea738c5112f6";
+    /// An intercept's host is open: nothing is sent until it is closed.
+    INTERCEPT_OPEN = "94a21fcff4ad412eaa9cd90be223bc0b";
+    /// It is closed again.
+    INTERCEPT_CLOSED = "4abe56dc403445f1bddac8e36e13d796";
     /// A target answers nothing; sessions wait for it.
     TARGET_UNREACHABLE = "1a359b87de6b44aa999bab197869ee49";
     /// It answers again.

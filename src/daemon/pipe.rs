@@ -198,7 +198,7 @@ mod tests {
     use mio::{Events, Poll};
 
     use super::*;
-    use crate::tunnel::{Client, Hello, Limits};
+    use crate::tunnel::{Client, Features, Hello, Limits};
 
     #[test]
     fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
@@ -212,8 +212,11 @@ mod tests {
             .and_then(|()| peer.shutdown(std::net::Shutdown::Both))
             .expect("bytes and FIN");
 
-        let mut client =
-            Client::new(Time::ZERO, Hello { instance: 1, claimer: 0, worker: 0 }, Limits::default());
+        let mut client = Client::new(
+            Time::ZERO,
+            Hello { instance: 1, claimer: 0, worker: 0, features: Features::NONE },
+            Limits::default(),
+        );
         let mut events = Events::with_capacity(4);
         // Both are there before the socket is looked at.
         let mut all = [0; 5];
@@ -230,8 +233,11 @@ mod tests {
     fn a_pipe_flows_as_long_as_each_turn_reads_something() {
         let (mut pipe, far) = Pipe::pair("10.0.0.1:1".parse().expect("an address")).expect("a pair");
         let Stream::Inner(mut peer, _) = far.stream else { panic!("no inner one") };
-        let mut client =
-            Client::new(Time::ZERO, Hello { instance: 1, claimer: 0, worker: 0 }, Limits::default());
+        let mut client = Client::new(
+            Time::ZERO,
+            Hello { instance: 1, claimer: 0, worker: 0, features: Features::NONE },
+            Limits::default(),
+        );
         let mut turn = |pipe: &mut Pipe, micros: u64, said: &[u8]| {
             peer.write_all(said).expect("room");
             pipe.expect();

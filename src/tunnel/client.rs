@@ -7,10 +7,11 @@ use super::codec::FrameError;
 use super::frame::{
     AnyWelcome, Claim, ClaimRefusal, Hello, Hurry, Kind, Refuse, Refused, Response, Stats, Token,
 };
+use super::host::{Host, HostState};
 use super::secret::{Ephemeral, Secret};
 use super::{Claimer, Closed, Endpoint, Limits};
 use crate::wire::flow::SPLIT_SEED;
-use crate::wire::{FlowId, FlowKey, Reject, TcpHeader, Time};
+use crate::wire::{FlowId, FlowKey, Reject, Scope, TcpHeader, Time};
 
 /// What happened on a [`Client`]'s connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,9 @@ pub enum ClientEvent {
         /// Why.
         why: ClaimRefusal,
     },
+    /// The intercept has said whether its host is closed, and perhaps whose responses it takes: see
+    /// [`Claimer::host`] and [`Claimer::scope`].
+    Host,
     /// The intercept's counters.
     Stats(Stats),
     /// The connection is over. The last event.
@@ -70,6 +74,7 @@ pub struct Client {
     heard: Time,
     next_ping: Time,
     pings: u64,
+    host: Host,
 }
 
 impl Client {
@@ -92,6 +97,7 @@ impl Client {
             heard: now,
             next_ping: now + limits.ping,
             pings: 0,
+            host: Host::new(),
         };
         client.send(Kind::Hello, &hello.bytes());
         client
@@ -138,6 +144,14 @@ impl Claimer for Client {
             let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
             self.send(Kind::Hurry, &Hurry { millis }.bytes());
         }
+    }
+
+    fn host(&self) -> &HostState {
+        &self.host.state
+    }
+
+    fn scope(&self) -> Option<&Scope> {
+        self.host.scope.as_ref()
     }
 
     fn poll_timeout(&self) -> Option<Time> {
@@ -209,6 +223,7 @@ impl Client {
                 }
                 self.channel.open_up();
                 self.state = State::Connected;
+                self.host.welcomed(welcome.features);
                 Ok(Step::Event(ClientEvent::Connected { workers: welcome.workers }))
             }
             Kind::Refuse => Err(Closed::Refused(self.channel.decoder.record::<Refuse>()?)),
@@ -221,7 +236,9 @@ impl Client {
             | Kind::Ping
             | Kind::Pong
             | Kind::Stats
-            | Kind::Hurry => Err(Closed::Unexpected(kind)),
+            | Kind::Hurry
+            | Kind::Scope
+            | Kind::Host => Err(Closed::Unexpected(kind)),
         }
     }
 
@@ -234,6 +251,14 @@ impl Client {
                 ClientEvent::Refused { flow, why }
             }
             Kind::Stats => ClientEvent::Stats(self.channel.decoder.record()?),
+            Kind::Scope => {
+                self.host.add(self.channel.decoder.record()?)?;
+                return Ok(Some(Step::Again));
+            }
+            Kind::Host => {
+                self.host.take(self.channel.decoder.record()?);
+                ClientEvent::Host
+            }
             Kind::Pong => {
                 let Token(_) = self.channel.decoder.record()?;
                 return Ok(Some(Step::Again));

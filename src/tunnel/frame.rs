@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::host::Features;
 use crate::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader, TcpOptions, Timestamps};
 
 /// The protocol's version. Within one version frames may be added, and fields at the end of frames
@@ -41,6 +42,10 @@ pub enum Kind {
     Stats,
     /// To intercept: a [`Hurry`].
     Hurry,
+    /// To tcpcopy: a batch of entries of the intercept's scope, which a [`Kind::Host`] completes.
+    Scope,
+    /// To tcpcopy: whether the intercept's host is closed.
+    Host,
 }
 
 impl Kind {
@@ -58,6 +63,8 @@ impl Kind {
             9 => Self::Pong,
             10 => Self::Stats,
             11 => Self::Hurry,
+            12 => Self::Scope,
+            13 => Self::Host,
             _ => return None,
         })
     }
@@ -76,20 +83,23 @@ impl Kind {
             Self::Pong => 9,
             Self::Stats => 10,
             Self::Hurry => 11,
+            Self::Scope => 12,
+            Self::Host => 13,
         }
     }
 
     /// Whether the body is a sequence of records.
     pub const fn is_batch(self) -> bool {
         match self {
-            Self::Claims | Self::Refused | Self::Releases | Self::Headers => true,
+            Self::Claims | Self::Refused | Self::Releases | Self::Headers | Self::Scope => true,
             Self::Hello
             | Self::Welcome
             | Self::Refuse
             | Self::Ping
             | Self::Pong
             | Self::Stats
-            | Self::Hurry => false,
+            | Self::Hurry
+            | Self::Host => false,
         }
     }
 }
@@ -105,25 +115,25 @@ pub(super) trait Record: Sized {
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*head)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.take().map(u8::from_be_bytes)
     }
 
-    fn u16(&mut self) -> Option<u16> {
+    pub(super) fn u16(&mut self) -> Option<u16> {
         self.take().map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.take().map(u32::from_be_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.take().map(u64::from_be_bytes)
     }
 }
@@ -138,16 +148,19 @@ pub struct Hello {
     pub claimer: u16,
     /// The intercept worker wanted.
     pub worker: u16,
+    /// What this tcpcopy understands beyond the first release.
+    pub features: Features,
 }
 
 impl Hello {
     pub(super) fn bytes(self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(18);
+        let mut out = Vec::with_capacity(22);
         out.extend_from_slice(&MAGIC.to_be_bytes());
         out.extend_from_slice(&VERSION.to_be_bytes());
         out.extend_from_slice(&self.instance.to_be_bytes());
         out.extend_from_slice(&self.claimer.to_be_bytes());
         out.extend_from_slice(&self.worker.to_be_bytes());
+        out.extend_from_slice(&self.features.bits().to_be_bytes());
         out
     }
 }
@@ -169,7 +182,8 @@ impl Record for AnyHello {
         if version != VERSION {
             return Some(Self::Version(version));
         }
-        Some(Self::Ours(Hello { instance: from.u64()?, claimer: from.u16()?, worker: from.u16()? }))
+        let (instance, claimer, worker) = (from.u64()?, from.u16()?, from.u16()?);
+        Some(Self::Ours(Hello { instance, claimer, worker, features: Features::read(from) }))
     }
 }
 
@@ -182,15 +196,18 @@ pub struct Welcome {
     pub worker: u16,
     /// Seed of the hash by which flows are spread over them ([`crate::wire::flow::SPLIT_SEED`]).
     pub split_seed: u32,
+    /// What this intercept does beyond the first release.
+    pub features: Features,
 }
 
 impl Welcome {
-    pub(super) fn bytes(self) -> [u8; 10] {
+    pub(super) fn bytes(self) -> [u8; 14] {
         let [a, b] = VERSION.to_be_bytes();
         let [c, d] = self.workers.to_be_bytes();
         let [e, f] = self.worker.to_be_bytes();
         let [g, h, i, j] = self.split_seed.to_be_bytes();
-        [a, b, c, d, e, f, g, h, i, j]
+        let [k, l, m, n] = self.features.bits().to_be_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n]
     }
 }
 
@@ -225,7 +242,8 @@ impl Record for AnyWelcome {
         if version != VERSION {
             return Some(Self::Version(version));
         }
-        Some(Self::Ours(Welcome { workers: from.u16()?, worker: from.u16()?, split_seed: from.u32()? }))
+        let (workers, worker, split_seed) = (from.u16()?, from.u16()?, from.u32()?);
+        Some(Self::Ours(Welcome { workers, worker, split_seed, features: Features::read(from) }))
     }
 }
 
@@ -370,6 +388,8 @@ pub enum ClaimRefusal {
     TableFull,
     /// The claim was dropped after a long idle time, to make room. It can be made again.
     Evicted,
+    /// The intercept's host is open: see [`Kind::Host`].
+    HostOpen,
     /// A reason this version does not know, by its code.
     Other(u8),
 }
@@ -392,6 +412,7 @@ impl Refused {
             ClaimRefusal::TableFull => 3,
             ClaimRefusal::Evicted => 4,
             ClaimRefusal::ForeignClient => 5,
+            ClaimRefusal::HostOpen => 6,
             ClaimRefusal::Other(code) => code,
         };
         [a, b, c, d, e, f, g, h, why]
@@ -407,6 +428,7 @@ impl Record for Refused {
             3 => ClaimRefusal::TableFull,
             4 => ClaimRefusal::Evicted,
             5 => ClaimRefusal::ForeignClient,
+            6 => ClaimRefusal::HostOpen,
             other => ClaimRefusal::Other(other),
         };
         Some(Self { flow, why })

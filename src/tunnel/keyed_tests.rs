@@ -359,6 +359,7 @@ proptest! {
                 | ClientEvent::Unnamed { .. }
                 | ClientEvent::Unreadable(_)
                 | ClientEvent::Refused { .. }
+                | ClientEvent::Host
                 | ClientEvent::Stats(_)) => prop_assert!(false, "{:?}", other),
             }
         }

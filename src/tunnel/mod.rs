@@ -31,6 +31,9 @@ mod client;
 mod codec;
 pub mod frame;
 mod going;
+mod host;
+#[cfg(test)]
+mod host_tests;
 #[cfg(test)]
 mod keyed_tests;
 pub mod legacy;
@@ -46,10 +49,11 @@ use std::time::Duration;
 pub use client::{Client, ClientEvent};
 pub use codec::FrameError;
 pub use frame::{ClaimRefusal, Hello, Kind, Refuse, Stats, VERSION, Welcome};
+pub use host::{Features, HostState};
 pub use secret::{Ephemeral, KeyId, SECRET_BYTES, Secret};
 pub use server::{Server, ServerEvent};
 
-use crate::wire::{FlowId, FlowKey, Time};
+use crate::wire::{FlowId, FlowKey, Scope, Time};
 
 /// Bounds of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +149,10 @@ pub trait Claimer: Endpoint + fmt::Debug {
     fn release(&mut self, flow: FlowId);
     /// Asks for headers to leave at once, for so long.
     fn hurry(&mut self, time: Duration);
+    /// Whether the intercept's host is closed, as far as the intercept has said.
+    fn host(&self) -> &HostState;
+    /// Whose responses the intercept takes; `None` if it has not said.
+    fn scope(&self) -> Option<&Scope>;
     /// When [`Claimer::handle_timeout`] is due; long ago if [`Claimer::poll_event`] is.
     fn poll_timeout(&self) -> Option<Time>;
     /// Ends what has lasted too long, and pings.

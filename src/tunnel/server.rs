@@ -9,9 +9,10 @@ use super::frame::{
     AnyHello, Claim, ClaimRefusal, Hello, Hurry, Kind, Refuse, Refused, Release, Response, Stats, Token,
     VERSION, Welcome,
 };
+use super::host::{Entry, Features, Report};
 use super::secret::{Ephemeral, KeyId, Secret};
 use super::{Closed, Endpoint, Limits, legacy, noise};
-use crate::wire::{FlowId, FlowKey, TcpHeader, Time};
+use crate::wire::{FlowId, FlowKey, Scope, TcpHeader, Time};
 
 /// What happened on a [`Server`]'s connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,8 @@ pub struct Server {
     stats: Stats,
     /// The last header sent.
     last: Option<Response>,
+    /// What the client understands.
+    features: Features,
 }
 
 impl Server {
@@ -85,6 +88,7 @@ impl Server {
             heard: now,
             stats: Stats::default(),
             last: None,
+            features: Features::NONE,
         }
     }
 
@@ -141,6 +145,20 @@ impl Server {
             self.last = Some(record);
         }
         appended
+    }
+
+    /// Tells whether this host is closed: `open` is why it is not. A `scope` takes the place of the one told before. A
+    /// client of the first release is told nothing.
+    pub fn host(&mut self, open: Option<&str>, scope: Option<&Scope>) {
+        if !self.is_connected() || !self.features.has(Features::HOST_STATE) {
+            return;
+        }
+        if let Some(scope) = scope {
+            let targets = scope.targets.iter().copied().map(Entry::Target);
+            let clients = scope.clients.iter().flatten().copied().map(Entry::Client);
+            targets.chain(clients).for_each(|entry| self.send(Kind::Scope, &entry.bytes()));
+        }
+        self.send(Kind::Host, &Report::new(open, scope).bytes());
     }
 
     /// Tells that a claim is not, or no longer, held.
@@ -239,6 +257,7 @@ impl Server {
         match self.channel.decoder.record()? {
             AnyHello::Ours(hello) => {
                 self.state = State::Greeted { until };
+                self.features = hello.features;
                 Ok(Step::Event(ServerEvent::Hello(hello)))
             }
             AnyHello::Version(version) => {
@@ -272,7 +291,9 @@ impl Server {
             | Kind::Refused
             | Kind::Headers
             | Kind::Pong
-            | Kind::Stats => Err(Closed::Unexpected(kind)),
+            | Kind::Stats
+            | Kind::Scope
+            | Kind::Host => Err(Closed::Unexpected(kind)),
             Kind::Hurry => {
                 let Hurry { millis } = self.channel.decoder.record()?;
                 Ok(Step::Event(ServerEvent::Hurry(Duration::from_millis(millis.into()))))

@@ -10,10 +10,10 @@ use super::*;
 use crate::wire::flow::SPLIT_SEED;
 use crate::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader, TcpOptions, Timestamps};
 
-pub(super) const HELLO: Hello = Hello { instance: 77, claimer: 1, worker: 2 };
+pub(super) const HELLO: Hello = Hello { instance: 77, claimer: 1, worker: 2, features: Features::NONE };
 
 pub(super) fn welcome() -> Welcome {
-    Welcome { workers: 4, worker: 2, split_seed: SPLIT_SEED }
+    Welcome { workers: 4, worker: 2, split_seed: SPLIT_SEED, features: Features::NONE }
 }
 
 pub(super) fn key(client: &str, server: &str) -> FlowKey {
@@ -419,7 +419,7 @@ proptest! {
 
     #[test]
     fn nothing_panics_close_to_valid(
-        frames in proptest::collection::vec((0u8..12, proptest::collection::vec(any::<u8>(), 0..100)), 0..20),
+        frames in proptest::collection::vec((0u8..16, proptest::collection::vec(any::<u8>(), 0..100)), 0..20),
     ) {
         let (mut client, mut server) = pair(1000);
         for (kind, body) in frames {

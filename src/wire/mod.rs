@@ -18,6 +18,7 @@ mod outgoing;
 mod packet;
 pub mod pass;
 pub mod prefix;
+mod scope;
 mod seq;
 mod tally;
 mod tcp;
@@ -31,6 +32,7 @@ pub use outgoing::{MAX_HEADERS_V4, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Tra
 pub use packet::{Packet, Reject, is_damaged, parse};
 pub use pass::Pass;
 pub use prefix::Prefix;
+pub use scope::Scope;
 pub use seq::Seq;
 pub use tally::{Counted, Tally};
 pub use tcp::{Flags, TcpHeader};

@@ -15,7 +15,7 @@ use tcpcopy::daemon::clock::Clock;
 use tcpcopy::daemon::link::{Link, LinkEvent, Protocol};
 use tcpcopy::sys::raw::RawSender;
 use tcpcopy::tunnel::frame::Response;
-use tcpcopy::tunnel::{Hello, Limits};
+use tcpcopy::tunnel::{Features, Hello, Limits};
 use tcpcopy::wire::{Flags, FlowId, FlowKey, Outgoing, Seq, TcpHeader, flow};
 
 use crate::namespace::{run, sh};
@@ -216,7 +216,7 @@ impl Tcpcopy {
         let clock = Clock::start();
         let address = "10.91.2.3:36524".parse().expect("address");
         let link = |worker| {
-            let hello = Hello { instance, claimer: 0, worker };
+            let hello = Hello { instance, claimer: 0, worker, features: Features::NONE };
             Link::new(
                 clock.now(),
                 address,
@@ -271,7 +271,10 @@ impl Tcpcopy {
                     match event {
                         LinkEvent::Response(response) => self.responses.push(response),
                         LinkEvent::Refused { .. } => self.refused.push(event),
-                        LinkEvent::Up { .. } | LinkEvent::Down { .. } | LinkEvent::Stats(_) => {}
+                        LinkEvent::Up { .. }
+                        | LinkEvent::Down { .. }
+                        | LinkEvent::Host
+                        | LinkEvent::Stats(_) => {}
                         LinkEvent::Unnamed { .. } | LinkEvent::Unreadable(_) => {
                             panic!("no C intercept: {event:?}")
                         }

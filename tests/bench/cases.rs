@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpcopy::session::{Event, Session};
-use tcpcopy::tunnel::{Claimer, Client, Endpoint, Ephemeral, Hello, Limits, Secret, Server, Welcome};
+use tcpcopy::tunnel::{
+    Claimer, Client, Endpoint, Ephemeral, Features, Hello, Limits, Secret, Server, Welcome,
+};
 use tcpcopy::wire::{Flags, FlowId, Outgoing, Seq, Time, flow::SPLIT_SEED, parse};
 
 use super::chain::{self, Chain, REQUEST, REQUEST_LEN, RESPONSE, header};
@@ -185,7 +187,7 @@ fn chain_connection() -> Step {
     })
 }
 
-const HELLO: Hello = Hello { instance: 1, claimer: 0, worker: 0 };
+const HELLO: Hello = Hello { instance: 1, claimer: 0, worker: 0, features: Features::NONE };
 
 /// Both ends of a tunnel without a key, after their handshake.
 fn tunnel() -> (Client, Server) {
@@ -208,7 +210,10 @@ fn connect(mut client: Client, mut server: Server) -> (Client, Server) {
         carry(&mut server, &mut client);
     }
     while server.poll_event().is_some() {}
-    server.welcome(Time::ZERO, Welcome { workers: 1, worker: 0, split_seed: SPLIT_SEED });
+    server.welcome(
+        Time::ZERO,
+        Welcome { workers: 1, worker: 0, split_seed: SPLIT_SEED, features: Features::NONE },
+    );
     carry(&mut server, &mut client);
     while client.poll_event().is_some() {}
     (client, server)

@@ -3,6 +3,7 @@
 
 #[path = "../namespace/mod.rs"]
 mod namespace;
+mod readiness;
 mod refusals;
 mod systemd;
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tcpcopy::replayer;
 use tcpcopy::tunnel::{
-    ClaimRefusal, Claimer, Client, ClientEvent, Endpoint, Hello, Limits, Server, ServerEvent, Welcome,
+    ClaimRefusal, Claimer, Client, ClientEvent, Endpoint, Features, Hello, Limits, Server, ServerEvent,
+    Welcome,
 };
 use tcpcopy::wire::flow::SPLIT_SEED;
 use tcpcopy::wire::{FlowId, TcpHeader, Time};
@@ -20,11 +21,18 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     /// A connection that has just been made.
     pub(crate) fn new(now: Time) -> Self {
-        let mut client = Client::new(now, Hello { instance: 1, claimer: 0, worker: 0 }, Limits::default());
+        let mut client = Client::new(
+            now,
+            Hello { instance: 1, claimer: 0, worker: 0, features: Features::NONE },
+            Limits::default(),
+        );
         let mut server = Server::new(now, Limits::default());
         server.handle_bytes(now, &written(&mut client));
         assert!(matches!(server.poll_event(), Some(ServerEvent::Hello(_))));
-        server.welcome(now, Welcome { workers: 1, worker: 0, split_seed: SPLIT_SEED });
+        server.welcome(
+            now,
+            Welcome { workers: 1, worker: 0, split_seed: SPLIT_SEED, features: Features::NONE },
+        );
         client.handle_bytes(now, &written(&mut server));
         assert_eq!(client.poll_event(), Some(ClientEvent::Connected { workers: 1 }));
         Self { client, server }

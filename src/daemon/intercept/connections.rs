@@ -9,11 +9,15 @@ use slab::Slab;
 
 use super::budget::{Account, Budget};
 use super::door::{Door, Permit};
+use super::readiness::Readiness;
+use crate::config::intercept::Settings;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::quiet::Quiet;
 use crate::router::{ConnId, Displaced, Held, Identity, Outcome, Refusal, Router, Tenant};
-use crate::tunnel::{ClaimRefusal, Endpoint, Hello, KeyId, Limits, Refuse, Server, ServerEvent, Welcome};
-use crate::wire::{Counted, FlowId, FlowKey, Tally, TcpHeader, Time, flow::SPLIT_SEED};
+use crate::tunnel::{
+    ClaimRefusal, Endpoint, Features, Hello, KeyId, Limits, Refuse, Server, ServerEvent, Welcome,
+};
+use crate::wire::{Counted, FlowId, FlowKey, Scope, Tally, TcpHeader, Time, flow::SPLIT_SEED};
 
 /// Log lines about connections, and the time between two after the first ones: 32 tcpcopy may come at once.
 const LOG_BURST: u32 = 100;
@@ -84,6 +88,19 @@ pub(super) struct Shared {
     pub(super) most: usize,
     pub(super) budget: Budget,
     pub(super) door: Door,
+    pub(super) readiness: Readiness,
+}
+
+impl Shared {
+    /// What `settings` say. `open` is the reason why this host is open.
+    pub(super) fn new(settings: &Settings, most: usize, open: Option<String>) -> Self {
+        Self {
+            most,
+            budget: Budget::new(settings.memory_limit),
+            door: Door::new(&settings.keys, &settings.legacy),
+            readiness: Readiness::new(open),
+        }
+    }
 }
 
 /// The connections of those who claim a worker's flows.
@@ -103,6 +120,11 @@ pub(super) struct Connections {
     most: usize,
     budget: Budget,
     door: Door,
+    readiness: Readiness,
+    /// Why the host is open, by what was read last.
+    open: Option<String>,
+    /// Whose responses are taken.
+    scope: Scope,
     denied: Tally<Denied>,
     /// Until when headers are to leave at once.
     hurry: Time,
@@ -111,8 +133,14 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// None yet; their tokens will be `first_token` and those after it.
-    pub(super) fn new(first_token: usize, worker: u16, workers: u16, shared: Shared) -> Self {
+    /// None yet; their tokens will be `first_token` and those after it. `worker` is the worker's index, and how many there
+    /// are.
+    pub(super) fn new(
+        first_token: usize,
+        (worker, workers): (u16, u16),
+        shared: Shared,
+        scope: Scope,
+    ) -> Self {
         Self {
             all: Slab::new(),
             count: 0,
@@ -124,6 +152,9 @@ impl Connections {
             most: shared.most,
             budget: shared.budget,
             door: shared.door,
+            open: shared.readiness.open(),
+            readiness: shared.readiness,
+            scope,
             denied: Tally::default(),
             hurry: Time::ZERO,
             quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
@@ -180,8 +211,18 @@ impl Connections {
         }
         let id = ConnId((self.count << 32) | u64::try_from(key).unwrap_or_default());
         self.count += 1;
-        new.server
-            .welcome(now, Welcome { workers: self.workers, worker: self.worker, split_seed: SPLIT_SEED });
+        new.server.welcome(
+            now,
+            Welcome {
+                workers: self.workers,
+                worker: self.worker,
+                split_seed: SPLIT_SEED,
+                features: Features::HOST_STATE,
+            },
+        );
+        // Ahead of the order that tells it to the others: the newcomer must not know less.
+        self.open = self.readiness.open();
+        new.server.host(self.open.as_deref(), Some(&permitted(&self.scope, &permit)));
         let peer = new.pipe.peer().ok();
         let tenant = tenant(&new);
         let identity = Identity { tenant, instance: new.hello.instance, worker: new.hello.claimer };
@@ -238,6 +279,28 @@ impl Connections {
                 router,
                 &"its key is no longer one of ours, or is for other clients now",
             );
+        }
+    }
+
+    /// Tells every tcpcopy whether this host is closed.
+    pub(super) fn tell_readiness(&mut self) {
+        self.open = self.readiness.open();
+        self.tell_host(false);
+    }
+
+    /// From now on the responses in this scope are taken.
+    pub(super) fn set_scope(&mut self, scope: Scope) {
+        self.scope = scope;
+        self.tell_host(true);
+    }
+
+    fn tell_host(&mut self, with_scope: bool) {
+        for (key, connection) in &mut self.all {
+            let scope = with_scope.then(|| permitted(&self.scope, &connection.permit));
+            connection.server.host(self.open.as_deref(), scope.as_ref());
+            if !std::mem::replace(&mut connection.dirty, true) {
+                self.dirty.push(key);
+            }
         }
     }
 
@@ -391,6 +454,9 @@ impl Connections {
             match connection.server.poll_event() {
                 // A second hello is never decoded.
                 None | Some(ServerEvent::Hello(_)) => break,
+                Some(ServerEvent::Claim { flow, .. }) if self.open.is_some() => {
+                    connection.server.refused(flow, ClaimRefusal::HostOpen);
+                }
                 Some(ServerEvent::Claim { flow, key }) => claim(now, connection, flow, key, router),
                 Some(ServerEvent::Release(flow)) => router.release(now, conn, flow),
                 Some(ServerEvent::Hurry(time)) => self.hurry = self.hurry.max(now + time.min(MAX_HURRY)),
@@ -448,6 +514,11 @@ pub(super) fn tenant(new: &Newcomer) -> Tenant {
     }
 }
 
+/// The part of the scope that a tcpcopy may claim.
+fn permitted(scope: &Scope, permit: &Permit) -> Scope {
+    permit.as_ref().map_or_else(|| scope.clone(), |clients| scope.limited_to(clients))
+}
+
 fn claim(now: Time, connection: &mut Connection, flow: FlowId, key: FlowKey, router: &mut Router) {
     let why = match router.claim(now, connection.id, flow, key) {
         Ok(waited) => {
@@ -468,65 +539,4 @@ fn claim(now: Time, connection: &mut Connection, flow: FlowId, key: FlowKey, rou
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{TcpListener, TcpStream};
-
-    use mio::Poll;
-
-    use super::*;
-    use crate::router::{Settings, Unclaimed};
-    use crate::tunnel::Client;
-    use crate::wire::{Flags, Seq};
-
-    /// A tcpcopy whose hello was read, and its end of the connection.
-    fn newcomer(listener: &TcpListener, instance: u64) -> (Newcomer, TcpStream) {
-        let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("connect");
-        let (stream, _) = listener.accept().expect("accept");
-        stream.set_nonblocking(true).expect("a socket");
-        let limits = limits();
-        let hello = Hello { instance, claimer: 0, worker: 0 };
-        let mut server = Server::new(Time::ZERO, limits);
-        server.handle_bytes(Time::ZERO, Client::new(Time::ZERO, hello, limits).pending());
-        assert_eq!(server.poll_event(), Some(ServerEvent::Hello(hello)));
-        let pipe = Pipe::new(mio::net::TcpStream::from_std(stream));
-        (Newcomer { pipe, server, hello, bridged: false }, peer)
-    }
-
-    #[test]
-    fn beyond_the_budget_the_largest_tunnel_above_its_part_ends() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let poll = Poll::new().expect("poll");
-        let budget = Budget::new(u64::MAX);
-        let shared = Shared { most: 10, budget: budget.clone(), door: Door::new(&[], &[]) };
-        let mut connections = Connections::new(0, 0, 1, shared);
-        let mut router = Router::new(Time::ZERO, Settings::new(Vec::new(), Unclaimed::Drop));
-        let header = TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 1);
-        // Nobody reads them, and no event says that they can be written to.
-        let mut peers = Vec::new();
-        let tunnels = [(1, 1_000), (2, 4_000), (3, 1_000)].map(|(instance, headers)| {
-            let (newcomer, peer) = newcomer(&listener, instance);
-            connections.add(Time::ZERO, newcomer, poll.registry(), &mut router);
-            peers.push(peer);
-            let conn = connections.all.iter().last().expect("it was taken").1.id;
-            for _ in 0..headers {
-                assert!(connections.forward(conn, FlowId(1), &header, Duration::ZERO));
-            }
-            conn
-        });
-        connections.flush(Time::ZERO, &mut router);
-        assert_eq!(connections.len(), 3, "there is room");
-
-        budget.set_limit(u64::try_from(budget.used()).expect("64 bits") - 1);
-        connections.flush(Time::ZERO, &mut router);
-        assert_eq!(tunnels.map(|conn| connections.key(conn).is_some()), [true, false, true]);
-        assert_eq!(connections.denied().of(Denied::Shed), 1);
-
-        // All of ours take less than an equal part: it is another worker's turn.
-        let mut elsewhere = budget.open();
-        elsewhere.set(10 << 20);
-        budget.set_limit(10 << 20);
-        connections.flush(Time::ZERO, &mut router);
-        assert!(budget.is_exceeded());
-        assert_eq!((connections.len(), connections.denied().of(Denied::Shed)), (2, 1));
-    }
-}
+mod tests;

@@ -108,8 +108,18 @@ impl Control {
             let now = self.parts.clock.now();
             self.read_reports()?;
             self.parts.rules.keep(now);
+            self.tell_readiness();
             if self.rounds.is_due(now) {
                 self.ask_for_reports();
+            }
+        }
+    }
+
+    /// Has the workers tell every tcpcopy whether this host is closed, if that has changed.
+    fn tell_readiness(&self) {
+        if self.parts.shared.readiness.set(self.parts.rules.open()) {
+            for worker in &self.parts.workers {
+                worker.orders.send(Order::TellReadiness);
             }
         }
     }

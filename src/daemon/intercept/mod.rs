@@ -23,6 +23,7 @@ mod control;
 mod door;
 mod feed;
 mod listener;
+mod readiness;
 mod rules;
 mod statistics;
 mod strangers;
@@ -49,10 +50,8 @@ use crate::doctor;
 use crate::netfilter::{self, AssistantSpec, Backstop, Installed, Place, Queues, TableName};
 use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
-use budget::Budget;
 use connections::Shared;
 use control::{Control, Parts};
-use door::Door;
 use rules::Rules;
 use statistics::Statistics;
 use strangers::Room;
@@ -143,11 +142,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let (reports, inbox) = threads::inbox(poll.registry(), WAKER).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
     let (room, most) = room(descriptors, settings.workers);
-    let shared = Shared {
-        most,
-        budget: Budget::new(settings.memory_limit),
-        door: Door::new(&settings.keys, &settings.legacy),
-    };
+    let shared = Shared::new(&settings, most, rules.open());
     for (index, inlet) in (0..).zip(inlets) {
         let worker =
             Worker::new(index, inlet, &settings, clock, shared.clone()).map_err(cannot("set a worker up"))?;

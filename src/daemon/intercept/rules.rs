@@ -42,6 +42,10 @@ pub(super) struct Rules {
     reinstalls: Quiet,
     /// What is different about the operator's rules has been said.
     told: bool,
+    /// What is missing of the rules, by the last look at them.
+    missing: Option<String>,
+    /// Why the routing policy does not stand in for them.
+    no_backstop: Option<String>,
 }
 
 impl Rules {
@@ -54,9 +58,16 @@ impl Rules {
             RulesBy::Operator => None,
         };
         let backstop = installed.is_some().then(|| Backstop::new(spec));
+        let mut no_backstop = None;
         if let Some(Err(error)) = backstop.as_ref().map(Backstop::put) {
             tracing::warn!(%error, "{NO_BACKSTOP}");
+            no_backstop = Some(error.to_string());
         }
+        // Rules that were installed were read back.
+        let missing = match &installed {
+            Some(_) => None,
+            None => missing(&present(&ruleset)),
+        };
         Ok(Self {
             ruleset,
             watch,
@@ -66,6 +77,8 @@ impl Rules {
             next_check: Some(Time::ZERO),
             reinstalls: Quiet::new(REINSTALLS, REINSTALL),
             told: false,
+            missing,
+            no_backstop,
         })
     }
 
@@ -76,6 +89,22 @@ impl Rules {
             Some(_) if !self.ruleset.uses_queues() => "drop",
             Some(installed) => kind_name(installed.queue_kind()),
         }
+    }
+
+    /// Why this host is open, with the remedy; `None` if it is closed. It is closed if the rules are in force by the last
+    /// look at them, and the routing policy stands in for them if they are ours.
+    pub(super) fn open(&self) -> Option<String> {
+        if let Some(what) = &self.missing {
+            let remedy = match self.installed {
+                Some(_) => "see the log of intercept for why it cannot put them back",
+                None => "rules = \"manual\": load the rules that `intercept` would put in force",
+            };
+            return Some(format!("the rules are not in force: {what}; {remedy}"));
+        }
+        let error = self.no_backstop.as_ref()?;
+        Some(format!(
+            "the routing policy does not stand in for the rules: {error}; the kernel needs CONFIG_IP_MULTIPLE_TABLES"
+        ))
     }
 
     /// The table they are in.
@@ -93,9 +122,11 @@ impl Rules {
             Some(installed) => {
                 installed.replace(&ruleset)?;
                 let backstop = self.backstop.insert(Backstop::new(spec));
-                if let Err(error) = backstop.put() {
+                self.no_backstop = backstop.put().err().map(|error| {
                     tracing::debug!(%error, "{NO_BACKSTOP}");
-                }
+                    error.to_string()
+                });
+                self.missing = None;
             }
             None => self.next_check = Some(Time::ZERO),
         }
@@ -128,7 +159,9 @@ impl Rules {
             return;
         }
         self.keep_backstop();
-        match self.look() {
+        let looked = self.look();
+        self.missing = missing(&looked);
+        match looked {
             Ok(Presence::Complete) => {
                 self.next_check = None;
                 self.told = false;
@@ -150,8 +183,10 @@ impl Rules {
     }
 
     /// As long as the rules are in force, nothing is open without it.
-    fn keep_backstop(&self) {
-        match self.backstop.as_ref().map(Backstop::put) {
+    fn keep_backstop(&mut self) {
+        let put = self.backstop.as_ref().map(Backstop::put);
+        self.no_backstop = put.as_ref().and_then(|put| put.as_ref().err()).map(io::Error::to_string);
+        match put {
             None | Some(Ok(false)) => {}
             Some(Ok(true)) => tracing::warn!(
                 MESSAGE_ID = message_id::RULES_BACK,
@@ -186,6 +221,7 @@ impl Rules {
         match installed.restore() {
             Ok(()) => {
                 self.next_check = None;
+                self.missing = None;
                 tracing::warn!(
                     MESSAGE_ID = message_id::RULES_BACK,
                     what,
@@ -213,6 +249,15 @@ impl Rules {
             }
             None => "stopped; the rules are as you made them",
         }
+    }
+}
+
+/// What is missing by a look at the rules. Rules that cannot be looked at may be missing.
+fn missing(looked: &io::Result<Presence>) -> Option<String> {
+    match looked {
+        Ok(Presence::Complete) => None,
+        Ok(Presence::Altered(what)) => Some(what.clone()),
+        Err(error) => Some(format!("they cannot be looked at ({error})")),
     }
 }
 

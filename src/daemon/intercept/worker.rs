@@ -22,7 +22,7 @@ use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{Woken, rest_and_wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
-use crate::wire::{Reject, Tally, Time};
+use crate::wire::{Reject, Scope, Tally, Time};
 
 const RESPONSES: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
@@ -36,6 +36,8 @@ pub(super) enum Order {
     Report { queue_dropped: u64 },
     /// To go by other settings from now on.
     Configure(Box<Settings>),
+    /// To tell every tcpcopy whether this host is closed.
+    TellReadiness,
     /// To end.
     Stop,
 }
@@ -133,7 +135,12 @@ impl Worker {
             inlet_ready: true,
             accept_mark: settings.accept_mark,
             router: Router::new(clock.now(), router_settings(settings)),
-            connections: Connections::new(FIRST_CONNECTION, index, settings.workers, shared),
+            connections: Connections::new(
+                FIRST_CONNECTION,
+                (index, settings.workers),
+                shared,
+                scope(settings),
+            ),
             verdicts: Vec::new(),
             totals: Snapshot::default(),
             spacing: Spacing::new(settings.coalesce),
@@ -217,8 +224,10 @@ impl Worker {
                 Order::Configure(settings) => {
                     self.router.configure(router_settings(&settings));
                     self.connections.keys_changed(now, &mut self.router);
+                    self.connections.set_scope(scope(&settings));
                     self.spacing = Spacing::new(settings.coalesce);
                 }
+                Order::TellReadiness => self.connections.tell_readiness(),
                 Order::Stop => return false,
             }
         }
@@ -277,6 +286,12 @@ impl Worker {
     }
 }
 
+/// Whose responses are taken.
+fn scope(settings: &Settings) -> Scope {
+    let clients = (!settings.clients.is_empty()).then(|| settings.clients.clone());
+    Scope { targets: settings.targets.clone(), clients }
+}
+
 /// The share of one worker.
 fn router_settings(settings: &Settings) -> router::Settings {
     let unclaimed = match settings.unclaimed {
@@ -330,6 +345,7 @@ fn route(
 mod tests {
     use super::super::budget::Budget;
     use super::super::door::Door;
+    use super::super::readiness::Readiness;
     use super::*;
     use crate::wire::{Flags, Outgoing, Seq, TcpHeader};
 
@@ -338,8 +354,13 @@ mod tests {
         let target = ([10, 0, 0, 2], 80).into();
         let settings = router::Settings::new(vec![target], router::Unclaimed::Accept);
         let mut router = Router::new(Time::ZERO, settings);
-        let shared = Shared { most: 1, budget: Budget::new(0), door: Door::new(&[], &[]) };
-        let mut connections = Connections::new(FIRST_CONNECTION, 0, 1, shared);
+        let shared = Shared {
+            most: 1,
+            budget: Budget::new(0),
+            door: Door::new(&[], &[]),
+            readiness: Readiness::new(None),
+        };
+        let mut connections = Connections::new(FIRST_CONNECTION, (0, 1), shared, Scope::default());
         let mut rejects = Tally::default();
         let header = TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 3);
         let mut out = Outgoing::default();

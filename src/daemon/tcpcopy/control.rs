@@ -150,8 +150,8 @@ impl Control {
                     }
                     self.say_ready();
                 }
-                Report::Intercept { worker, address, state } => {
-                    self.parts.peers.note(worker, address, state);
+                Report::Intercept { worker, address, view } => {
+                    self.parts.peers.note(worker, address, view);
                 }
                 Report::Counters { worker, snapshot } => {
                     self.totals.workers.merge(&snapshot);

@@ -33,6 +33,8 @@ pub(super) enum SendError {
     TooLong,
     /// No way to the target: EHOSTUNREACH, ENETUNREACH.
     Unreachable,
+    /// Held back because an intercept's host is open.
+    Withheld,
     /// Anything else.
     Other,
 }
@@ -42,6 +44,7 @@ crate::counted!(SendError {
     Refused => "send_refused",
     TooLong => "send_too_long",
     Unreachable => "send_unreachable",
+    Withheld => "send_withheld",
     Other => "send_other",
 });
 
@@ -70,6 +73,13 @@ impl Sent {
     pub(super) fn merge(&mut self, other: &Self) {
         self.errors.merge(&other.errors);
         self.trains += other.trains;
+    }
+
+    /// Counts a segment, or train of segments, that is held back. To its session it is lost on the way: the session waits,
+    /// and sends it again.
+    pub(super) fn withhold(&mut self, transmit: &Transmit) {
+        let segments = transmit.header.payload_len.div_ceil(transmit.segment.max(1)).max(1);
+        self.errors.add(SendError::Withheld, segments.into());
     }
 
     fn note(&mut self, sent: io::Result<()>, segments: u64, dst: SocketAddr) {

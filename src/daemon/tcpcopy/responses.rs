@@ -8,6 +8,7 @@ use mio::event::Event;
 use mio::{Registry, Token};
 
 use super::embedded::Embedded;
+use super::peers::View;
 use super::tunnels::{Identity, Tunnels};
 use crate::capture::NfQueue;
 use crate::daemon::link::Protocol;
@@ -66,6 +67,14 @@ impl Responses {
         }
     }
 
+    /// Whether segments may be sent: nothing of the target can reach a real client, by all that is known.
+    pub(super) fn are_closed(&self) -> bool {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.are_closed(),
+            Self::Embedded(_) => true,
+        }
+    }
+
     /// These are the intercepts now, and so tunnels speak that are made from now on.
     pub(super) fn replace(&mut self, now: Time, intercepts: &[SocketAddr], protocol: Protocol) {
         match self {
@@ -74,8 +83,8 @@ impl Responses {
         }
     }
 
-    /// Tells of each intercept that is up and was not, or the other way round, with the reason.
-    pub(super) fn changes(&mut self, tell: impl FnMut(SocketAddr, Result<(), String>)) {
+    /// Tells of each intercept whose state has changed.
+    pub(super) fn changes(&mut self, tell: impl FnMut(SocketAddr, View)) {
         match self {
             Self::Tunnels(tunnels) => tunnels.changes(tell),
             Self::Embedded(_) => {}

@@ -6,9 +6,10 @@ use std::time::Duration;
 use mio::event::Event;
 use mio::{Registry, Token};
 
+use super::peers::View;
 use crate::daemon::link::{Link, LinkEvent, Protocol};
 use crate::replayer::{Claim, Replayer};
-use crate::tunnel::{ClaimRefusal, Hello, Limits, Refuse};
+use crate::tunnel::{ClaimRefusal, Features, Hello, HostState, Limits, Refuse};
 use crate::wire::flow::split;
 use crate::wire::{FlowId, FlowKey, Reject, Tally, Time};
 
@@ -22,14 +23,16 @@ struct Intercept {
     /// How many workers it has, once it has said so.
     workers: Option<u16>,
     links: Vec<Link>,
-    /// It has been there once, so its rules are.
-    seen: bool,
+    /// Its host was closed by the last that was heard of it, so its rules keep responses from real clients.
+    closed: bool,
+    /// Why its host is open, by the last that was heard of it.
+    open: Option<String>,
     /// It was said that it does not serve one of our targets.
     foreign_told: bool,
     /// It does not take responses to our clients: nothing may be sent that it would let through to them.
     refuses_clients: bool,
-    /// Whether it was up when [`Tunnels::changes`] last told; none before that.
-    told_up: Option<bool>,
+    /// What [`Tunnels::changes`] told last.
+    told: Option<View>,
 }
 
 /// Who a tcpcopy worker is to the intercepts.
@@ -97,10 +100,11 @@ impl Tunnels {
                 address,
                 workers: None,
                 links,
-                seen: false,
+                closed: false,
+                open: None,
                 foreign_told: false,
                 refuses_clients: false,
-                told_up: None,
+                told: None,
             });
         }
     }
@@ -109,7 +113,7 @@ impl Tunnels {
         let token = Token(self.next_token);
         self.next_token += 1;
         let Identity { instance, claimer, ref protocol } = self.identity;
-        let hello = Hello { instance, claimer, worker };
+        let hello = Hello { instance, claimer, worker, features: Features::HOST_STATE };
         let seed = instance ^ u64::try_from(token.0).unwrap_or_default();
         Link::new(now, address, hello, protocol.clone(), token, self.limits, seed)
     }
@@ -118,29 +122,27 @@ impl Tunnels {
         self.intercepts.iter_mut().flat_map(|intercept| &mut intercept.links)
     }
 
-    /// Whether responses will be taken: every intercept has been there, so that its rules keep
-    /// responses from real clients, none takes only those to other clients, and one of them is there now, with all
-    /// its workers.
+    /// Whether connections may be opened: the host of every intercept was closed by the last that was heard of it,
+    /// none takes only responses to other clients, and one of them is there now, with all its workers.
     pub(super) fn are_reachable(&self) -> bool {
-        let safe = |intercept: &Intercept| intercept.seen && !intercept.refuses_clients;
+        let safe = |intercept: &Intercept| intercept.closed && !intercept.refuses_clients;
         self.intercepts.iter().all(safe) && self.intercepts.iter().any(Intercept::is_up)
     }
 
-    /// Tells of each intercept that is up and was not, or the other way round, with the reason.
-    pub(super) fn changes(&mut self, mut tell: impl FnMut(SocketAddr, Result<(), String>)) {
+    /// Whether segments may be sent: no intercept's host is open, by the last that was heard of it.
+    pub(super) fn are_closed(&self) -> bool {
+        self.intercepts.iter().all(|intercept| intercept.open.is_none())
+    }
+
+    /// Tells of each intercept whose state has changed.
+    pub(super) fn changes(&mut self, mut tell: impl FnMut(SocketAddr, View)) {
         for intercept in &mut self.intercepts {
-            let up = intercept.is_up();
-            if intercept.told_up == Some(up) {
-                continue;
+            let Some(view) = intercept.view() else { continue };
+            let same = |told: &View| *told == view || (told.is_down() && view.is_down());
+            if !intercept.told.as_ref().is_some_and(same) {
+                intercept.told = Some(view.clone());
+                tell(intercept.address, view);
             }
-            let state = match intercept.links.iter().find_map(Link::why_down) {
-                _ if up => Ok(()),
-                Some(why) => Err(why.to_owned()),
-                // The first attempt is under way.
-                None => continue,
-            };
-            intercept.told_up = Some(up);
-            tell(intercept.address, state);
         }
     }
 
@@ -205,6 +207,7 @@ impl Tunnels {
                         self.rejects.count(reject);
                     }
                     LinkEvent::Up { workers } => self.handle_up(now, at, index, workers, replayer),
+                    LinkEvent::Host => self.handle_host(at, index, replayer),
                     LinkEvent::Refused { flow, why } => self.handle_refusal(now, at, flow, why, replayer),
                     LinkEvent::Down { refused: Some(Refuse::Worker(workers)) } => {
                         self.resize(now, at, workers.max(1));
@@ -223,15 +226,21 @@ impl Tunnels {
     fn handle_up(&mut self, now: Time, at: usize, index: usize, workers: u16, replayer: &Replayer) {
         self.resize(now, at, workers);
         let Some(intercept) = self.intercepts.get_mut(at) else { return };
-        intercept.seen |= intercept.links.iter().all(Link::is_up);
+        intercept.note_host();
         // It may have been restarted with another setting.
         intercept.refuses_clients = false;
-        if let Some(link) = intercept.links.get_mut(index) {
-            let worker = link.worker();
-            replayer
-                .claims()
-                .filter(|(_, key)| split(key.client, workers) == worker)
-                .for_each(|(id, key)| link.claim(id, key));
+        intercept.claim_all(index, replayer);
+    }
+
+    /// The intercept has said whether its host is closed.
+    fn handle_host(&mut self, at: usize, index: usize, replayer: &Replayer) {
+        let Some(intercept) = self.intercepts.get_mut(at) else { return };
+        let was_open = intercept.open.is_some();
+        intercept.note_host();
+        let is_closed = intercept.links.get(index).and_then(Link::host) == Some(&HostState::Closed);
+        if was_open && is_closed {
+            // It has refused what was claimed meanwhile.
+            intercept.claim_all(index, replayer);
         }
     }
 
@@ -285,7 +294,8 @@ impl Tunnels {
             }
             // An idle flow claims again when it speaks, by its retransmission; the intercept says
             // that its table is full itself.
-            ClaimRefusal::TableFull | ClaimRefusal::Evicted => {}
+            // What an open host refuses is claimed again when it is closed.
+            ClaimRefusal::TableFull | ClaimRefusal::Evicted | ClaimRefusal::HostOpen => {}
             ClaimRefusal::Other(code) => tracing::debug!(code, "claim refused"),
         }
     }
@@ -335,6 +345,50 @@ impl Intercept {
         self.workers.is_some() && self.links.iter().all(Link::is_up)
     }
 
+    /// What an operator is told of it; `None` if its first attempt to connect is under way.
+    fn view(&self) -> Option<View> {
+        if !self.is_up() {
+            return self.links.iter().find_map(Link::why_down).map(|why| View::Down(why.to_owned()));
+        }
+        if let Some(reason) = &self.open {
+            return Some(View::Open(reason.clone()));
+        }
+        let hosts = || self.links.iter().filter_map(Link::host);
+        if hosts().any(|host| *host == HostState::Awaited) {
+            return None;
+        }
+        let unconfirmed = hosts().any(|host| *host == HostState::Unknown);
+        Some(if unconfirmed { View::Unconfirmed } else { View::Closed })
+    }
+
+    /// Takes in what its workers say of their host. While one is away, the last that was said holds.
+    fn note_host(&mut self) {
+        let hosts = || self.links.iter().filter_map(Link::host);
+        let open = hosts().find_map(|host| match host {
+            HostState::Open(reason) => Some(reason.clone()),
+            HostState::Unknown | HostState::Awaited | HostState::Closed => None,
+        });
+        if open.is_some() {
+            self.open = open;
+            self.closed = false;
+        } else if hosts().any(|host| *host == HostState::Awaited) {
+            self.closed = false;
+        } else if self.is_up() {
+            self.open = None;
+            self.closed = true;
+        }
+    }
+
+    /// Makes all live claims that belong to a link.
+    fn claim_all(&mut self, index: usize, replayer: &Replayer) {
+        let (Some(workers), Some(link)) = (self.workers, self.links.get_mut(index)) else { return };
+        let worker = link.worker();
+        replayer
+            .claims()
+            .filter(|(_, key)| split(key.client, workers) == worker)
+            .for_each(|(id, key)| link.claim(id, key));
+    }
+
     fn link_for(&mut self, key: &FlowKey) -> Option<&mut Link> {
         let worker = split(key.client, self.workers?);
         self.links.get_mut(usize::from(worker))
@@ -342,75 +396,4 @@ impl Intercept {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-    use std::sync::{Arc, mpsc};
-    use std::time::Instant;
-
-    use super::*;
-    use crate::replayer::Config;
-    use crate::tunnel::{Endpoint, Server, Welcome};
-    use crate::wire::flow::SPLIT_SEED;
-
-    fn replayer() -> Replayer {
-        Replayer::new(Arc::new(Config { memory_limit: 1 << 20, ..Config::new(Vec::new()) }))
-    }
-
-    /// An intercept of one worker that reads a hello, and then nothing until it is told to go.
-    fn welcome(listener: &TcpListener, end: &mpsc::Receiver<()>) {
-        let (mut stream, _) = listener.accept().expect("a tcpcopy");
-        let mut server = Server::new(Time::ZERO, Limits::default());
-        let mut buffer = [0; 100];
-        while server.poll_event().is_none() {
-            let n = stream.read(&mut buffer).expect("a hello");
-            server.handle_bytes(Time::ZERO, &buffer[..n]);
-        }
-        server.welcome(Time::ZERO, Welcome { workers: 1, worker: 0, split_seed: SPLIT_SEED });
-        stream.write_all(server.pending()).expect("room for a welcome");
-        end.recv().expect("the test's end");
-    }
-
-    #[test]
-    fn what_waits_for_an_intercept_counts_in_the_budget_of_the_sessions() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let address = listener.local_addr().expect("bound");
-        let (end, ended) = mpsc::channel();
-        let intercept = std::thread::spawn(move || welcome(&listener, &ended));
-        let identity = Identity { instance: 1, claimer: 0, protocol: Protocol::Open };
-        let limits = Limits { output: 1 << 20, ..Limits::default() };
-        let mut tunnels = Tunnels::new(Time::ZERO, &[address], identity, limits, 0);
-        let (mut replayer, start) = (replayer(), Instant::now());
-        let mut poll = mio::Poll::new().expect("poll");
-        let mut drive_until = |tunnels: &mut Tunnels, replayer: &mut Replayer, up: bool| {
-            let mut events = mio::Events::with_capacity(4);
-            while tunnels.are_reachable() != up {
-                let now = Time::ZERO + start.elapsed();
-                assert!(start.elapsed() < Duration::from_secs(20), "{tunnels:?}");
-                tunnels.handle_timeout(now, poll.registry());
-                poll.poll(&mut events, Some(Duration::from_millis(20))).expect("poll");
-                events.iter().for_each(|event| tunnels.ready(now, event));
-                tunnels.receive(now, replayer);
-                tunnels.flush(now);
-            }
-        };
-
-        drive_until(&mut tunnels, &mut replayer, true);
-        let idle = replayer.memory();
-        assert!((1..100_000).contains(&idle), "{idle}");
-        let flows = 10_000;
-        for port in 0..flows {
-            let key = FlowKey { client: ([10, 0, 0, 1], port).into(), server: ([10, 0, 0, 2], 80).into() };
-            tunnels.tell(Claim::Claim(FlowId(port.into()), key));
-        }
-        tunnels.receive(Time::ZERO, &mut replayer);
-        let waiting = replayer.memory() - idle;
-        assert!(waiting >= size_of::<FlowId>() * usize::from(flows), "{waiting}");
-
-        end.send(()).expect("it waits");
-        drive_until(&mut tunnels, &mut replayer, false);
-        tunnels.receive(Time::ZERO, &mut replayer);
-        assert_eq!(replayer.memory(), 0, "a tunnel that is down takes nothing");
-        intercept.join().expect("intercept");
-    }
-}
+mod tests;

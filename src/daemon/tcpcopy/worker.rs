@@ -12,6 +12,7 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 
 use super::departures::{Departures, Sent};
+use super::peers::View;
 use super::responses::{Origin, Responses};
 use crate::capture::{Checksums, Received};
 use crate::daemon::clock::Clock;
@@ -52,8 +53,8 @@ pub(super) enum Order {
 pub(super) enum Report {
     /// Whether the worker's responses would be taken has changed.
     Reachable { worker: u16, reachable: bool },
-    /// The worker's tunnels to an intercept are all up, or are not and why.
-    Intercept { worker: u16, address: SocketAddr, state: Result<(), String> },
+    /// The state of an intercept, as the worker sees it, has changed.
+    Intercept { worker: u16, address: SocketAddr, view: View },
     /// Counters, as ordered.
     Counters { worker: u16, snapshot: Box<Snapshot> },
     /// The worker has ended: by order, or for a reason.
@@ -271,7 +272,7 @@ impl Worker {
 
     fn note_reachable(&mut self, now: Time, reports: &Outbox<Report>) {
         let worker = self.index;
-        self.responses.changes(|address, state| reports.send(Report::Intercept { worker, address, state }));
+        self.responses.changes(|address, view| reports.send(Report::Intercept { worker, address, view }));
         let reachable = self.responses.are_reachable();
         if reachable != self.reachable {
             self.reachable = reachable;
@@ -314,13 +315,18 @@ impl Worker {
         self.tell_claims();
         self.responses.flush(now);
         self.sends_pending = true;
+        let closed = self.responses.are_closed();
         for _ in 0..budget {
             let Some(transmit) = self.replayer.poll_transmit(now, &mut self.outgoing) else {
                 self.sends_pending = false;
                 break;
             };
             tracing::trace!(src = %transmit.src, header = ?transmit.header, "send");
-            self.departures.send(now, &transmit, &mut self.outgoing, &mut self.totals.sent);
+            if closed {
+                self.departures.send(now, &transmit, &mut self.outgoing, &mut self.totals.sent);
+            } else {
+                self.totals.sent.withhold(&transmit);
+            }
         }
         // Releases can wait for the next turn: a write of their own costs as much as sending a segment.
         if self.tell_claims() {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::super::bytes::Bytes;
 use super::super::going::Going;
-use super::super::{Claimer, ClientEvent, Closed, Endpoint, Limits};
+use super::super::{Claimer, ClientEvent, Closed, Endpoint, HostState, Limits};
 use super::KEPT;
 use super::codec::{self, Fault, MAX_RECORDS, MESSAGE, RECORD};
-use crate::wire::{FlowId, FlowKey, Time};
+use crate::wire::{FlowId, FlowKey, Scope, Time};
 
 /// Room offered to one read.
 const READ: usize = 16 << 10;
@@ -90,6 +90,16 @@ impl Claimer for Client {
 
     /// A C intercept sends what it has every few milliseconds.
     fn hurry(&mut self, _: Duration) {}
+
+    /// A C intercept has no word for it.
+    fn host(&self) -> &HostState {
+        &HostState::Unknown
+    }
+
+    /// Nor for this.
+    fn scope(&self) -> Option<&Scope> {
+        None
+    }
 
     fn poll_timeout(&self) -> Option<Time> {
         match self.state {

@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tcpcopy::tunnel::{
-    ClaimRefusal, Claimer, Client, ClientEvent, Endpoint, Ephemeral, Hello, Limits, Refuse, SECRET_BYTES,
-    Secret, Server, ServerEvent, Welcome,
+    ClaimRefusal, Claimer, Client, ClientEvent, Endpoint, Ephemeral, Features, Hello, Limits, Refuse,
+    SECRET_BYTES, Secret, Server, ServerEvent, Welcome,
 };
 use tcpcopy::wire::flow::SPLIT_SEED;
-use tcpcopy::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader, TcpOptions, Time};
+use tcpcopy::wire::{Flags, FlowId, FlowKey, Scope, Seq, TcpHeader, TcpOptions, Time};
 
 use super::ends::{OUTPUT, Stage, in_pieces, limits};
 use super::input::Input;
 
-const WELCOME: Welcome = Welcome { workers: 2, worker: 1, split_seed: SPLIT_SEED };
-const HELLO: Hello = Hello { instance: 7, claimer: 3, worker: 1 };
+const WELCOME: Welcome =
+    Welcome { workers: 2, worker: 1, split_seed: SPLIT_SEED, features: Features::HOST_STATE };
+const HELLO: Hello = Hello { instance: 7, claimer: 3, worker: 1, features: Features::HOST_STATE };
 
 /// Bytes, time and calls of the owner in any order: events come in their order, buffers keep their bounds, and it
 /// does not matter in which pieces the bytes come.
@@ -77,6 +78,7 @@ fn server(mut input: Input<'_>) {
             }
             5 if stage == Stage::Open => server.refused(FlowId(input.u64()), ClaimRefusal::Taken),
             5 => {}
+            6 if input.one_in(2) => server.host(input.one_in(2).then_some("open"), Some(&Scope::default())),
             6 => {
                 let _ = server.report(input.u64(), 1);
             }
@@ -133,7 +135,10 @@ fn client(mut input: Input<'_>) {
                     stage = Stage::Open;
                 }
                 (
-                    ClientEvent::Response(_) | ClientEvent::Refused { .. } | ClientEvent::Stats(_),
+                    ClientEvent::Response(_)
+                    | ClientEvent::Refused { .. }
+                    | ClientEvent::Host
+                    | ClientEvent::Stats(_),
                     Stage::Open,
                 ) => {}
                 (ClientEvent::Closed(_), Stage::Before | Stage::Open) => stage = Stage::Over,

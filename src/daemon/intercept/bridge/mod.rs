@@ -149,7 +149,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle>
     let poll = Poll::new()?;
     let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
     let counters = Counters::default();
-    let Shared { most, budget, door } = parts.shared;
+    let Shared { most, budget, door, readiness: _ } = parts.shared;
     let mut bridge = Bridge {
         poll,
         inbox,

@@ -18,7 +18,7 @@ use crate::daemon::intercept::worker::Order;
 use crate::daemon::pipe::Pipe;
 use crate::tunnel::frame::Response;
 use crate::tunnel::legacy::{Server, ServerEvent};
-use crate::tunnel::{self, Claimer, Client, ClientEvent, Endpoint, Hello, Limits};
+use crate::tunnel::{self, Claimer, Client, ClientEvent, Endpoint, Features, Hello, Limits};
 use crate::wire::flow::split;
 use crate::wire::{FlowId, FlowKey, Time};
 
@@ -248,8 +248,11 @@ impl Peer {
                     tracing::debug!(peer = %self.address, flow = flow.0, ?why, "claim of a C tcpcopy refused");
                     self.flows.remove(flow);
                 }
-                // Workers know names for flows.
-                ClientEvent::Stats(_) | ClientEvent::Unnamed { .. } | ClientEvent::Unreadable(_) => {}
+                // Workers know names for flows, and C tcpcopys no word for the rest.
+                ClientEvent::Host
+                | ClientEvent::Stats(_)
+                | ClientEvent::Unnamed { .. }
+                | ClientEvent::Unreadable(_) => {}
                 ClientEvent::Closed(why) => self.lose(now, worker, context, &why),
             }
         }
@@ -412,7 +415,11 @@ fn connect(
     let orders = context.workers.get(worker).ok_or(io::ErrorKind::NotFound)?;
     let (ours, theirs) = Pipe::pair(address)?;
     let wanted = u16::try_from(worker).unwrap_or(u16::MAX);
-    let mut client = Client::new(now, Hello { instance, claimer: 0, worker: wanted }, Limits::default());
+    let mut client = Client::new(
+        now,
+        Hello { instance, claimer: 0, worker: wanted, features: Features::NONE },
+        Limits::default(),
+    );
     let mut server = tunnel::Server::new(now, limits());
     let hello = client.pending();
     let said = hello.len();

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use mio::Token;
 
+use super::super::readiness::Readiness;
 use super::*;
 use crate::daemon::pipe::Pipe;
 use crate::tunnel::legacy::RECORD;
-use crate::tunnel::{ClaimRefusal, Server, ServerEvent, Welcome};
+use crate::tunnel::{ClaimRefusal, Features, Server, ServerEvent, Welcome};
 use crate::wire::flow::{SPLIT_SEED, split};
 use crate::wire::{Flags, FlowId, FlowKey, Seq, TcpHeader};
 
@@ -40,7 +41,12 @@ impl Worker {
             let (mut pipe, mut server) = (new.pipe, new.server);
             assert!(new.bridged && new.hello.worker == self.index);
             pipe.register(self.poll.registry(), Token(1)).expect("registered");
-            let welcome = Welcome { workers: WORKERS, worker: self.index, split_seed: SPLIT_SEED };
+            let welcome = Welcome {
+                workers: WORKERS,
+                worker: self.index,
+                split_seed: SPLIT_SEED,
+                features: Features::NONE,
+            };
             server.welcome(Time::ZERO, welcome);
             self.tunnel = Some((pipe, server, new.hello.instance));
         }
@@ -80,7 +86,12 @@ impl World {
         let door = Door::new(&[], &["127.0.0.0/8".parse().expect("prefix")]);
         let (workers, orders) = (0..WORKERS).map(Worker::new).unzip();
         let budget = Budget::new(64 << 20);
-        let shared = Shared { most: room, budget: budget.clone(), door: door.clone() };
+        let shared = Shared {
+            most: room,
+            budget: budget.clone(),
+            door: door.clone(),
+            readiness: Readiness::new(None),
+        };
         let parts = Parts { clock: Clock::start(), shared, workers: orders, max_flows: 50 };
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let poll = Poll::new().expect("poll");

@@ -1,0 +1,67 @@
+//! Tunnels whose other ends the tests are.
+
+use std::net::{TcpListener, TcpStream};
+
+use mio::Poll;
+
+use super::*;
+use crate::router::{self, Unclaimed};
+use crate::tunnel::Client;
+use crate::wire::{Flags, Seq};
+
+/// A tcpcopy whose hello was read, and its end of the connection.
+fn newcomer(listener: &TcpListener, instance: u64) -> (Newcomer, TcpStream) {
+    let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("connect");
+    let (stream, _) = listener.accept().expect("accept");
+    stream.set_nonblocking(true).expect("a socket");
+    let limits = limits();
+    let hello = Hello { instance, claimer: 0, worker: 0, features: Features::NONE };
+    let mut server = Server::new(Time::ZERO, limits);
+    server.handle_bytes(Time::ZERO, Client::new(Time::ZERO, hello, limits).pending());
+    assert_eq!(server.poll_event(), Some(ServerEvent::Hello(hello)));
+    let pipe = Pipe::new(mio::net::TcpStream::from_std(stream));
+    (Newcomer { pipe, server, hello, bridged: false }, peer)
+}
+
+#[test]
+fn beyond_the_budget_the_largest_tunnel_above_its_part_ends() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let poll = Poll::new().expect("poll");
+    let budget = Budget::new(u64::MAX);
+    let shared = Shared {
+        most: 10,
+        budget: budget.clone(),
+        door: Door::new(&[], &[]),
+        readiness: Readiness::new(None),
+    };
+    let mut connections = Connections::new(0, (0, 1), shared, Scope::default());
+    let mut router = Router::new(Time::ZERO, router::Settings::new(Vec::new(), Unclaimed::Drop));
+    let header = TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 1);
+    // Nobody reads them, and no event says that they can be written to.
+    let mut peers = Vec::new();
+    let tunnels = [(1, 1_000), (2, 4_000), (3, 1_000)].map(|(instance, headers)| {
+        let (newcomer, peer) = newcomer(&listener, instance);
+        connections.add(Time::ZERO, newcomer, poll.registry(), &mut router);
+        peers.push(peer);
+        let conn = connections.all.iter().last().expect("it was taken").1.id;
+        for _ in 0..headers {
+            assert!(connections.forward(conn, FlowId(1), &header, Duration::ZERO));
+        }
+        conn
+    });
+    connections.flush(Time::ZERO, &mut router);
+    assert_eq!(connections.len(), 3, "there is room");
+
+    budget.set_limit(u64::try_from(budget.used()).expect("64 bits") - 1);
+    connections.flush(Time::ZERO, &mut router);
+    assert_eq!(tunnels.map(|conn| connections.key(conn).is_some()), [true, false, true]);
+    assert_eq!(connections.denied().of(Denied::Shed), 1);
+
+    // All of ours take less than an equal part: it is another worker's turn.
+    let mut elsewhere = budget.open();
+    elsewhere.set(10 << 20);
+    budget.set_limit(10 << 20);
+    connections.flush(Time::ZERO, &mut router);
+    assert!(budget.is_exceeded());
+    assert_eq!((connections.len(), connections.denied().of(Denied::Shed)), (2, 1));
+}
