@@ -11,17 +11,17 @@ use anyhow::{Context, Result, bail};
 use crate::account::Account;
 use crate::counters::Counters;
 use crate::daemon::{Daemon, Program, Usage};
-use crate::leak::LeakDetector;
+use crate::leak::{LeakDetector, Leaks};
 use crate::load::{Closer, Connections, Load, Pace, Report, Request, Running};
 use crate::namespace::Snapshot;
-use crate::network::{Family, Network, Plan, Role};
-use crate::nginx::{Behaviour, Nginx};
+use crate::network::{Family, Network, Role};
+use crate::nginx::Nginx;
 use crate::observer::{self, Observer};
 use crate::records::{Answers, Comparison};
 use crate::wait;
 
-/// [`Setup::patience`] where nothing disturbs the replay.
-const QUIET: Duration = Duration::from_secs(3);
+pub(crate) use crate::setup::{Deployment, Setup};
+
 /// How long the online server's log must be quiet once the load is over: it is flushed every 100 ms.
 const FLUSHED: Duration = Duration::from_millis(250);
 /// How long it must be quiet when nothing is missing: duplicates would come by then, and logs are flushed.
@@ -29,115 +29,11 @@ const SETTLE: Duration = Duration::from_millis(400);
 /// How long to watch a log that does not become quiet.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Who takes the target's responses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Deployment {
-    /// `intercept` on the assistants.
-    Assistant,
-    /// `intercept` on every target.
-    OnTarget,
-    /// Every tcpcopy itself.
-    Embedded,
-}
-
-impl Deployment {
-    /// Where `intercept` runs.
-    fn intercepts(self) -> Option<Role> {
-        match self {
-            Self::Assistant => Some(Role::Assistant),
-            Self::OnTarget => Some(Role::Target),
-            Self::Embedded => None,
-        }
-    }
-
-    /// Where the responses are taken.
-    pub(crate) fn responses(self) -> Role {
-        self.intercepts().unwrap_or(Role::Online)
-    }
-}
-
 /// Ids of each load, the first of which is [`Load::first_id`].
 pub(crate) const IDS: u64 = 1_000_000_000;
 
 /// The ports that an embedded tcpcopy replays from by default: here the kernel would give out all ports.
 const REPLAY_PORTS: &str = "10000-29999";
-
-/// What to set up.
-#[derive(Clone, Debug)]
-pub(crate) struct Setup {
-    /// The network.
-    pub(crate) plan: Plan,
-    /// Who takes the responses.
-    pub(crate) deployment: Deployment,
-    /// The IP version of the clients, the services and the tunnel.
-    pub(crate) family: Family,
-    /// How the servers behave.
-    pub(crate) behaviour: Behaviour,
-    /// How the targets behave, if not the same.
-    pub(crate) target_behaviour: Option<Behaviour>,
-    /// The port of servers that the scenario starts itself: there is no nginx then.
-    pub(crate) port: Option<u16>,
-    /// What each tcpcopy replays (`-x`); empty: port 80 to the first target.
-    pub(crate) mappings: Vec<String>,
-    /// Further options of each tcpcopy; `{n}` stands for its number, from 1.
-    pub(crate) tcpcopy: Vec<String>,
-    /// Further options of each intercept.
-    pub(crate) intercept: Vec<String>,
-    /// What each intercept is started by: a program and its first arguments, or nothing.
-    pub(crate) intercept_under: Vec<String>,
-    /// Whether the tunnels have a key.
-    pub(crate) keyed: bool,
-    /// On how many of the online hosts there is a tcpcopy, and a load: the first ones.
-    pub(crate) replaying: usize,
-    /// Where tcpcopies find the intercept, if not at its address.
-    pub(crate) tunnel: Option<SocketAddr>,
-    /// How long the target's log must be quiet before what is missing counts as lost.
-    pub(crate) patience: Duration,
-}
-
-impl Setup {
-    /// The plain chain for a family.
-    pub(crate) fn new(plan: Plan, family: Family) -> Self {
-        Self {
-            plan,
-            deployment: Deployment::Assistant,
-            family,
-            behaviour: Behaviour::default(),
-            target_behaviour: None,
-            patience: QUIET,
-            port: None,
-            mappings: Vec::new(),
-            tcpcopy: Vec::new(),
-            intercept: Vec::new(),
-            intercept_under: Vec::new(),
-            keyed: true,
-            replaying: usize::MAX,
-            tunnel: None,
-        }
-    }
-
-    /// With intercept on the targets; nothing else is between them and the clients.
-    pub(crate) fn on_target(mut self, intercept: &str) -> Self {
-        self.deployment = Deployment::OnTarget;
-        self.plan = Plan { assistants: 0, forwarding: true, ..self.plan };
-        self.intercept = intercept.split_whitespace().map(str::to_owned).collect();
-        self.intercept.push("--on-target".to_owned());
-        self
-    }
-
-    /// With tcpcopy alone.
-    pub(crate) fn embedded(mut self) -> Self {
-        self.deployment = Deployment::Embedded;
-        self.plan = Plan { assistants: 0, forwarding: true, ..self.plan };
-        self
-    }
-
-    /// With further tcpcopy options, written as on a command line.
-    pub(crate) fn tcpcopy(mut self, options: &str) -> Self {
-        self.tcpcopy = options.split_whitespace().map(str::to_owned).collect();
-        self
-    }
-}
 
 /// A running chain. Dropping it ends everything.
 #[derive(Debug)]
@@ -221,9 +117,13 @@ impl Chain {
     /// The options with which every intercept is started.
     pub(crate) fn intercept_arguments(&self) -> Result<Vec<String>> {
         let mut arguments = Vec::new();
-        for index in 0..usize::from(self.setup.plan.targets) {
-            arguments.push("--target".to_owned());
-            arguments.push(self.target_address(index)?.to_string());
+        if let Some(file) = &self.setup.intercept_file {
+            arguments.extend(["--config".to_owned(), file.display().to_string()]);
+        } else {
+            for index in 0..usize::from(self.setup.plan.targets) {
+                arguments.push("--target".to_owned());
+                arguments.push(self.target_address(index)?.to_string());
+            }
         }
         arguments.extend(self.tunnel_arguments());
         arguments.extend(self.setup.intercept.iter().cloned());
@@ -248,7 +148,10 @@ impl Chain {
             None => self.intercept_hosts().map(|host| tunnel(host.back(family))).collect(),
         };
         let number = (index + 1).to_string();
-        let mut arguments = vec!["-x".to_owned(), mapping];
+        let mut arguments = match &self.setup.tcpcopy_file {
+            Some(file) => vec!["--config".to_owned(), file.display().to_string()],
+            None => vec!["-x".to_owned(), mapping],
+        };
         arguments.extend(match self.setup.deployment {
             Deployment::Embedded => vec!["--embedded".to_owned()],
             Deployment::Assistant | Deployment::OnTarget => {
@@ -363,7 +266,17 @@ impl Chain {
 
     /// A load from all addresses of the first client on all online servers, with fresh ids: adjust it and run it.
     pub(crate) fn load(&mut self, pace: Pace, connections: Connections, seconds: u64) -> Result<Load> {
-        let family = self.setup.family;
+        self.load_of(self.setup.family, pace, connections, seconds)
+    }
+
+    /// As [`Chain::load`], over a family.
+    pub(crate) fn load_of(
+        &mut self,
+        family: Family,
+        pace: Pace,
+        connections: Connections,
+        seconds: u64,
+    ) -> Result<Load> {
         let onlines = self.setup.replaying.min(self.setup.plan.onlines.into());
         let servers: Result<Vec<SocketAddr>> =
             (0..onlines).map(|online| self.network.service(online, family)).collect();
@@ -484,6 +397,24 @@ impl Chain {
         self.leaks.iter_mut().try_for_each(LeakDetector::check)
     }
 
+    /// Packets of targets that clients saw, by family and kind.
+    pub(crate) fn leaks_by_kind(&mut self) -> Result<Leaks> {
+        let mut all = Leaks::new();
+        for detector in &mut self.leaks {
+            for (kind, count) in detector.leaks()? {
+                *all.entry(*kind).or_default() += count;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Begins to count leaks anew.
+    pub(crate) fn forget_leaks(&mut self) -> Result<()> {
+        self.leaks()?;
+        self.leaks.iter_mut().for_each(LeakDetector::forget);
+        Ok(())
+    }
+
     /// Packets of targets that clients saw.
     pub(crate) fn leaks(&mut self) -> Result<u64> {
         self.leaks.iter_mut().map(LeakDetector::count).sum()
@@ -526,17 +457,23 @@ impl Chain {
         self.finish_counting().map(drop)
     }
 
-    /// As [`Chain::finish`]. Returns what the intercepts counted, all together.
-    pub(crate) fn finish_counting(mut self) -> Result<Counters> {
+    /// Stops all daemons, each with exit code 0. Returns what the intercepts counted, all together.
+    pub(crate) fn stop_daemons(&mut self) -> Result<Counters> {
         self.tcpcopies.iter_mut().try_for_each(Daemon::stop)?;
         self.tcpcopies.clear();
-        let intercepted = !self.intercepts.is_empty();
         let mut counters = Counters::default();
         for intercept in &mut self.intercepts {
             intercept.stop()?;
             counters.add_last(&intercept.output()?).context("intercept logs no `stats` at its end")?;
         }
         self.intercepts.clear();
+        Ok(counters)
+    }
+
+    /// As [`Chain::finish`]. Returns what the intercepts counted, all together.
+    pub(crate) fn finish_counting(mut self) -> Result<Counters> {
+        let intercepted = !self.intercepts.is_empty();
+        let counters = self.stop_daemons()?;
         if intercepted {
             for host in self.intercept_hosts() {
                 if !host.namespace().snapshot()?.has_table("intercept") {

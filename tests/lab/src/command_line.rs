@@ -12,9 +12,10 @@ use crate::scenarios::{Context, Offloads};
 /// How to use the laboratory.
 pub(crate) const USAGE: &str = "\
 usage: lab list                                      names all scenarios
-       lab run [NAME…] [--offloads on|off|both] [--long] [--jobs 1]
+       lab run [NAME…] [--offloads on|off|both] [--long] [--jobs 1] [--seed N]
                                                      runs those whose name contains a NAME, or all; so many at a
-                                                     time, but those that measure alone
+                                                     time, but those that measure alone; a seed gives the
+                                                     same random packets again
        lab demo [--seconds 30]                       shows a steady load being replayed
        lab measure [NAME…] [--seconds 5] [--repeat 1] [--json FILE] …
                                                      what replay costs under fixed loads; see lab measure --help
@@ -70,13 +71,14 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
         None => Command::Help,
         Some("list") => given.allow(&[]).map(|()| Command::List)?,
         Some("run") => {
-            given.allow(&["--offloads", "--long", "--jobs"])?;
-            let jobs = given.positive("--jobs")?;
-            Command::Run(runner::Options { names: words.by_ref().collect(), offloads, long, jobs })
+            given.allow(&["--offloads", "--long", "--jobs", "--seed"])?;
+            let (jobs, seed) = (given.positive("--jobs")?, given.seed()?);
+            Command::Run(runner::Options { names: words.by_ref().collect(), offloads, long, jobs, seed })
         }
         Some("one") => {
             let scratch = PathBuf::from(given.get("--scratch").context("--scratch is needed")?);
-            let context = Context { offloads: offloads == Some(Offloads::On), long, scratch };
+            let seed = given.seed()?.unwrap_or_default();
+            let context = Context { offloads: offloads == Some(Offloads::On), long, seed, scratch };
             Command::One { name: words.next().context("which scenario?")?, context }
         }
         Some("demo") => {
@@ -156,6 +158,10 @@ impl Given<'_> {
         self.get(option).map_or(Ok(NonZero::<usize>::MIN), str::parse).context(option)
     }
 
+    fn seed(&self) -> Result<Option<u64>> {
+        self.get("--seed").map(str::parse).transpose().context("--seed")
+    }
+
     fn seconds(&self, default: u64) -> Result<u64> {
         self.get("--seconds").map_or(Ok(default), str::parse).context("--seconds")
     }
@@ -171,7 +177,8 @@ fn split(arguments: &[String]) -> Result<Option<(Vec<String>, Given<'_>)>> {
             "--apart" | "--long" | "--mirror" | "--mixed" | "--packet" | "--syscalls" => {
                 options.push((argument.as_str(), ""));
             }
-            "--offloads" | "--seconds" | "--json" | "--scratch" | "--repeat" | "--original" | "--jobs" => {
+            "--offloads" | "--seconds" | "--json" | "--scratch" | "--repeat" | "--original" | "--jobs"
+            | "--seed" => {
                 let value = rest.next().with_context(|| format!("{argument} needs a value"))?;
                 options.push((argument.as_str(), value.as_str()));
             }

@@ -30,6 +30,7 @@ mod relay;
 mod runner;
 mod scenarios;
 mod server;
+mod setup;
 mod sys;
 mod talk;
 mod tap;

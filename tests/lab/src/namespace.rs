@@ -94,6 +94,8 @@ impl Namespace {
         let addresses = self.output("ip", &["-o", "address", "show"])?;
         let mut routes = self.output("ip", &["route", "show", "table", "all"])?;
         routes.push_str(&self.output("ip", &["-6", "route", "show", "table", "all"])?);
+        routes.push_str(&self.output("ip", &["rule", "show"])?);
+        routes.push_str(&self.output("ip", &["-6", "rule", "show"])?);
         Ok(Snapshot {
             host: self.name.clone(),
             rules: self.output("nft", &["list", "ruleset"])?,
@@ -182,4 +184,29 @@ fn words(line: &str) -> String {
     let mut words: Vec<&str> = line.split_whitespace().collect();
     words.retain(|word| !word.ends_with("sec"));
     words.join(" ")
+}
+
+/// A ruleset without what its counters say.
+pub(crate) fn without_counts(rules: &str) -> String {
+    let words = rules.split_whitespace();
+    let mut counted = false;
+    words
+        .filter(|word| {
+            let number = counted && word.chars().all(|c| c.is_ascii_digit());
+            counted = matches!(*word, "packets" | "bytes");
+            !number
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn counters_do_not_make_a_ruleset_another() {
+        let rules =
+            |packets| format!("table ip x {{\n tcp dport 80 counter packets {packets} bytes 9 drop\n}}");
+        assert_eq!(super::without_counts(&rules(1)), super::without_counts(&rules(77)));
+        assert_ne!(super::without_counts(&rules(1)), super::without_counts(&rules(1).replace("80", "81")));
+    }
 }

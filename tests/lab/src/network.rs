@@ -39,6 +39,9 @@ pub(crate) enum Family {
 }
 
 impl Family {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V6];
+
     /// `v4` or `v6`.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -79,6 +82,15 @@ impl Segment {
         }
     }
 
+    /// Whether an address is of this network.
+    pub(crate) fn contains(self, family: Family, address: IpAddr) -> bool {
+        match (address, self.address(family, 0)) {
+            (IpAddr::V4(address), IpAddr::V4(network)) => address.octets()[..3] == network.octets()[..3],
+            (IpAddr::V6(address), IpAddr::V6(network)) => address.octets()[..8] == network.octets()[..8],
+            _ => false,
+        }
+    }
+
     fn address(self, family: Family, host: u8) -> IpAddr {
         let segment = self.number();
         match family {
@@ -99,6 +111,8 @@ pub(crate) enum Role {
     Target,
     /// `intercept` runs here.
     Assistant,
+    /// On the way to the target, in what it says: errors about packets to the target come from here.
+    Router,
 }
 
 impl Role {
@@ -108,6 +122,7 @@ impl Role {
             Self::Online => "online",
             Self::Target => "target",
             Self::Assistant => "assistant",
+            Self::Router => "router",
         }
     }
 
@@ -118,6 +133,7 @@ impl Role {
             Self::Online => 2,
             Self::Target => 3,
             Self::Assistant => 4,
+            Self::Router => 5,
         }
     }
 
@@ -125,7 +141,7 @@ impl Role {
         match self {
             Self::Client => &[Segment::Front],
             Self::Online | Self::Assistant => &Segment::ALL,
-            Self::Target => &[Segment::Back],
+            Self::Target | Self::Router => &[Segment::Back],
         }
     }
 
@@ -141,6 +157,7 @@ impl Role {
             (Self::Target, _) => 5 + index,
             (Self::Assistant, _) => 214 + index,
             (Self::Online, _) => 220 + index,
+            (Self::Router, _) => 9,
         }
     }
 }
@@ -159,6 +176,8 @@ pub(crate) struct Plan {
     /// Assistants, at most 5; with several, the targets' routes are equal-cost over all of them. With none, they go over
     /// the online hosts.
     pub(crate) assistants: u8,
+    /// Whether there is a router, and through whom it sends errors to clients: assistants, or online hosts.
+    pub(crate) router: Option<Role>,
     /// Whether veth does segmentation, receive and checksum offload.
     pub(crate) offloads: bool,
     /// Whether the assistants, or the online hosts if there are none, forward: then only our rules keep responses from
@@ -174,6 +193,7 @@ impl Default for Plan {
             onlines: 1,
             targets: 1,
             assistants: 1,
+            router: None,
             offloads: false,
             forwarding: false,
         }
@@ -244,6 +264,7 @@ impl Network {
             (Role::Online, plan.onlines, 1),
             (Role::Target, plan.targets, 1),
             (Role::Assistant, plan.assistants, 1),
+            (Role::Router, u8::from(plan.router.is_some()), 1),
         ];
         for (role, count, addresses) in roles {
             for index in 0..count {
@@ -258,6 +279,9 @@ impl Network {
         network.set_offloads()?;
         network.add_neighbours()?;
         network.add_routes()?;
+        if let Some(through) = plan.router {
+            route(network.host(Role::Router, 0)?, &network.all(through))?;
+        }
         if plan.forwarding {
             network.forward()?;
         }
@@ -270,7 +294,7 @@ impl Network {
     }
 
     /// The hosts of a role.
-    pub(crate) fn all(&self, role: Role) -> impl Iterator<Item = &Host> {
+    pub(crate) fn all(&self, role: Role) -> impl Iterator<Item = &Host> + Clone {
         self.hosts.iter().filter(move |host| host.role == role)
     }
 
@@ -357,7 +381,7 @@ impl Network {
     }
 
     /// Every host knows its neighbours for good: no ARP or ND in the way of a measurement.
-    fn add_neighbours(&self) -> Result<()> {
+    pub(crate) fn add_neighbours(&self) -> Result<()> {
         for host in &self.hosts {
             let mut lines = String::new();
             for &segment in host.role.segments() {
@@ -381,31 +405,14 @@ impl Network {
     }
 
     /// Through whom the targets answer clients and pools.
-    fn gateways(&self) -> impl Iterator<Item = &Host> {
+    fn gateways(&self) -> impl Iterator<Item = &Host> + Clone {
         let role = if self.all(Role::Assistant).next().is_some() { Role::Assistant } else { Role::Online };
         self.all(role)
     }
 
     /// The targets answer clients and pools through the assistants: all there is to configure on a target.
-    fn add_routes(&self) -> Result<()> {
-        let hops = |family: Family| {
-            self.gateways().fold(String::new(), |mut hops, gateway| {
-                let _ = write!(hops, " nexthop via {} dev back", gateway.back(family));
-                hops
-            })
-        };
-        let (hops4, hops6) = (hops(Family::V4), hops(Family::V6));
-        if hops4.is_empty() {
-            return Ok(());
-        }
-        for target in self.all(Role::Target) {
-            let [pool4, pool6] = POOLS;
-            target.namespace.ip(&format!(
-                "route add 10.91.1.0/24{hops4}\nroute add {pool4}{hops4}\n\
-                 route add fd91:1::/64{hops6}\nroute add {pool6}{hops6}\n"
-            ))?;
-        }
-        Ok(())
+    pub(crate) fn add_routes(&self) -> Result<()> {
+        self.all(Role::Target).try_for_each(|target| route(target, &self.gateways()))
     }
 
     fn forward(&self) -> Result<()> {
@@ -432,6 +439,26 @@ impl Drop for Network {
     }
 }
 
+/// Routes of a host to clients and pools, over all of these hosts.
+fn route<'a>(from: &Host, through: &(impl Iterator<Item = &'a Host> + Clone)) -> Result<()> {
+    let hops = |family: Family| {
+        through.clone().fold(String::new(), |mut hops, gateway| {
+            // Writing to a string cannot fail.
+            let _ = write!(hops, " nexthop via {} dev back", gateway.back(family));
+            hops
+        })
+    };
+    let (hops4, hops6) = (hops(Family::V4), hops(Family::V6));
+    if hops4.is_empty() {
+        return Ok(());
+    }
+    let [pool4, pool6] = POOLS;
+    from.namespace.ip(&format!(
+        "route replace 10.91.1.0/24{hops4}\nroute replace {pool4}{hops4}\n\
+         route replace fd91:1::/64{hops6}\nroute replace {pool6}{hops6}\n"
+    ))
+}
+
 /// The bridge's end of a host's link.
 pub(crate) fn port_name(host: &Host, segment: Segment) -> String {
     format!("{}{}-{}", host.role.name(), host.number, segment.number())
@@ -452,7 +479,8 @@ mod tests {
     #[test]
     fn no_two_hosts_share_a_number() {
         let mut taken = std::collections::HashSet::new();
-        for (role, count) in [(Role::Online, 34), (Role::Target, 4), (Role::Assistant, 5)] {
+        for (role, count) in [(Role::Online, 34), (Role::Target, 4), (Role::Assistant, 5), (Role::Router, 1)]
+        {
             assert!((0..count).all(|index| taken.insert(role.host(index))), "{role:?}");
         }
         for index in 0..2 {

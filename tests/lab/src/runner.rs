@@ -6,11 +6,12 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::isolation;
+use crate::leak::table;
 use crate::observer::say;
 use crate::recovery;
 use crate::scenarios::{self, Context, Offloads, Scenario};
@@ -33,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) long: bool,
     /// Scenarios that run at the same time.
     pub(crate) jobs: NonZero<usize>,
+    /// What random values come from; without one, from the time.
+    pub(crate) seed: Option<u64>,
 }
 
 /// One scenario under one of its circumstances.
@@ -41,6 +44,8 @@ struct Job {
     name: String,
     limit: Duration,
     offloads: bool,
+    long: bool,
+    seed: u64,
     alone: bool,
 }
 
@@ -63,17 +68,20 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         for _ in 0..options.jobs.get() {
             scope.spawn(|| {
                 while let Some(job) = next() {
-                    report(&job, options.long, &summary);
+                    report(&job, &summary);
                 }
             });
         }
     });
     for job in &alone {
-        report(job, options.long, &summary);
+        report(job, &summary);
     }
     let summary = summary.into_inner().unwrap_or_else(PoisonError::into_inner);
     if !summary.recoveries.is_empty() {
         say(&recovery::table(&summary.recoveries));
+    }
+    if let Some(table) = table::table(&summary.ended) {
+        say(&table);
     }
     say(&format!("{} passed, {} failed", summary.passed, summary.failed));
     Ok(summary.failed == 0)
@@ -85,6 +93,7 @@ struct Summary {
     passed: u32,
     failed: u32,
     recoveries: Vec<recovery::Recoveries>,
+    ended: Vec<table::Ended>,
 }
 
 /// The circumstances under which a scenario runs.
@@ -95,17 +104,32 @@ fn jobs(scenario: &Scenario, options: &Options) -> Vec<Job> {
         Offloads::Off => &[false],
     };
     let limit = if options.long { scenario.limit * 10 } else { scenario.limit };
-    let job = |&offloads| Job { name: scenario.name.clone(), limit, offloads, alone: scenario.alone };
+    let seed = options.seed.unwrap_or_else(seed_of_the_time);
+    let job = |&offloads| Job {
+        name: scenario.name.clone(),
+        limit,
+        offloads,
+        long: options.long,
+        seed,
+        alone: scenario.alone,
+    };
     variants.iter().map(job).collect()
 }
 
+fn seed_of_the_time() -> u64 {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    u64::from(time.unwrap_or_default().subsec_nanos())
+}
+
 /// Runs a job, prints how it ended and adds that to the summary.
-fn report(job: &Job, long: bool, summary: &Mutex<Summary>) {
+fn report(job: &Job, summary: &Mutex<Summary>) {
     let start = Instant::now();
-    let outcome = run_one(job, long, &isolation::kept_logs());
+    let outcome = run_one(job, &isolation::kept_logs());
     let (name, took) = (&job.name, start.elapsed().as_secs_f64());
     let state = if job.offloads { "offloads on " } else { "offloads off" };
     let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
+    let ended = outcome.as_ref().map(Clone::clone).map_err(|error| format!("{error:#}"));
+    summary.ended.push((name.clone(), ended));
     match outcome {
         Ok(figures) => {
             summary.passed += 1;
@@ -135,7 +159,7 @@ pub(crate) fn one(name: &str, context: &Context) -> Result<bool> {
     }
 }
 
-fn run_one(job: &Job, long: bool, kept: &Path) -> Result<String> {
+fn run_one(job: &Job, kept: &Path) -> Result<String> {
     let state = if job.offloads { "on" } else { "off" };
     let label = format!("{}-offloads-{state}", job.name.replace('/', "-"));
     let scratch = Path::new(isolation::SCRATCH).join(&label);
@@ -144,7 +168,8 @@ fn run_one(job: &Job, long: bool, kept: &Path) -> Result<String> {
     let file = File::create(&output)?;
     let mut command = isolation::nested()?;
     command.args(["one", &job.name, "--offloads", state]).arg("--scratch").arg(&scratch);
-    if long {
+    command.args(["--seed", &job.seed.to_string()]);
+    if job.long {
         command.arg("--long");
     }
     let mut child = command

@@ -12,6 +12,7 @@ mod http2;
 mod itself;
 mod legacy;
 mod loss;
+mod matrix;
 mod memcached;
 mod midstream;
 mod on_target;
@@ -42,6 +43,8 @@ pub(crate) struct Context {
     pub(crate) offloads: bool,
     /// Whether to take the time for long loads.
     pub(crate) long: bool,
+    /// What random values come from.
+    pub(crate) seed: u64,
     /// The directory for its files.
     pub(crate) scratch: PathBuf,
 }
@@ -109,6 +112,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         fidelity::scenarios(),
         bodies::scenarios(),
         safety::scenarios(),
+        matrix::scenarios(),
         packet::scenarios(),
         tapped::scenarios(),
         topology::scenarios(),

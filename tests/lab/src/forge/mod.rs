@@ -1,9 +1,18 @@
-//! Forged packets: TCP segments over IPv4 of any source, without a connection.
+//! Forged packets: of any source, without a connection.
+//!
+//! `Forger` sends segments over IPv4; `Strays` sends all that a client must never see, as `craft` makes it.
+
+mod craft;
+mod random;
+mod strays;
 
 use std::net::{SocketAddr, SocketAddrV4};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use craft::checksum;
+pub(crate) use strays::{REFUSED_PORTS, Strays};
 
 /// Flags of a segment.
 pub(crate) const SYN: u8 = 0x02;
@@ -45,16 +54,6 @@ fn segment(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Vec<u8> {
     packet.extend(destination);
     packet.extend(tcp);
     packet
-}
-
-/// The checksum of RFC 1071 over an even number of bytes.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let words = bytes.as_chunks::<2>().0.iter().map(|word| u32::from(u16::from_be_bytes(*word)));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    let [.., high, low] = folded.to_be_bytes();
-    [!high, !low]
 }
 
 #[cfg(test)]

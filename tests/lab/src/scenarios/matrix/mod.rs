@@ -1,0 +1,99 @@
+//! The leak matrix: while the target, a router before it and the online host make packets that no client may see, of all
+//! kinds and both families at once, something happens to the host that keeps them from the clients.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `run` | one run: chain, load, strays, and the proof that the same strays leak once the rules are gone |
+//! | `events` | what happens to a host on which intercept runs |
+//! | `online` | what happens to the online host |
+//! | `rules` | editing a ruleset |
+//!
+//! A run is one deployment and one event. No packet may leak before, during and after the event, nor after the daemons have
+//! ended; production loses nothing; the replay goes on. What is random comes from a seed, which a failure names:
+//! `lab run matrix/… --seed N` makes the same packets again.
+
+mod events;
+mod online;
+mod rules;
+mod run;
+
+use anyhow::Result;
+
+use self::run::Run;
+use super::{Context, Offloads, Scenario};
+use crate::network::Role;
+
+/// Which host keeps packets about the replay from the clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeper {
+    /// An assistant that forwards packets.
+    Forwarding,
+    /// An assistant that does not.
+    NotForwarding,
+    /// The target.
+    OnTarget,
+    /// The online host, beside an assistant.
+    Online,
+}
+
+impl Keeper {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Forwarding => "forwarding",
+            Self::NotForwarding => "not-forwarding",
+            Self::OnTarget => "on-target",
+            Self::Online => "online",
+        }
+    }
+
+    /// The host that things happen to.
+    fn role(self) -> Role {
+        match self {
+            Self::Forwarding | Self::NotForwarding => Role::Assistant,
+            Self::OnTarget => Role::Target,
+            Self::Online => Role::Online,
+        }
+    }
+
+    /// Through whom a router on the way to the target reaches clients.
+    fn router(self) -> Role {
+        match self {
+            Self::Forwarding | Self::NotForwarding => Role::Assistant,
+            Self::OnTarget | Self::Online => Role::Online,
+        }
+    }
+}
+
+/// Something that happens.
+#[derive(Clone, Copy)]
+struct Event {
+    name: &'static str,
+    act: fn(&mut Run) -> Result<()>,
+}
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    let keepers = [
+        (Keeper::Forwarding, &events::ALL[..]),
+        (Keeper::NotForwarding, &events::ALL),
+        (Keeper::OnTarget, &events::ALL),
+        (Keeper::Online, &online::ALL),
+    ];
+    let mut scenarios = Vec::new();
+    for (keeper, events) in keepers {
+        for &event in events {
+            let name = format!("matrix/{}/{}", keeper.name(), event.name);
+            scenarios.push(Scenario::new(name, Offloads::On, move |context| run(context, keeper, event)));
+        }
+    }
+    scenarios
+}
+
+fn run(context: &Context, keeper: Keeper, event: Event) -> Result<String> {
+    let mut run = Run::start(context, keeper)?;
+    run.goes_on()?;
+    (event.act)(&mut run)?;
+    run.goes_on()?;
+    run.check_leaks()?;
+    run.replays_again()?;
+    run.finish()
+}
