@@ -7,7 +7,7 @@
 //! | rules become one netlink batch, and go into the kernel | [`Installed`] |
 //! | somebody else changes them | [`RulesWatch`] tells, [`present`] compares, [`Installed::restore`] puts them back |
 //! | rules that outlive the process are taken away | [`remove_table`] |
-//! | somebody flushes the ruleset of an assistant that forwards | [`Backstop`]: the routing policy drops the same |
+//! | the ruleset is flushed or edited | [`Backstop`]: routing drops the same, on an assistant and on the target |
 //!
 //! The only state is in the kernel; [`Installed`] holds the socket that owns the tables. Imports `sys` and `wire`.
 
@@ -21,11 +21,12 @@ mod message;
 mod online;
 mod readback;
 mod ruleset;
+mod sink_table;
 mod text;
 mod watch;
 
 pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
-pub use backstop::Backstop;
+pub use backstop::{Backstop, BackstopError};
 pub use encode::QueueKind;
 pub use install::{InstallError, Installed, remove_table};
 pub use message::{Captured, Counters};

@@ -5,6 +5,8 @@
 #![expect(unsafe_code, reason = "system calls and libnftnl expressions; each block states its invariants")]
 
 pub mod capabilities;
+pub mod changes;
+pub mod drain;
 pub mod expr;
 pub mod handover;
 pub mod links;
@@ -17,8 +19,10 @@ pub mod packet;
 pub mod policy;
 pub mod random;
 pub mod raw;
+pub mod reverse_path;
 pub mod ring;
 pub mod route;
+pub mod routes;
 mod rtnetlink;
 pub mod sink;
 mod socket;

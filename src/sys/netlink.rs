@@ -13,6 +13,8 @@ pub const REQUEST: u16 = 0x1;
 pub const ACK: u16 = 0x4;
 /// `NLM_F_DUMP`: all objects of the kind.
 pub const DUMP: u16 = 0x300;
+/// `NLM_F_REPLACE`: in place of an object that exists.
+pub const REPLACE: u16 = 0x100;
 /// `NLM_F_EXCL`: fail when the object exists.
 pub const EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`: make the object when it does not exist.

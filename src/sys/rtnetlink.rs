@@ -12,8 +12,8 @@ use super::socket;
 
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
-const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_GETLINK: u16 = 18;
+pub(super) const RTM_NEWROUTE: u16 = 24;
 
 const IFLA_ADDRESS: u16 = 1;
 pub(super) const IFLA_IFNAME: u16 = 3;
@@ -123,6 +123,15 @@ impl Rtnetlink {
         self.begin(&mut writer, RTM_NEWLINK, 0);
         Which::Name(name).write(&mut writer, 0, 0);
         writer.attribute(IFLA_TXQLEN, &packets.to_ne_bytes());
+        self.exchange(&writer, 1, &mut |_| {})
+    }
+
+    /// Sets the longest packet that the link takes, in bytes.
+    pub(super) fn set_mtu(&mut self, name: &str, mtu: u32) -> io::Result<()> {
+        let mut writer = Writer::new();
+        self.begin(&mut writer, RTM_NEWLINK, 0);
+        Which::Name(name).write(&mut writer, 0, 0);
+        writer.attribute(IFLA_MTU, &mtu.to_ne_bytes());
         self.exchange(&writer, 1, &mut |_| {})
     }
 
@@ -267,6 +276,13 @@ impl Rtnetlink {
     }
 }
 
+impl Link {
+    /// Whether the link is administratively up.
+    pub(super) fn is_up(&self) -> bool {
+        self.flags & IFF_UP != 0
+    }
+}
+
 impl Which<'_> {
     /// Writes `struct ifinfomsg` and, for a name, its attribute. Of the link's flags those in `change` become as in
     /// `flags`.
@@ -342,17 +358,22 @@ pub(super) fn number(payload: &[u8]) -> Option<u32> {
     payload.try_into().ok().map(u32::from_ne_bytes)
 }
 
-fn text(payload: &[u8]) -> String {
+pub(super) fn text(payload: &[u8]) -> String {
     let end = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
     String::from_utf8_lossy(payload.get(..end).unwrap_or_default()).into_owned()
 }
 
-fn nul_terminated(text: &str) -> Vec<u8> {
+pub(super) fn nul_terminated(text: &str) -> Vec<u8> {
     text.bytes().chain([0]).collect()
 }
 
 fn malformed(malformed: Malformed) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, malformed)
+}
+
+/// Whether an error is of a kernel without the family, or without policy routing for it.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT))
 }
 
 fn no_answer() -> io::Error {

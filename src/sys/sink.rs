@@ -252,7 +252,7 @@ fn make(
 }
 
 /// No such kind of link; no tun driver, or its device node is missing.
-fn is_absent(error: &io::Error) -> bool {
+pub(super) fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT | libc::ENODEV | libc::ENXIO))
 }
 

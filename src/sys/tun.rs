@@ -31,6 +31,15 @@ pub(super) fn create(name: &str) -> io::Result<File> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }
 }
 
+/// Makes a device that stays when the file is closed. Until it is opened again it frees all packets.
+pub(super) fn create_persistent(name: &str) -> io::Result<()> {
+    let file = create(name)?;
+    let persistent: libc::c_int = 1;
+    // SAFETY: TUNSETPERSIST takes an integer by value and touches no memory of this process. The descriptor is open.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, persistent) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[repr(C, align(8))]
 struct Request {
     bytes: [u8; REQUEST_LEN],

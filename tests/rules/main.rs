@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod errors;
+mod routing;
 mod selection;
 mod support;
 mod traffic;
@@ -16,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 use tcpcopy::netfilter::{
-    AssistantSpec, Backstop, Capture, Chain, Change, End, Families, Family, Hook, InstallError, Installed,
-    Match, OnlineSpec, Place, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement, Table,
-    TableName, Unclaimed, assistant, online, present, remove_table,
+    AssistantSpec, Capture, Chain, Change, End, Families, Family, Hook, InstallError, Installed, Match,
+    OnlineSpec, Place, Presence, QueueKind, Queues, Rule, RulesWatch, Ruleset, Statement, Table, TableName,
+    Unclaimed, assistant, online, present, remove_table,
 };
 use tcpcopy::wire::flow::SHARES;
 use tcpcopy::wire::{self, Prefix};
@@ -26,7 +27,7 @@ use tcpcopy::wire::{self, Prefix};
 use support::{embedded_example, in_namespace, make_sink, nft_load, online_example, run};
 
 /// The example that `nftables/assistant.nft` documents.
-fn assistant_example() -> AssistantSpec {
+pub(crate) fn assistant_example() -> AssistantSpec {
     AssistantSpec {
         table: TableName::intercept(),
         targets: vec!["203.0.113.20:80".parse().unwrap(), "[2001:db8::20]:80".parse().unwrap()],
@@ -341,57 +342,6 @@ fn only_marked_responses_pass_the_black_hole() {
         Installed::install(&assistant(&AssistantSpec { place: Place::Target, ..spec })).unwrap();
         assert!(answers(target, None), "a health check on the target");
     });
-}
-
-/// Behind the rules there are those of the routing policy, which no flush of the ruleset reaches.
-#[test]
-fn what_would_be_forwarded_is_dropped_without_a_ruleset_too() {
-    in_namespace("what_would_be_forwarded_is_dropped_without_a_ruleset_too", &[], || {
-        run("ip", &["link", "add", "west", "type", "veth", "peer", "name", "east"]);
-        run("ip", &["link", "set", "west", "up"]);
-        run("ip", &["link", "set", "east", "up"]);
-        run("ip", &["address", "add", "198.51.100.1/24", "dev", "west"]);
-        run("ip", &["route", "add", "default", "via", "198.51.100.2"]);
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-        run("ip", &["rule", "add", "pref", "74", "from", "192.0.2.77", "blackhole"]);
-        let of_others = run("ip", &["rule"]);
-
-        let spec = assistant_example();
-        let all = Backstop::new(&spec);
-        assert!(all.put().unwrap(), "they were missing");
-        assert!(!all.put().unwrap(), "they are there");
-        assert!(run("ip", &["-6", "rule"]).contains("from 2001:db8::20 ipproto tcp sport 80 blackhole"));
-        assert!(!is_forwarded(80, "10.1.2.3", 0));
-        assert!(is_forwarded(81, "10.1.2.3", 0), "another service");
-
-        // What is accepted has the mark; what is not of these clients is let alone.
-        let some = AssistantSpec {
-            clients: ["10.0.0.0/8", "::/0"].map(|prefix| prefix.parse().unwrap()).to_vec(),
-            unclaimed: Unclaimed::Accept,
-            ..spec.clone()
-        };
-        let some = Backstop::new(&some);
-        assert!(some.put().unwrap(), "they are others");
-        assert!(!some.put().unwrap(), "they are there");
-        assert!(!is_forwarded(80, "10.1.2.3", 0));
-        assert!(is_forwarded(80, "10.1.2.3", spec.accept_mark));
-        assert!(is_forwarded(80, "11.1.2.3", 0));
-
-        // On the target there are none.
-        assert!(!Backstop::new(&AssistantSpec { place: Place::Target, ..spec }).put().unwrap());
-        assert_eq!(run("ip", &["rule"]), of_others);
-        all.put().unwrap();
-        Backstop::remove().unwrap();
-        assert_eq!(run("ip", &["rule"]), of_others);
-        assert!(!run("ip", &["-6", "rule"]).contains("blackhole"));
-    });
-}
-
-/// Whether the kernel would forward a segment from a port of the example's target.
-fn is_forwarded(port: u16, client: &str, mark: u32) -> bool {
-    let text = format!("{client} from 203.0.113.20 iif west ipproto tcp sport {port} mark {mark}");
-    let arguments = ["route", "get"].into_iter().chain(text.split(' '));
-    Command::new("ip").args(arguments).output().unwrap().status.success()
 }
 
 /// Whether a SYN is answered, while a listener, if any, accepts all responses with a mark.

@@ -30,6 +30,7 @@ use crate::doctor;
 
 const SIGNALS: Token = Token(1);
 const RULES: Token = Token(2);
+const ROUTING: Token = Token(3);
 
 /// What [`Control`] is made of.
 pub(super) struct Parts {
@@ -62,6 +63,7 @@ impl Control {
         let registry = parts.poll.registry();
         watch(registry, parts.signals.as_fd(), SIGNALS)?;
         watch(registry, parts.rules.as_fd(), RULES)?;
+        watch(registry, parts.rules.routing().as_fd(), ROUTING)?;
         let now = parts.clock.now();
         let others = [acceptor::NAME, bridge::NAME].map(str::to_owned);
         let threads = (0..parts.settings.workers).map(threads::worker).chain(others);
@@ -95,9 +97,8 @@ impl Control {
         let mut events = Events::with_capacity(16);
         loop {
             let now = self.parts.clock.now();
-            let deadline =
-                [Some(self.rounds.next()), self.parts.rules.poll_timeout()].into_iter().flatten().min();
-            wait(&mut self.parts.poll, &mut events, now, deadline)
+            let deadline = self.rounds.next().min(self.parts.rules.poll_timeout());
+            wait(&mut self.parts.poll, &mut events, now, Some(deadline))
                 .map_err(|error| Failure::system("cannot wait for events", &error, "restart intercept"))?;
             for signal in self.parts.signals.drain() {
                 match signal {
@@ -127,14 +128,17 @@ impl Control {
     /// Reads the configuration again and puts in force what can be; returns the keys that take a restart.
     fn take_settings(&mut self) -> Result<Vec<&'static str>, Failure> {
         let mut settings = reload::settings(Settings::load(std::env::args_os()))?;
-        let fixed = settings.keep_fixed(&self.parts.settings);
+        let mut fixed = settings.keep_fixed(&self.parts.settings);
         start::judge(&settings.warnings, doctor::assistant_host(&settings))?;
         // Before any claim on a new target: nothing of it may pass. And only these two can be refused.
         self.parts.feed.replace(&settings)?;
         let replaced = self.parts.rules.replace(&spec(&settings, self.parts.feed.queues()));
-        if let Err(failure) = replaced {
-            self.parts.feed.replace(&self.parts.settings)?;
-            return Err(failure);
+        match replaced {
+            Ok(still_closed) => fixed.extend(still_closed),
+            Err(failure) => {
+                self.parts.feed.replace(&self.parts.settings)?;
+                return Err(failure);
+            }
         }
         // Before the workers look at the keys of their tunnels.
         self.parts.shared.door.set(&settings.keys, &settings.legacy);
@@ -172,9 +176,8 @@ impl Control {
         let totals = std::mem::take(&mut self.totals);
         if let Some(time) = self.rounds.is_log_due(now) {
             self.parts.statistics.log(&totals, time);
-            self.parts.rules.ask_for_check(now);
         }
-        self.parts.statistics.take(now, totals);
+        self.parts.statistics.take(now, totals, self.parts.rules.open().as_deref());
     }
 
     fn ask_for_reports(&mut self) {

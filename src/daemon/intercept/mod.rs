@@ -2,7 +2,7 @@
 //!
 //! | thread | file | owns |
 //! |---|---|---|
-//! | main, as `control` | `control`, `rules`, `statistics` | signals, the rules and their watch, the statistics |
+//! | main, as `control` | `control`, `rules`, `routing`, `statistics` | signals, both layers and their watches, the statistics |
 //! | `acceptor` | `acceptor`, `strangers`, `door` | the listener, and connections until their hello |
 //! | `bridge` | `bridge` | connections of C tcpcopys; it waits where there are none, as a reload may name the first |
 //! | `worker-0`… | `worker`, `connections` | a queue or a packet socket, its router, and the tunnels of those who claim its flows |
@@ -24,6 +24,7 @@ mod door;
 mod feed;
 mod listener;
 mod readiness;
+mod routing;
 mod rules;
 mod statistics;
 mod strangers;
@@ -35,7 +36,7 @@ use mio::{Poll, Token};
 
 use super::clock::Clock;
 use super::descriptors;
-use super::exit::{self, Failure};
+use super::exit::{self, Code, Failure};
 use super::keygen;
 use super::logging::Level;
 use super::message_id;
@@ -94,13 +95,16 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
     let ruleset = netfilter::assistant(&spec);
     let names: Vec<_> =
         ruleset.tables.iter().map(|table| format!("{} {}", table.family, ruleset.name)).collect();
+    let routing = Backstop::new(&spec).put();
     Installed::install(&ruleset)?;
-    let gap = match Backstop::new(&spec).put() {
-        Ok(_) => String::new(),
-        Err(error) => format!("; {}: {error}", rules::NO_BACKSTOP),
-    };
+    routing.map_err(|error| {
+        Failure::new(
+            Code::System,
+            format!("the rules are loaded, but there is no routing behind them: {error}"),
+        )
+    })?;
     exit::print(&format!(
-        "loaded table {}: the target's responses are dropped until intercept runs{gap}\n",
+        "loaded table {} and the routing behind it: this host is closed to the targets, whether intercept runs or not\n",
         names.join(" and ")
     ))
 }
@@ -108,21 +112,26 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
 fn remove_rules(table: &str) -> Result<(), Failure> {
     let table = table_name(table);
     let families = netfilter::remove_table(&table)?;
-    Backstop::remove().map_err(|error| {
+    let routing = Backstop::remove(&table).map_err(|error| {
         Failure::system(
             "cannot remove the rules of the routing policy",
             &error,
             "look at `ip rule` and `ip -6 rule`",
         )
     })?;
-    if families.is_empty() {
-        return exit::print(&format!("there is no table {table}: nothing to remove\n"));
+    if families.is_empty() && !routing {
+        return exit::print(&format!(
+            "there is no table {table} and no routing behind it: nothing to remove\n"
+        ));
     }
     let names: Vec<_> = families.iter().map(|family| format!("{family} {table}")).collect();
+    let tables = (!names.is_empty()).then(|| format!("table {}", names.join(" and ")));
+    let routing = routing.then(|| "the routing behind the rules".to_owned());
+    let removed: Vec<_> = tables.into_iter().chain(routing).collect();
     exit::print(&format!(
-        "removed table {}: nothing keeps the target's responses from real clients now, but a running intercept \
-         puts the rules back\n",
-        names.join(" and ")
+        "removed {}: nothing keeps the target's responses from real clients now. The target's route for replayed clients \
+         should be gone before; a running intercept puts all of this back.\n",
+        removed.join(", and ")
     ))
 }
 

@@ -1,84 +1,77 @@
-//! The rules that keep responses from real clients: in force before anything else, watched, put back.
+//! The two layers that keep responses from real clients: netfilter rules, and routing behind them. Both are in force
+//! before anything else, watched, and restored.
 //!
 //! They outlive the process on purpose. With `rules = "manual"` they are the operator's: nothing is changed then, but
-//! the log says if they are not those that would be put in force.
+//! they are read back, and the host counts as open if they are not those that would be put in force.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use super::routing::Routing;
 use crate::config::RulesBy;
-use crate::daemon::exit::Failure;
+use crate::daemon::exit::{Code, Failure};
 use crate::daemon::failures::with_causes;
 use crate::daemon::message_id;
 use crate::daemon::queues::kind_name;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::start::cannot;
 use crate::netfilter::{
-    AssistantSpec, Backstop, Change, Installed, Presence, RulesWatch, Ruleset, TableName, assistant, present,
+    AssistantSpec, Change, Installed, Presence, RulesWatch, Ruleset, TableName, assistant, present,
 };
-use crate::wire::Time;
-
-/// Said where the routing policy takes no rules of ours.
-pub(super) const NO_BACKSTOP: &str = "the routing policy takes no rules (CONFIG_IP_MULTIPLE_TABLES), so that while \
-                                      somebody flushes the ruleset, a host that forwards lets responses through";
+use crate::wire::{Prefix, Time};
 
 /// The rules are put back at once, but only so many times in a row, and then at this pace: two
 /// programs at odds over them must not keep the kernel busy.
 const REINSTALLS: u32 = 20;
 const REINSTALL: Duration = Duration::from_millis(200);
+/// They are read back this often without an event.
+const POLL: Duration = Duration::from_secs(1);
 
-/// The rules on the assistant host or the target.
+/// The layers on the assistant host or the target.
 pub(super) struct Rules {
     /// What is wanted.
+    spec: AssistantSpec,
     ruleset: Ruleset,
     watch: RulesWatch,
     /// `None` if the rules are the operator's.
     installed: Option<Installed>,
-    /// What stands in while they are not in force; `None` with the operator's.
-    backstop: Option<Backstop>,
-    /// When they are to be looked at.
-    next_check: Option<Time>,
+    routing: Routing,
+    /// When the rules are to be read back.
+    next_check: Time,
     reinstalls: Quiet,
-    /// What is different about the operator's rules has been said.
-    told: bool,
     /// What is missing of the rules, by the last look at them.
     missing: Option<String>,
-    /// Why the routing policy does not stand in for them.
-    no_backstop: Option<String>,
+    /// The difference of the operator's rules has been logged.
+    told: bool,
 }
 
 impl Rules {
-    /// Puts the rules in force, unless they are the operator's. The queues must be there.
+    /// Puts both layers in force, routing first, unless they are the operator's. The queues must be there.
     pub(super) fn install(spec: &AssistantSpec, by: RulesBy) -> Result<Self, Failure> {
         let ruleset = assistant(spec);
         let watch = RulesWatch::open(ruleset.name.clone()).map_err(cannot("watch the rules"))?;
+        let routing = Routing::install(spec, by)?;
         let installed = match by {
             RulesBy::Program => Some(Installed::install(&ruleset)?),
             RulesBy::Operator => None,
         };
-        let backstop = installed.is_some().then(|| Backstop::new(spec));
-        let mut no_backstop = None;
-        if let Some(Err(error)) = backstop.as_ref().map(Backstop::put) {
-            tracing::warn!(%error, "{NO_BACKSTOP}");
-            no_backstop = Some(error.to_string());
-        }
         // Rules that were installed were read back.
         let missing = match &installed {
             Some(_) => None,
             None => missing(&present(&ruleset)),
         };
         Ok(Self {
+            spec: spec.clone(),
             ruleset,
             watch,
             installed,
-            backstop,
+            routing,
             // What happened before the watch was polled has made no event.
-            next_check: Some(Time::ZERO),
+            next_check: Time::ZERO,
             reinstalls: Quiet::new(REINSTALLS, REINSTALL),
-            told: false,
             missing,
-            no_backstop,
+            told: false,
         })
     }
 
@@ -91,8 +84,7 @@ impl Rules {
         }
     }
 
-    /// Why this host is open, with the remedy; `None` if it is closed. It is closed if the rules are in force by the last
-    /// look at them, and the routing policy stands in for them if they are ours.
+    /// Why this host is open, with the remedy; `None` if it is closed, which is when both layers are in force.
     pub(super) fn open(&self) -> Option<String> {
         if let Some(what) = &self.missing {
             let remedy = match self.installed {
@@ -101,10 +93,7 @@ impl Rules {
             };
             return Some(format!("the rules are not in force: {what}; {remedy}"));
         }
-        let error = self.no_backstop.as_ref()?;
-        Some(format!(
-            "the routing policy does not stand in for the rules: {error}; the kernel needs CONFIG_IP_MULTIPLE_TABLES"
-        ))
+        self.routing.open().map(str::to_owned)
     }
 
     /// The table they are in.
@@ -112,88 +101,79 @@ impl Rules {
         &self.ruleset.name
     }
 
-    /// Puts other rules in force. If that fails, those before still are.
-    pub(super) fn replace(&mut self, spec: &AssistantSpec) -> Result<(), Failure> {
-        let ruleset = assistant(spec);
-        if ruleset == self.ruleset {
-            return Ok(());
+    /// The notifications about the second layer, for polling.
+    pub(super) fn routing(&self) -> &Routing {
+        &self.routing
+    }
+
+    /// Puts the layers for another specification in force. If that fails, those before still are.
+    ///
+    /// Nothing that was closed becomes open: what the new specification leaves out stays closed. Returns the keys that
+    /// this concerns, whose new values take a restart.
+    pub(super) fn replace(&mut self, spec: &AssistantSpec) -> Result<Vec<&'static str>, Failure> {
+        let (spec, kept) = closed_as_before(&self.spec, spec);
+        if spec == self.spec {
+            return Ok(kept);
         }
-        match &mut self.installed {
-            Some(installed) => {
-                installed.replace(&ruleset)?;
-                let backstop = self.backstop.insert(Backstop::new(spec));
-                self.no_backstop = backstop.put().err().map(|error| {
-                    tracing::debug!(%error, "{NO_BACKSTOP}");
-                    error.to_string()
-                });
-                self.missing = None;
+        let ruleset = assistant(&spec);
+        if let Some(installed) = &mut self.installed {
+            let before = self.routing.replace(&spec).map_err(|error| Failure::new(Code::System, error))?;
+            if let Err(error) = installed.replace(&ruleset) {
+                self.routing.restore(before);
+                return Err(error.into());
             }
-            None => self.next_check = Some(Time::ZERO),
+            self.missing = None;
+        } else {
+            self.routing.look_at(&spec);
+            self.missing = missing(&present(&ruleset));
         }
-        self.ruleset = ruleset;
+        if !kept.is_empty() {
+            tracing::warn!(
+                keys = kept.join(" "),
+                "a reload opens nothing: this host stays closed to targets and clients that the new configuration leaves \
+                 out, until intercept is restarted; before that, delete the route for replayed clients on those targets"
+            );
+        }
+        self.next_check = Time::ZERO;
+        (self.spec, self.ruleset) = (spec, ruleset);
         self.told = false;
-        Ok(())
+        Ok(kept)
     }
 
-    /// Has the rules looked at when they are next kept.
-    pub(super) fn ask_for_check(&mut self, now: Time) {
-        self.next_check.get_or_insert(now);
+    /// When [`Rules::keep`] has something to do without an event.
+    pub(super) fn poll_timeout(&self) -> Time {
+        self.next_check.min(self.routing.poll_timeout())
     }
 
-    /// When [`Rules::keep`] has something to do without news.
-    pub(super) fn poll_timeout(&self) -> Option<Time> {
-        self.next_check
-    }
-
-    /// Puts the rules back if somebody changed them; the operator's are only looked at.
+    /// Restores what was changed; the operator's layers are read back only.
     pub(super) fn keep(&mut self, now: Time) {
+        self.routing.keep(now);
         match self.watch.drain() {
             Ok(Change::None) => {}
-            Ok(Change::Touched | Change::Unknown) => self.next_check = Some(now),
+            Ok(Change::Touched | Change::Unknown) => self.next_check = now,
             Err(error) => {
                 tracing::debug!(%error, "the watch of the rules has failed for a moment");
-                self.next_check = Some(now);
+                self.next_check = now;
             }
         }
-        if self.next_check.is_none_or(|at| now < at) {
+        if now < self.next_check {
             return;
         }
-        self.keep_backstop();
+        self.next_check = now + POLL;
         let looked = self.look();
         self.missing = missing(&looked);
         match looked {
-            Ok(Presence::Complete) => {
-                self.next_check = None;
-                self.told = false;
-            }
-            Ok(Presence::Altered(what)) if self.installed.is_none() => {
-                self.next_check = None;
-                self.tell(&what);
-            }
+            Ok(Presence::Complete) => self.told = false,
+            Ok(Presence::Altered(what)) if self.installed.is_none() => self.tell(&what),
             Ok(Presence::Altered(what)) if self.reinstalls.allow(now).is_some() => self.put_back(now, &what),
             Ok(Presence::Altered(what)) => {
                 tracing::debug!(what, "the rules were changed again");
-                self.next_check = Some(now + REINSTALL);
+                self.next_check = now + REINSTALL;
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot look at the rules, trying again");
-                self.next_check = Some(now + REINSTALL);
+                self.next_check = now + REINSTALL;
             }
-        }
-    }
-
-    /// As long as the rules are in force, nothing is open without it.
-    fn keep_backstop(&mut self) {
-        let put = self.backstop.as_ref().map(Backstop::put);
-        self.no_backstop = put.as_ref().and_then(|put| put.as_ref().err()).map(io::Error::to_string);
-        match put {
-            None | Some(Ok(false)) => {}
-            Some(Ok(true)) => tracing::warn!(
-                MESSAGE_ID = message_id::RULES_BACK,
-                what = "routing policy",
-                "somebody deleted the rules of the routing policy that stand in for flushed ones; they are back"
-            ),
-            Some(Err(error)) => tracing::debug!(%error, "{NO_BACKSTOP}"),
         }
     }
 
@@ -220,7 +200,6 @@ impl Rules {
         let Some(installed) = &mut self.installed else { return };
         match installed.restore() {
             Ok(()) => {
-                self.next_check = None;
                 self.missing = None;
                 tracing::warn!(
                     MESSAGE_ID = message_id::RULES_BACK,
@@ -230,7 +209,7 @@ impl Rules {
                 );
             }
             Err(error) => {
-                self.next_check = Some(now + REINSTALL);
+                self.next_check = now + REINSTALL;
                 tracing::error!(
                     MESSAGE_ID = message_id::RULES_MISSING,
                     what,
@@ -245,7 +224,7 @@ impl Rules {
     pub(super) fn farewell(&self) -> &'static str {
         match self.installed {
             Some(_) => {
-                "stopped; the rules stay and drop all responses of the targets: `intercept rules remove` takes them away"
+                "stopped; the host stays closed to the targets, by rules and by routing: `intercept rules remove` opens it"
             }
             None => "stopped; the rules are as you made them",
         }
@@ -259,6 +238,28 @@ fn missing(looked: &io::Result<Presence>) -> Option<String> {
         Ok(Presence::Altered(what)) => Some(what.clone()),
         Err(error) => Some(format!("they cannot be looked at ({error})")),
     }
+}
+
+/// The new specification with all that the old one closes, and the keys in which that makes a difference.
+fn closed_as_before(old: &AssistantSpec, new: &AssistantSpec) -> (AssistantSpec, Vec<&'static str>) {
+    let mut spec = new.clone();
+    let mut kept = Vec::new();
+    let removed: Vec<_> = old.targets.iter().filter(|target| !new.targets.contains(target)).collect();
+    if !removed.is_empty() {
+        spec.targets.extend(removed);
+        kept.push("target");
+    }
+    let is_in =
+        |inner: &Prefix, outer: &Prefix| outer.length() <= inner.length() && outer.contains(inner.address());
+    let covers = |prefix: &Prefix| new.clients.iter().any(|outer| is_in(prefix, outer));
+    if old.clients.is_empty() && !new.clients.is_empty() {
+        spec.clients.clear();
+        kept.push("clients");
+    } else if !new.clients.is_empty() && !old.clients.iter().all(covers) {
+        spec.clients.extend(old.clients.iter().filter(|prefix| !covers(prefix)));
+        kept.push("clients");
+    }
+    (spec, kept)
 }
 
 impl AsFd for Rules {

@@ -70,14 +70,14 @@ impl Statistics {
         }
     }
 
-    /// A round is complete: tells what has changed since the one before.
-    pub(super) fn take(&mut self, now: Time, totals: Totals) {
+    /// A round is complete: tells what has changed since the one before. `open` is why the host is open, if it is.
+    pub(super) fn take(&mut self, now: Time, totals: Totals, open: Option<&str>) {
         self.watch_drops(now, &totals);
         self.watch_flows(now, &totals);
         self.watch_claims(now, &totals);
         self.watch_tunnels(now, &totals);
         self.watch_memory(now, &totals);
-        notify::status(&self.status(now, &totals));
+        notify::status(&self.status(now, &totals, open));
         self.before = totals;
         self.before_at = now;
     }
@@ -190,14 +190,15 @@ impl Statistics {
         }
     }
 
-    fn status(&self, now: Time, totals: &Totals) -> String {
+    fn status(&self, now: Time, totals: &Totals, open: Option<&str>) -> String {
         let time = now.since(self.before_at);
         let responses = rate(totals.workers.intake.packets, self.before.workers.intake.packets, time);
         let mut text = vec![format!(
-            "{} tunnels, {} flows, {} responses/s; rules closed",
+            "{} tunnels, {} flows, {} responses/s; {}",
             grouped(totals.workers.connections as u64),
             grouped(totals.workers.flows as u64),
-            grouped(responses)
+            grouped(responses),
+            open.map_or_else(|| "rules closed".to_owned(), |reason| format!("OPEN: {reason}"))
         )];
         text.extend(condition::named([
             (&self.flows, "flow limit"),
