@@ -235,7 +235,7 @@ impl Link {
     pub fn receive(&mut self, now: Time) -> bool {
         let State::Open { pipe, client } = &mut self.state else { return false };
         match pipe.receive(now, client.as_mut()) {
-            Ok(()) => pipe.is_readable(),
+            Ok(_) => pipe.is_readable(),
             Err(error) => {
                 self.fail(now, &Failure::Lost(error));
                 false

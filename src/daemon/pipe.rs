@@ -124,10 +124,14 @@ impl Pipe {
         }
     }
 
-    /// Reads once. The end of the stream is an error of kind `UnexpectedEof`.
-    pub(super) fn receive(&mut self, now: Time, endpoint: &mut (impl Endpoint + ?Sized)) -> io::Result<()> {
+    /// Reads once, and returns the number of bytes. The end of the stream is an error of kind `UnexpectedEof`.
+    pub(super) fn receive(
+        &mut self,
+        now: Time,
+        endpoint: &mut (impl Endpoint + ?Sized),
+    ) -> io::Result<usize> {
         if !self.readable {
-            return Ok(());
+            return Ok(0);
         }
         let space = endpoint.space();
         let room = space.len();
@@ -138,13 +142,13 @@ impl Pipe {
                 self.readable = n == room || self.ending;
                 self.gave = now;
                 endpoint.filled(now, n);
-                Ok(())
+                Ok(n)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = false;
-                Ok(())
+                Ok(0)
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
             Err(error) => Err(error),
         }
     }

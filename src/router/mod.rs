@@ -46,7 +46,7 @@ use crate::wire::{FlowId, FlowKey, Packet, Prefix, TcpHeader, Time};
 pub use counters::{Counters, Outcome};
 use hold::{Hold, Waiting};
 use owners::{OwnerId, Owners};
-pub use settings::{Settings, Unclaimed};
+pub use settings::{FLOW_MEMORY, Settings, Unclaimed};
 use table::{List, Slot, Table};
 
 /// A connection of a claimer, by a number the caller never uses twice.
@@ -167,6 +167,10 @@ pub struct Router {
     evicted: VecDeque<(ConnId, FlowId)>,
     counters: Counters,
 }
+
+/// Memory of a flow in its table.
+const CLAIMED_MEMORY: usize = Table::<Claimed>::ENTRY;
+const REMEMBERED_MEMORY: usize = Table::<Ownerless>::ENTRY;
 
 /// How many flows one [`Router::handle_timeout`] forgets at most.
 const BUDGET: usize = 1024;

@@ -31,6 +31,11 @@ pub struct Settings {
     pub settle: Duration,
 }
 
+/// Memory that a claimed flow and a remembered one take at most, with the indexes while they grow.
+pub const FLOW_MEMORY: usize = super::CLAIMED_MEMORY + super::REMEMBERED_MEMORY + 3 * INDEXED;
+/// Memory of an entry in an index at most: in a table that is less than half full, beside the one that it grows from.
+const INDEXED: usize = 3 * 5;
+
 impl Settings {
     /// The usual ones.
     pub fn new(targets: Vec<SocketAddr>, unclaimed: Unclaimed) -> Self {

@@ -63,6 +63,8 @@ struct Entry<T> {
     older: Option<Slot>,
 }
 
+/// What a slot of the slab takes besides its entry at most.
+const SLOT: usize = size_of::<usize>();
 /// Slots that stay, however few of them are in use.
 const SMALL: usize = 1 << 10;
 
@@ -73,6 +75,9 @@ impl<T> Default for Table<T> {
 }
 
 impl<T> Table<T> {
+    /// Memory of an entry, in bytes.
+    pub(super) const ENTRY: usize = size_of::<Entry<T>>() + SLOT;
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -121,7 +126,7 @@ impl<T> Table<T> {
 
     /// Memory that the table takes, in bytes.
     pub(super) fn memory(&self) -> usize {
-        self.high * size_of::<Entry<T>>() + self.index.memory()
+        self.high * Self::ENTRY + self.index.memory()
     }
 
     /// Gives memory back that has not been in use for long. To be called now and then.

@@ -206,7 +206,7 @@ impl Acceptor {
         let received = stranger.pipe.receive(now, &mut stranger.server);
         let event = stranger.server.poll_event();
         // The answer to an opening, or why there is none.
-        if let Err(error) = received.and_then(|()| stranger.pipe.flush(&mut stranger.server)) {
+        if let Err(error) = received.and_then(|_| stranger.pipe.flush(&mut stranger.server)) {
             let Some(gone) = self.strangers.remove(key) else { return };
             self.refusals.complain(now, TurnedAway::Gone, &format_args!("{}: {error}", peer(&gone.pipe)));
             return;

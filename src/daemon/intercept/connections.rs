@@ -1,5 +1,6 @@
 //! The tunnels of one worker.
 
+use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -7,9 +8,10 @@ use mio::event::Event;
 use mio::{Registry, Token};
 use slab::Slab;
 
-use super::budget::{Account, Budget};
+use super::budget::{Account, Budget, Instance};
 use super::door::{Door, Permit};
 use super::readiness::Readiness;
+use super::turns::Turns;
 use crate::config::intercept::Settings;
 use crate::daemon::pipe::Pipe;
 use crate::daemon::quiet::Quiet;
@@ -26,14 +28,16 @@ const LOG_INTERVAL: Duration = Duration::from_secs(2);
 const DISPLACED_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest time that headers leave at once because a tcpcopy asked for it.
 const MAX_HURRY: Duration = Duration::from_secs(10);
-/// Reads from one connection in a turn.
-const READS: usize = 8;
+/// What a read costs at least, as bytes of a long one.
+const READ_COST: usize = 256;
 
 /// Why the tunnel of a tcpcopy was not taken, or was ended here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Denied {
-    /// There are as many as there may be.
+    /// There are as many as there may be, and its tenant (key, or host) has its fair share.
     ConnectionLimit,
+    /// There are as many as there may be, and its tenant has most: it made room for another one.
+    Displaced,
     /// There was no memory for another one.
     MemoryLimit,
     /// It took most when memory was short.
@@ -44,6 +48,7 @@ pub(super) enum Denied {
 
 crate::counted!(Denied {
     ConnectionLimit => "connection_limit",
+    Displaced => "displaced",
     MemoryLimit => "memory_limit",
     Shed => "shed",
     Key => "key",
@@ -112,7 +117,7 @@ pub(super) struct Connections {
     /// Those with something to write.
     dirty: Vec<usize>,
     /// Those with something to read.
-    readable: Vec<usize>,
+    readable: Turns,
     first_token: usize,
     worker: u16,
     workers: u16,
@@ -145,7 +150,7 @@ impl Connections {
             all: Slab::new(),
             count: 0,
             dirty: Vec::new(),
-            readable: Vec::new(),
+            readable: Turns::default(),
             first_token,
             worker,
             workers,
@@ -188,7 +193,11 @@ impl Connections {
 
     /// Takes a connection from the acceptor and welcomes it.
     pub(super) fn add(&mut self, now: Time, mut new: Newcomer, registry: &Registry, router: &mut Router) {
-        let permit = match self.admit(new.server.key(), new.bridged) {
+        let instance = instance(&new);
+        if self.all.len() >= self.most {
+            self.make_room(now, instance.tenant, router);
+        }
+        let permit = match self.admit(new.server.key(), new.bridged, instance.tenant) {
             Ok(permit) => permit,
             Err((denied, refuse)) => {
                 new.server.refuse(refuse);
@@ -224,8 +233,8 @@ impl Connections {
         self.open = self.readiness.open();
         new.server.host(self.open.as_deref(), Some(&permitted(&self.scope, &permit)));
         let peer = new.pipe.peer().ok();
-        let tenant = tenant(&new);
-        let identity = Identity { tenant, instance: new.hello.instance, worker: new.hello.claimer };
+        let Instance { tenant, number } = instance;
+        let identity = Identity { tenant, instance: number, worker: new.hello.claimer };
         let before = router.connect(id, identity, permit.clone());
         entry.insert(Connection {
             id,
@@ -233,7 +242,7 @@ impl Connections {
             server: new.server,
             permit,
             bridged: new.bridged,
-            memory: self.budget.open(),
+            memory: self.budget.open(instance),
             dirty: false,
             readable: false,
         });
@@ -250,11 +259,11 @@ impl Connections {
     }
 
     /// What somebody with that key may do, or why there is no tunnel for him. Who comes over the bridge was let in there.
-    fn admit(&self, key: Option<KeyId>, bridged: bool) -> Result<Permit, (Denied, Refuse)> {
+    fn admit(&self, key: Option<KeyId>, bridged: bool, tenant: Tenant) -> Result<Permit, (Denied, Refuse)> {
         if self.all.len() >= self.most {
             return Err((Denied::ConnectionLimit, Refuse::Full));
         }
-        if !self.budget.has_room() {
+        if !self.budget.has_room(tenant) {
             return Err((Denied::MemoryLimit, Refuse::Full));
         }
         if bridged {
@@ -262,6 +271,26 @@ impl Connections {
         }
         // The keys may have changed since its hello.
         self.door.permit(key).ok_or((Denied::Key, Refuse::UnknownKey))
+    }
+
+    /// Ends a tunnel of the tenant that has most, if that is more than `tenant` will have with its new one. It is one of the
+    /// tcpcopy that has most of them, and the last that came.
+    fn make_room(&mut self, now: Time, tenant: Tenant, router: &mut Router) {
+        let mut tenants: HashMap<Tenant, usize> = HashMap::new();
+        let mut instances: HashMap<Instance, usize> = HashMap::new();
+        for (_, connection) in &self.all {
+            let instance = connection.memory.instance();
+            *tenants.entry(instance.tenant).or_default() += 1;
+            *instances.entry(instance).or_default() += 1;
+        }
+        let own = tenants.get(&tenant).copied().unwrap_or(0);
+        let most = tenants.into_iter().max_by_key(|(_, tunnels)| *tunnels);
+        let Some((fullest, _)) = most.filter(|(_, tunnels)| *tunnels > own + 1) else { return };
+        let its = self.all.iter().filter(|(_, each)| each.memory.instance().tenant == fullest);
+        let of_instance = |each: &Connection| instances.get(&each.memory.instance()).copied();
+        let Some((key, _)) = its.max_by_key(|(_, each)| (of_instance(each), each.id.0)) else { return };
+        self.denied.count(Denied::Displaced);
+        self.close_key(now, key, router, &"there are as many tunnels as there may be, and its key has most");
     }
 
     /// Ends the tunnels whose keys are no longer ours, or permit something else now.
@@ -311,7 +340,7 @@ impl Connections {
         connection.pipe.ready(event);
         if connection.pipe.is_readable() && !connection.readable {
             connection.readable = true;
-            self.readable.push(key);
+            self.readable.add(connection.memory.instance().tenant, key);
         }
         if connection.server.has_pending() {
             self.mark_dirty(key);
@@ -328,32 +357,30 @@ impl Connections {
         for (key, connection) in &mut self.all {
             connection.pipe.expect();
             if !std::mem::replace(&mut connection.readable, true) {
-                self.readable.push(key);
+                self.readable.add(connection.memory.instance().tenant, key);
             }
         }
     }
 
-    /// Reads from those that have something, each up to its share of a turn.
+    /// Reads from those that have something, each tenant up to its share of a turn.
     pub(super) fn receive(&mut self, now: Time, router: &mut Router) {
-        for key in std::mem::take(&mut self.readable) {
-            for _ in 0..READS {
-                let Some(connection) = self.all.get_mut(key) else { break };
-                if !connection.pipe.is_readable() {
-                    break;
-                }
+        for mut turn in self.readable.begin() {
+            while let Some(key) = turn.next() {
+                let Some(connection) = self.all.get_mut(key) else { continue };
                 let received = connection.pipe.receive(now, &mut connection.server);
+                turn.read(received.as_ref().copied().unwrap_or(0).max(READ_COST));
                 self.obey(now, key, router);
                 if let Err(error) = received {
                     self.close_key(now, key, router, &error);
                 }
-            }
-            if let Some(connection) = self.all.get_mut(key) {
+                let Some(connection) = self.all.get_mut(key) else { continue };
                 connection.memory.set(connection.server.memory());
                 connection.readable = connection.pipe.is_readable();
                 if connection.readable {
-                    self.readable.push(key);
+                    turn.again(key);
                 }
             }
+            self.readable.end(turn);
         }
     }
 
@@ -365,9 +392,10 @@ impl Connections {
         header: &TcpHeader,
         waited: Duration,
     ) -> bool {
-        let Some(key) = self.key(conn).filter(|_| !self.budget.is_exceeded()) else { return false };
-        let sent =
-            self.all.get_mut(key).is_some_and(|connection| connection.server.response(flow, header, waited));
+        let Some(key) = self.key(conn) else { return false };
+        let sent = self.all.get_mut(key).is_some_and(|connection| {
+            !connection.memory.is_to_drop() && connection.server.response(flow, header, waited)
+        });
         if sent {
             self.mark_dirty(key);
         }
@@ -436,14 +464,17 @@ impl Connections {
             }
         }
         while self.budget.is_exceeded() {
-            let most = self.all.iter().max_by_key(|(_, connection)| connection.memory.taken());
-            let Some((key, connection)) = most else { break };
-            if connection.memory.taken() <= self.budget.equal_part() {
-                // It is another worker's turn.
-                break;
-            }
+            let above = self.all.iter().filter(|(_, connection)| connection.memory.is_above_part());
+            let most = above.max_by_key(|(_, connection)| connection.memory.taken());
+            // Without one, it is another worker's turn.
+            let Some((key, _)) = most else { break };
             self.denied.count(Denied::Shed);
-            self.close_key(now, key, router, &"the tunnels take more than memory-limit, and this one most");
+            self.close_key(
+                now,
+                key,
+                router,
+                &"the tunnels take more than memory-limit, and this one most, of a key above its part",
+            );
         }
     }
 
@@ -506,12 +537,13 @@ impl Connections {
     }
 }
 
-/// The party that a connection's use is charged to. C tcpcopys of one host are one.
-pub(super) fn tenant(new: &Newcomer) -> Tenant {
-    match new.server.key() {
+/// The tcpcopy that a connection's use is charged to. C tcpcopys of one host are one.
+fn instance(new: &Newcomer) -> Instance {
+    let tenant = match new.server.key() {
         Some(KeyId(key)) => Tenant::Key(key),
         None => Tenant::Host(new.pipe.peer().map_or(Ipv6Addr::UNSPECIFIED.into(), |peer| peer.ip())),
-    }
+    };
+    Instance { tenant, number: new.hello.instance }
 }
 
 /// The part of the scope that a tcpcopy may claim.

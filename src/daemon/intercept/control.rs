@@ -13,7 +13,7 @@ use super::feed::Feed;
 use super::rules::Rules;
 use super::spec;
 use super::statistics::{Statistics, Totals};
-use super::worker::{Order, Report};
+use super::worker::{self, Order, Report};
 use crate::config::intercept::Settings;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
@@ -146,7 +146,11 @@ impl Control {
         for worker in &self.parts.workers {
             worker.orders.send(Order::Configure(Box::new(settings.clone())));
         }
-        self.parts.bridge.thread.orders.send(bridge::Order::Configure { max_flows: settings.max_flows });
+        self.parts
+            .bridge
+            .thread
+            .orders
+            .send(bridge::Order::Configure { max_flows: worker::max_flows(&settings) });
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
         Ok(fixed)
@@ -185,6 +189,7 @@ impl Control {
             turned_away: self.parts.shared.door.turned_away(),
             legacy: self.parts.bridge.counters(),
             tunnel_bytes: self.parts.shared.budget.used(),
+            flow_bytes: self.parts.shared.budget.flows(),
             memory_limit: self.parts.settings.memory_limit,
             ..Totals::default()
         };

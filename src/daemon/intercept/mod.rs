@@ -28,6 +28,7 @@ mod routing;
 mod rules;
 mod statistics;
 mod strangers;
+mod turns;
 mod worker;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ use crate::config::intercept::{PROGRAM, Settings, Unclaimed};
 use crate::config::{Action, RulesBy};
 use crate::doctor;
 use crate::netfilter::{self, AssistantSpec, Backstop, Installed, Place, Queues, TableName};
+use crate::router::FLOW_MEMORY;
 use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
 use connections::Shared;
@@ -162,7 +164,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         clock,
         shared: shared.clone(),
         workers: orders.clone(),
-        max_flows: settings.max_flows,
+        max_flows: worker::max_flows(&settings),
     };
     let bridge = bridge::spawn(parts, reports.clone()).map_err(cannot("start the bridge to C tcpcopys"))?;
     let others = (orders, bridge.thread.orders.clone());
@@ -170,6 +172,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         .and_then(|acceptor| acceptor::spawn(acceptor, reports))
         .map_err(cannot("start accepting"))?;
 
+    warn_of_few_flows(&settings);
     tracing::info!(
         workers = settings.workers,
         source = feed.queues().is_none().then_some("packet"),
@@ -196,6 +199,21 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         level,
     };
     Control::new(parts).map_err(cannot("poll"))?.run()
+}
+
+/// `memory-limit` has room for fewer flows than `max-flows` says.
+fn warn_of_few_flows(settings: &Settings) {
+    let (flows, wanted) = (worker::max_flows(settings), settings.max_flows);
+    if flows < wanted {
+        let (bytes, limit) = (FLOW_MEMORY, settings.memory_limit);
+        tracing::warn!(
+            flows,
+            wanted,
+            limit,
+            "At most {flows} flows can be claimed, not {wanted} (max-flows): each takes up to {bytes} bytes, and flows may \
+             take half of memory-limit ({limit} bytes). Raise memory-limit, or lower max-flows."
+        );
+    }
 }
 
 /// How many connections there may be: those that have not said hello, and the tunnels of each worker. Of C tcpcopys, and

@@ -25,6 +25,8 @@ pub(super) struct Totals {
     pub(super) legacy: Tally<Legacy>,
     /// What the tunnels' buffers take, and may take.
     pub(super) tunnel_bytes: usize,
+    /// What the flows take of the same limit.
+    pub(super) flow_bytes: usize,
     pub(super) memory_limit: u64,
 }
 
@@ -169,16 +171,18 @@ impl Statistics {
     fn watch_memory(&mut self, now: Time, totals: &Totals) {
         let of = |denied| totals.workers.denied.of(denied) - self.before.workers.denied.of(denied);
         let (refused, ended) = (of(Denied::MemoryLimit), of(Denied::Shed));
-        let (used, limit) = (totals.tunnel_bytes, totals.memory_limit);
+        let (used, flows, limit) = (totals.tunnel_bytes, totals.flow_bytes, totals.memory_limit);
         match self.memory.look(now, refused + ended) {
             None => {}
             Some(Turn::Begins) => tracing::warn!(
                 MESSAGE_ID = message_id::MEMORY_LIMIT_REACHED,
                 limit,
                 used,
+                flows,
                 refused,
                 ended,
-                "the tunnels hold as much memory as they may (memory-limit): new ones are refused, the fullest ended"
+                "the tunnels hold as much memory as they may (memory-limit): new ones are refused, the fullest ended, of keys \
+                 above their equal part"
             ),
             Some(Turn::Ends { lasted, count }) => tracing::info!(
                 MESSAGE_ID = message_id::MEMORY_LIMIT_LEFT,
@@ -249,6 +253,7 @@ impl Statistics {
             flows,
             connections,
             tunnel_bytes = totals.tunnel_bytes,
+            flow_bytes = totals.flow_bytes,
             denied = list(denied),
             turned_away = list(&totals.turned_away),
             legacy = list(&totals.legacy),

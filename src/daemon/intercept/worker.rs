@@ -11,6 +11,7 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 
 use super::WAKER;
+use super::budget;
 use super::connections::{Connections, Denied, Newcomer, Shared};
 use super::feed::Inlet;
 use crate::capture::{self, Captured, Checksums, NfQueue, Received, Source};
@@ -99,6 +100,8 @@ pub(super) struct Worker {
     accept_mark: u32,
     router: Router,
     connections: Connections,
+    /// What the router takes, in the budget of all.
+    memory: budget::Flows,
     /// Verdicts of one batch.
     verdicts: Vec<(u32, capture::Verdict)>,
     totals: Snapshot,
@@ -135,6 +138,7 @@ impl Worker {
             inlet_ready: true,
             accept_mark: settings.accept_mark,
             router: Router::new(clock.now(), router_settings(settings)),
+            memory: shared.budget.open_flows(),
             connections: Connections::new(
                 FIRST_CONNECTION,
                 (index, settings.workers),
@@ -195,6 +199,7 @@ impl Worker {
             if let Some(displaced) = self.router.take_displaced() {
                 self.connections.displaced(now, displaced);
             }
+            self.memory.set(self.router.memory());
             self.connections.flush(now, &mut self.router);
         }
     }
@@ -207,6 +212,7 @@ impl Worker {
                     self.connections.add(now, *newcomer, self.poll.registry(), &mut self.router);
                 }
                 Order::Report { queue_dropped } => {
+                    self.router.shrink();
                     let responses = self.router.counters().outcomes.total();
                     self.connections.report(responses, queue_dropped);
                     reports.send(Report::Counters {
@@ -292,13 +298,19 @@ fn scope(settings: &Settings) -> Scope {
     Scope { targets: settings.targets.clone(), clients }
 }
 
+/// Flows that all workers together may have: as many as half of `memory-limit` has room for.
+pub(super) fn max_flows(settings: &Settings) -> u32 {
+    let room = settings.memory_limit / 2 / u64::try_from(router::FLOW_MEMORY).unwrap_or(u64::MAX);
+    settings.max_flows.min(u32::try_from(room).unwrap_or(u32::MAX))
+}
+
 /// The share of one worker.
 fn router_settings(settings: &Settings) -> router::Settings {
     let unclaimed = match settings.unclaimed {
         Unclaimed::Drop => router::Unclaimed::Drop,
         Unclaimed::Accept => router::Unclaimed::Accept,
     };
-    let flows = settings.max_flows.div_ceil(u32::from(settings.workers.max(1)));
+    let flows = max_flows(settings).div_ceil(u32::from(settings.workers.max(1)));
     router::Settings {
         clients: settings.clients.clone(),
         hold: settings.receive_hold,

@@ -278,12 +278,11 @@ impl Bridge {
         }
     }
 
-    /// The memory of all tunnels is exceeded, and more than an equal part of it is one of ours: it ends.
+    /// The memory of all tunnels is exceeded: connections of ours end that take more than their part.
     fn shed(&mut self, now: Time) {
         while self.context.budget.is_exceeded() {
-            let most = self.peers.iter_mut().max_by_key(|(_, peer)| peer.most_memory());
-            let part = self.context.budget.equal_part();
-            let Some((_, peer)) = most.filter(|(_, peer)| peer.most_memory() > part) else { break };
+            let most = self.peers.iter_mut().max_by_key(|(_, peer)| peer.most_above_part());
+            let Some((_, peer)) = most.filter(|(_, peer)| peer.most_above_part().is_some()) else { break };
             peer.end_fullest(now, &mut self.context);
         }
     }

@@ -11,11 +11,12 @@ use slab::Slab;
 
 use super::flows::Flows;
 use super::{Context, FIRST_OUTER, Legacy};
-use crate::daemon::intercept::budget::Account;
+use crate::daemon::intercept::budget::{Account, Instance};
 use crate::daemon::intercept::connections::{Newcomer, limits};
 use crate::daemon::intercept::door::{Refusals, TurnedAway};
 use crate::daemon::intercept::worker::Order;
 use crate::daemon::pipe::Pipe;
+use crate::router::Tenant;
 use crate::tunnel::frame::Response;
 use crate::tunnel::legacy::{Server, ServerEvent};
 use crate::tunnel::{self, Claimer, Client, ClientEvent, Endpoint, Features, Hello, Limits};
@@ -96,9 +97,13 @@ impl Peer {
         self.outers.is_empty()
     }
 
-    /// What its fullest connection takes, in bytes.
-    pub(super) fn most_memory(&self) -> usize {
-        self.outers.iter().map(|(_, outer)| outer.memory.taken()).max().unwrap_or(0)
+    /// What the fullest of its connections above their part takes, in bytes.
+    pub(super) fn most_above_part(&self) -> Option<usize> {
+        self.above_part().map(|(_, outer)| outer.memory.taken()).max()
+    }
+
+    fn above_part(&self) -> impl Iterator<Item = (usize, &Outer)> {
+        self.outers.iter().filter(|(_, outer)| outer.memory.is_above_part())
     }
 
     /// A connection of it.
@@ -112,7 +117,9 @@ impl Peer {
         let mut pipe = Pipe::new(stream);
         pipe.register(registry, Token(self.first_token + FIRST_OUTER + entry.key()))?;
         let server = Server::new(now, Limits { output: OUTPUT, ..limits() });
-        entry.insert(Outer { pipe, server, greeted: false, memory: context.budget.open() });
+        let instance = Instance { tenant: Tenant::Host(self.address.ip()), number: self.instance };
+        let memory = context.budget.open(instance);
+        entry.insert(Outer { pipe, server, greeted: false, memory });
         Ok(())
     }
 
@@ -179,9 +186,9 @@ impl Peer {
         }
     }
 
-    /// Ends the connection that takes most memory.
+    /// Ends the connection that takes most memory, of those above their part.
     pub(super) fn end_fullest(&mut self, now: Time, context: &mut Context) {
-        let most = self.outers.iter().max_by_key(|(_, outer)| outer.memory.taken());
+        let most = self.above_part().max_by_key(|(_, outer)| outer.memory.taken());
         if let Some(key) = most.map(|(key, _)| key) {
             self.close(now, key, context, &"the tunnels take more than memory-limit, and this one most");
         }

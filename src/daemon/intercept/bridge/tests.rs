@@ -52,7 +52,7 @@ impl Worker {
         }
         let Some((pipe, server, _)) = &mut self.tunnel else { return Vec::new() };
         events.iter().filter(|event| event.token() == Token(1)).for_each(|event| pipe.ready(event));
-        let over = pipe.receive(Time::ZERO, server).and_then(|()| pipe.flush(server)).is_err();
+        let over = pipe.receive(Time::ZERO, server).and_then(|_| pipe.flush(server)).is_err();
         let heard = std::iter::from_fn(|| server.poll_event()).collect();
         if over {
             self.tunnel = None;

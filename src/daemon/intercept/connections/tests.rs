@@ -58,10 +58,38 @@ fn beyond_the_budget_the_largest_tunnel_above_its_part_ends() {
     assert_eq!(connections.denied().of(Denied::Shed), 1);
 
     // All of ours take less than an equal part: it is another worker's turn.
-    let mut elsewhere = budget.open();
+    let tenant = Tenant::Host([127, 0, 0, 1].into());
+    let mut elsewhere = budget.open(Instance { tenant, number: 9 });
     elsewhere.set(10 << 20);
     budget.set_limit(10 << 20);
     connections.flush(Time::ZERO, &mut router);
     assert!(budget.is_exceeded());
     assert_eq!((connections.len(), connections.denied().of(Denied::Shed)), (2, 1));
+}
+
+#[test]
+fn who_has_most_tunnels_makes_room_for_who_has_fewer() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let other_host = TcpListener::bind("[::1]:0").expect("bind");
+    let poll = Poll::new().expect("poll");
+    let shared = Shared {
+        most: 4,
+        budget: Budget::new(u64::MAX),
+        door: Door::new(&[], &[]),
+        readiness: Readiness::new(None),
+    };
+    let mut connections = Connections::new(0, (0, 1), shared, Scope::default());
+    let mut router = Router::new(Time::ZERO, router::Settings::new(Vec::new(), Unclaimed::Drop));
+    let mut connect = |connections: &mut Connections, listener, instance| {
+        let (newcomer, peer) = newcomer(listener, instance);
+        connections.add(Time::ZERO, newcomer, poll.registry(), &mut router);
+        peer
+    };
+    let _many: Vec<_> = (1..=5).map(|instance| connect(&mut connections, &listener, instance)).collect();
+    let denied = |connections: &Connections| {
+        [Denied::ConnectionLimit, Denied::Displaced].map(|denied| connections.denied().of(denied))
+    };
+    assert_eq!((connections.len(), denied(&connections)), (4, [1, 0]), "all of them are of one host");
+    let _few: Vec<_> = (6..=8).map(|instance| connect(&mut connections, &other_host, instance)).collect();
+    assert_eq!((connections.len(), denied(&connections)), (4, [2, 2]), "no more than an equal part");
 }
