@@ -8,7 +8,7 @@ use std::ffi::CString;
 use nftnl::{Batch, Chain as ChainMessage, ChainType, MsgType, Policy, ProtoFamily, Table as TableReference};
 
 use super::encode::{QueueKind, encode};
-use super::ruleset::{Chain, Family, Hook, Match, Rule, Ruleset, Set, Statement, Table, TableName};
+use super::ruleset::{Chain, Family, Hook, Match, Rule, Ruleset, Set, SetKey, Statement, Table, TableName};
 use crate::sys::nfnl::TableMessage;
 use crate::sys::nfset::{SetMessage, Shape};
 
@@ -169,7 +169,7 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
         Family::Ip6 => ip6,
     };
     let of_match = |condition: &Match| match condition {
-        Match::DaddrLocal => Some(by_family("NFT_FIB_IPV4", "NFT_FIB_IPV6")),
+        Match::DaddrLocal | Match::DaddrBroadcast => Some(by_family("NFT_FIB_IPV4", "NFT_FIB_IPV6")),
         Match::Worker { .. } | Match::OutsideShare { .. } => Some("NFT_HASH"),
         Match::Mark(_)
         | Match::Iif(_)
@@ -187,6 +187,12 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
         | Match::SynAlone
         | Match::IcmpTypes(_)
         | Match::QuotedTcpTo(_)
+        | Match::QuotedTcpWithOptionsTo(_)
+        | Match::L4Proto(_)
+        | Match::Sports(_)
+        | Match::Dports(_)
+        | Match::Fragment
+        | Match::HopLimit(_)
         | Match::NotIn { .. } => None,
     };
     let of_statement = |statement: &Statement| match statement {
@@ -199,6 +205,9 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
         Statement::LimitOver(_) => Some("NFT_LIMIT"),
         Statement::Counter
         | Statement::Goto(_)
+        | Statement::Jump(_)
+        | Statement::SetMark(_)
+        | Statement::Count { .. }
         | Statement::Add { .. }
         | Statement::Delete { .. }
         | Statement::Return
@@ -211,14 +220,20 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
 
 /// What the kernel has to know about a set, and says when asked.
 pub(super) fn shape(family: Family, set: &Set) -> Shape {
+    // Types and, in bytes of registers, lengths of the parts.
     let address = match family {
         Family::Ip => (IPV4_ADDRESS, 4),
         Family::Ip6 => (IPV6_ADDRESS, 16),
     };
+    let parts = match set.key {
+        SetKey::Client => &[address, (PORT, 4)][..],
+        SetKey::Ports => &[(PROTOCOL, 4), (PORT, 4), (PORT, 4)],
+        SetKey::Protocol => &[(PROTOCOL, 1)],
+    };
     Shape {
         flags: (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL).cast_unsigned(),
-        key_type: address.0 << TYPE_BITS | PORT,
-        key_length: address.1 + 4,
+        key_type: parts.iter().fold(0, |whole, (part, _)| whole << TYPE_BITS | part),
+        key_length: parts.iter().map(|(_, length)| length).sum(),
         size: set.size,
         timeout_ms: u64::try_from(set.timeout.as_millis()).unwrap_or(u64::MAX),
     }
@@ -228,6 +243,7 @@ pub(super) fn shape(family: Family, set: &Set) -> Shape {
 // the set, and a concatenation is one number, six bits a part.
 const IPV4_ADDRESS: u32 = 7;
 const IPV6_ADDRESS: u32 = 8;
+const PROTOCOL: u32 = 12;
 const PORT: u32 = 13;
 const TYPE_BITS: u32 = 6;
 

@@ -6,13 +6,15 @@ use std::net::IpAddr;
 use nftnl::expr::{Bitwise, Cmp, CmpOp, Counter, Immediate, Meta, Register as CrateRegister, Verdict};
 use nftnl::{Chain as ChainMessage, Rule as RuleMessage};
 
-use super::ruleset::{Device, End, Family, Match, Rule, Statement};
+use super::ruleset::{Device, End, Family, Match, Rule, SetKey, Statement};
 use crate::sys::expr::{Base, Expr, Register};
 use crate::wire::Prefix;
 use crate::wire::flow::{SHARE_SEED, SHARES, SPLIT_SEED};
 
 /// `IPPROTO_TCP`, in the one byte that `meta l4proto` loads.
-const TCP: u8 = 6;
+pub(super) const TCP: u8 = 6;
+/// The first byte of an IPv4 header without options: version 4, five words.
+pub(super) const PLAIN_IPV4: u8 = 0x45;
 
 // Bits of the TCP header's flags (RFC 9293).
 const FIN: u8 = 0x01;
@@ -47,7 +49,7 @@ pub(super) fn encode<'a>(
             equal(&mut message, &Meta::L4Proto, &[TCP]);
             tcp_checked = true;
         }
-        add_match(&mut message, header, condition);
+        add_match(&mut message, family, condition);
     }
     for statement in &rule.statements {
         add_statement(&mut message, header, statement, queue);
@@ -74,14 +76,22 @@ fn needs_tcp(condition: &Match) -> bool {
         | Match::Saddr(_)
         | Match::Daddr(_)
         | Match::DaddrLocal
+        | Match::DaddrBroadcast
+        | Match::L4Proto(_)
+        | Match::Sports(_)
+        | Match::Dports(_)
+        | Match::Fragment
+        | Match::HopLimit(_)
         | Match::Length(_)
         | Match::LengthAtMost(_)
         | Match::IcmpTypes(_)
-        | Match::QuotedTcpTo(_) => false,
+        | Match::QuotedTcpTo(_)
+        | Match::QuotedTcpWithOptionsTo(_) => false,
     }
 }
 
-fn add_match(rule: &mut RuleMessage<'_>, header: Header, condition: &Match) {
+fn add_match(rule: &mut RuleMessage<'_>, family: Family, condition: &Match) {
+    let header = Header::of(family);
     let network = |offset, length| Expr::payload(Base::Network, offset, length, Register::R1);
     let transport = |offset, length| Expr::payload(Base::Transport, offset, length, Register::R1);
     match condition {
@@ -91,6 +101,18 @@ fn add_match(rule: &mut RuleMessage<'_>, header: Header, condition: &Match) {
         Match::Saddr(prefix) => in_prefix(rule, header.source, *prefix),
         Match::Daddr(prefix) => in_prefix(rule, header.destination, *prefix),
         Match::DaddrLocal => equal(rule, &Expr::fib_daddr_type(), &u32::from(libc::RTN_LOCAL).to_ne_bytes()),
+        Match::DaddrBroadcast => {
+            equal(rule, &Expr::fib_daddr_type(), &u32::from(libc::RTN_BROADCAST).to_ne_bytes());
+        }
+        Match::L4Proto(protocol) => equal(rule, &Meta::L4Proto, &[*protocol]),
+        Match::Sports(ports) => {
+            add_range(rule, &transport(0, 2), ports.start().to_be_bytes(), ports.end().to_be_bytes());
+        }
+        Match::Dports(ports) => {
+            add_range(rule, &transport(2, 2), ports.start().to_be_bytes(), ports.end().to_be_bytes());
+        }
+        Match::Fragment => add_fragment(rule, family),
+        Match::HopLimit(hops) => equal(rule, &network(7, 1), &[*hops]),
         // The check of the protocol itself, which the caller has added.
         Match::Tcp => {}
         Match::TcpSport(port) => equal(rule, &transport(0, 2), &port.to_be_bytes()),
@@ -112,14 +134,18 @@ fn add_match(rule: &mut RuleMessage<'_>, header: Header, condition: &Match) {
         Match::OutsideShare { client, share } => add_share(rule, header, *client, *share),
         Match::IcmpTypes(types) => {
             equal(rule, &Meta::L4Proto, &[header.icmp]);
-            rule.add_expr(&transport(0, 1));
-            rule.add_expr(&Cmp::new(CmpOp::Gte, [*types.start()].as_slice()));
-            rule.add_expr(&Cmp::new(CmpOp::Lte, [*types.end()].as_slice()));
+            add_range(rule, &transport(0, 1), [*types.start()], [*types.end()]);
         }
         Match::QuotedTcpTo(to) => {
             equal(rule, &transport(header.quoted.protocol, 1), &[TCP]);
             equal(rule, &transport(header.quoted.destination, header.address), &octets(to.ip()));
             equal(rule, &transport(header.quoted.port, 2), &to.port().to_be_bytes());
+        }
+        Match::QuotedTcpWithOptionsTo(to) => {
+            rule.add_expr(&transport(Quoted::BEGIN, 1));
+            rule.add_expr(&Cmp::new(CmpOp::Neq, [PLAIN_IPV4].as_slice()));
+            equal(rule, &transport(header.quoted.protocol, 1), &[TCP]);
+            equal(rule, &transport(header.quoted.destination, header.address), &to.octets());
         }
         Match::NotIn { set, client } => {
             load_flow(rule, header, *client, Register::R1);
@@ -154,6 +180,15 @@ fn add_statement(rule: &mut RuleMessage<'_>, header: Header, statement: &Stateme
         }
         Statement::LimitOver(rate) => rule.add_expr(&Expr::limit_over(rate.get(), rate.get())),
         Statement::Goto(chain) => rule.add_expr(&Verdict::Goto { chain: c_string(chain) }),
+        Statement::Jump(chain) => rule.add_expr(&Verdict::Jump { chain: c_string(chain) }),
+        Statement::SetMark(mark) => {
+            rule.add_expr(&Immediate::new(*mark, CrateRegister::Reg1));
+            rule.add_expr(&Meta::Mark { set: true });
+        }
+        Statement::Count { set, key } => {
+            load_key(rule, header, *key);
+            rule.add_expr(&Expr::set_count(&c_string(set), Register::R1));
+        }
         Statement::Return => rule.add_expr(&Verdict::Return),
         Statement::Accept => rule.add_expr(&Verdict::Accept),
         Statement::Drop => rule.add_expr(&Verdict::Drop),
@@ -185,6 +220,48 @@ fn load_flow(rule: &mut RuleMessage<'_>, header: Header, end: End, register: Reg
     let behind = register.behind(header.address);
     rule.add_expr(&Expr::payload(Base::Network, address_offset, header.address, register));
     rule.add_expr(&Expr::payload(Base::Transport, port_offset, 2, behind));
+}
+
+/// Loads the key of a set of counters into register 1 and those behind it.
+fn load_key(rule: &mut RuleMessage<'_>, header: Header, key: SetKey) {
+    match key {
+        SetKey::Client => load_flow(rule, header, End::Source, Register::R1),
+        SetKey::Protocol => rule.add_expr(&Meta::L4Proto),
+        SetKey::Ports => {
+            rule.add_expr(&Meta::L4Proto);
+            for (offset, behind) in [(0, 4), (2, 8)] {
+                rule.add_expr(&Expr::payload(Base::Transport, offset, 2, Register::R1.behind(behind)));
+            }
+        }
+    }
+}
+
+/// IPv4 says it in the header, by an offset or that more follows (RFC 791); IPv6 by an extension header.
+fn add_fragment(rule: &mut RuleMessage<'_>, family: Family) {
+    match family {
+        Family::Ip => {
+            const OFFSET_OR_MORE: u16 = 0x3fff;
+            rule.add_expr(&Expr::payload(Base::Network, 6, 2, Register::R1));
+            rule.add_expr(&Bitwise::new(OFFSET_OR_MORE.to_be_bytes().as_slice(), [0_u8, 0].as_slice()));
+            rule.add_expr(&Cmp::new(CmpOp::Neq, [0_u8, 0].as_slice()));
+        }
+        Family::Ip6 => equal(rule, &Expr::has_fragment_header(), &[1]),
+    }
+}
+
+/// Both ends are inside; one value needs one comparison.
+fn add_range<const BYTES: usize>(
+    rule: &mut RuleMessage<'_>,
+    load: &Expr,
+    first: [u8; BYTES],
+    last: [u8; BYTES],
+) {
+    if first == last {
+        return equal(rule, load, &first);
+    }
+    rule.add_expr(load);
+    rule.add_expr(&Cmp::new(CmpOp::Gte, first.as_slice()));
+    rule.add_expr(&Cmp::new(CmpOp::Lte, last.as_slice()));
 }
 
 fn in_prefix(rule: &mut RuleMessage<'_>, offset: u32, prefix: Prefix) {
@@ -252,10 +329,21 @@ pub(super) struct Quoted {
 }
 
 impl Quoted {
+    /// Where the quoted packet begins.
+    pub(super) const BEGIN: u32 = 8;
+
     pub(super) fn of(family: Family) -> Self {
         match family {
-            Family::Ip => Self { protocol: 8 + 9, destination: 8 + 16, port: 8 + 20 + 2 },
-            Family::Ip6 => Self { protocol: 8 + 6, destination: 8 + 24, port: 8 + 40 + 2 },
+            Family::Ip => Self::at(9, 16, 20 + 2),
+            Family::Ip6 => Self::at(6, 24, 40 + 2),
+        }
+    }
+
+    fn at(protocol: u32, destination: u32, port: u32) -> Self {
+        Self {
+            protocol: Self::BEGIN + protocol,
+            destination: Self::BEGIN + destination,
+            port: Self::BEGIN + port,
         }
     }
 }

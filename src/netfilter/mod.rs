@@ -14,6 +14,7 @@
 mod assistant;
 mod backstop;
 mod batch;
+mod content;
 mod encode;
 mod install;
 mod link;

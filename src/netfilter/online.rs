@@ -40,7 +40,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::ruleset::{
-    Chain, Device, End, Families, Family, Hook, Match, Queues, Rule, Ruleset, Set, Statement, Table,
+    Chain, Device, End, Families, Family, Hook, Match, Queues, Rule, Ruleset, Set, SetKey, Statement, Table,
     TableName,
 };
 use crate::wire::Prefix;
@@ -156,7 +156,12 @@ fn table(spec: &OnlineSpec, family: Family) -> Option<Table> {
 /// The set that the rules for handshakes need, if there are any.
 fn handshakes(spec: &OnlineSpec) -> Option<Set> {
     let wanted = spec.handshake_acks && !spec.pure_acks;
-    wanted.then_some(Set { name: HANDSHAKES, timeout: HANDSHAKE_TIMEOUT, size: HANDSHAKES_SIZE })
+    wanted.then_some(Set {
+        name: HANDSHAKES,
+        key: SetKey::Client,
+        timeout: HANDSHAKE_TIMEOUT,
+        size: HANDSHAKES_SIZE,
+    })
 }
 
 /// Finds what is captured, and goes to `chain` with it.
@@ -338,7 +343,7 @@ fn pure_ack_length(family: Family, words: u8) -> u16 {
     ip_header + u16::from(words) * 4
 }
 
-fn unique<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
+pub(super) fn unique<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
     items.fold(Vec::new(), |mut kept, item| {
         if !kept.contains(&item) {
             kept.push(item);

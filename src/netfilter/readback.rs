@@ -1,9 +1,11 @@
 //! Asking the kernel what is there: whether our rules are complete, and what they counted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use super::batch::{self, TABLE_OWNER};
+use super::content;
+use super::encode::QueueKind;
 use super::link::{Link, undisturbed};
 use super::message::{self, Captured};
 use super::ruleset::{Ruleset, Table, TableName};
@@ -17,8 +19,8 @@ pub enum Presence {
     Altered(String),
 }
 
-/// Compares what the kernel has with `ruleset`: tables and their flags, sets but not what is
-/// in them, chains, and the number of rules in each.
+/// Compares what the kernel has with `ruleset`: tables and their flags, sets but not what is in them, chains, and rules
+/// by their content, in order.
 pub fn present(ruleset: &Ruleset) -> io::Result<Presence> {
     presence(&mut Link::open()?, ruleset)
 }
@@ -45,7 +47,7 @@ fn alteration(link: &mut Link, ruleset: &Ruleset, table: &Table) -> io::Result<O
     if let Some(alteration) = altered_set(link, name, table)? {
         return Ok(Some(alteration));
     }
-    altered_chain(link, name, table)
+    altered_chain(link, ruleset, table)
 }
 
 fn altered_set(link: &mut Link, name: &TableName, table: &Table) -> io::Result<Option<String>> {
@@ -71,28 +73,35 @@ fn altered_set(link: &mut Link, name: &TableName, table: &Table) -> io::Result<O
     }))
 }
 
-fn altered_chain(link: &mut Link, name: &TableName, table: &Table) -> io::Result<Option<String>> {
-    let family = table.family;
-    let mut found: HashMap<Vec<u8>, usize> = HashMap::new();
-    link.dump(libc::NFT_MSG_GETCHAIN, family, name, &mut |chain| {
-        if let Some(chain) = chain.string(message::CHAIN_NAME) {
-            found.entry(chain.to_vec()).or_default();
-        }
-    })?;
-    link.dump(libc::NFT_MSG_GETRULE, family, name, &mut |rule| {
-        if let Some(chain) = rule.string(message::RULE_CHAIN) {
-            *found.entry(chain.to_vec()).or_default() += 1;
-        }
-    })?;
+fn altered_chain(link: &mut Link, ruleset: &Ruleset, table: &Table) -> io::Result<Option<String>> {
+    let (family, name) = (table.family, &ruleset.name);
+    let mut found = BTreeMap::new();
+    for (kind, answer) in
+        [(libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_NEWCHAIN), (libc::NFT_MSG_GETRULE, libc::NFT_MSG_NEWRULE)]
+    {
+        link.dump(kind, family, name, &mut |object| content::add(&mut found, answer, &object))?;
+    }
+    let mut expected = content::sent(&batch::install(ruleset, QueueKind::Native), family);
     for chain in &table.chains {
-        let (chain_name, expected) = (chain.name, chain.rules.len());
-        match found.remove(chain_name.as_bytes()) {
-            None => return Ok(Some(format!("chain {family} {name} {chain_name} is gone"))),
-            Some(count) if count != expected => {
-                let what = format!("chain {family} {name} {chain_name} has {count} rules, not {expected}");
-                return Ok(Some(what));
-            }
-            Some(_) => {}
+        let whole_name = format!("chain {family} {name} {}", chain.name);
+        let wanted = expected.remove(chain.name.as_bytes()).unwrap_or_default();
+        let Some(there) = found.remove(chain.name.as_bytes()) else {
+            return Ok(Some(format!("{whole_name} is gone")));
+        };
+        if there.chain != wanted.chain {
+            return Ok(Some(format!("{whole_name} has another type, hook, priority or policy")));
+        }
+        if there.rules.len() != wanted.rules.len() {
+            let (count, expected) = (there.rules.len(), wanted.rules.len());
+            return Ok(Some(format!("{whole_name} has {count} rules, not {expected}")));
+        }
+        let pairs = there.rules.iter().zip(&wanted.rules);
+        if let Some(position) =
+            pairs.enumerate().find_map(|(at, (there, wanted))| (there != wanted).then_some(at))
+        {
+            let text = chain.rules.get(position).map(|rule| rule.in_family(family).to_string());
+            let text = text.unwrap_or_default();
+            return Ok(Some(format!("rule {} of {whole_name} is not \"{text}\"", position + 1)));
         }
     }
     let stranger = found.into_keys().next();

@@ -3,7 +3,7 @@
 //! Terms are nftables' own. Only what our rules need can be said.
 
 use std::ffi::CString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -202,16 +202,28 @@ pub struct Table {
     pub chains: Vec<Chain>,
 }
 
-/// A set of clients' flows, each an address of the table's family and a port. Rules add and delete its elements
-/// (flag `dynamic`), and the kernel forgets them by itself after a while (flag `timeout`).
+/// A set whose elements rules add and delete (flag `dynamic`), and the kernel forgets after a while (flag `timeout`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
     /// Its name, an nft identifier.
     pub name: &'static str,
+    /// What an element is.
+    pub key: SetKey,
     /// How long an element stays.
     pub timeout: Duration,
     /// The most elements; when it is full, nothing is added.
     pub size: u32,
+}
+
+/// What the elements of a set are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetKey {
+    /// An address of the table's family and a port.
+    Client,
+    /// A transport protocol, a source port and a destination port.
+    Ports,
+    /// A transport protocol.
+    Protocol,
 }
 
 /// A chain: a base chain of type `filter` with policy `accept`, or one that rules of other chains go to.
@@ -236,8 +248,8 @@ pub enum Hook {
     Forward,
     /// Packets that this host sends, after routing.
     Output,
-    /// None: a regular chain, evaluated where a rule goes to it ([`Statement::Goto`]). It precedes that rule's chain in
-    /// its table.
+    /// None: a regular chain, evaluated where a rule goes to it ([`Statement::Goto`], [`Statement::Jump`]). It precedes
+    /// that rule's chain in its table.
     None,
 }
 
@@ -277,6 +289,18 @@ pub enum Match {
     Daddr(Prefix),
     /// The destination is an address of this host.
     DaddrLocal,
+    /// The destination is a broadcast address. IPv4 only.
+    DaddrBroadcast,
+    /// The transport protocol, of a fragment that of the whole packet.
+    L4Proto(u8),
+    /// The source port, of a protocol whose header begins with ports. To be preceded by [`Match::L4Proto`].
+    Sports(RangeInclusive<u16>),
+    /// The destination port, likewise.
+    Dports(RangeInclusive<u16>),
+    /// The packet is a fragment of a larger one; the first fragment counts.
+    Fragment,
+    /// The hop limit of IPv6.
+    HopLimit(u8),
     /// TCP.
     Tcp,
     /// The source port.
@@ -318,6 +342,8 @@ pub enum Match {
     /// The packet quoted in an ICMP error is a TCP segment to this address and port. To be preceded by
     /// [`Match::IcmpTypes`]. Our segments have no IP options and no extension headers, so the places are fixed.
     QuotedTcpTo(SocketAddr),
+    /// The same for a segment behind IPv4 options: its ports are somewhere else, so the address alone counts.
+    QuotedTcpWithOptionsTo(Ipv4Addr),
     /// The address and port of one end are not in a set of the table.
     NotIn {
         /// The set's name.
@@ -372,6 +398,18 @@ pub enum Statement {
     LimitOver(NonZeroU32),
     /// Goes on in a regular chain of the table, and does not come back to this one.
     Goto(&'static str),
+    /// Goes on in a regular chain of the table, and comes back where that ends without a verdict.
+    Jump(&'static str),
+    /// Sets the packet mark.
+    SetMark(u32),
+    /// Counts packets by what they are: adds an element with a counter to a set of the table, or finds it there. If the
+    /// set is full, the rule ends here.
+    Count {
+        /// The set's name.
+        set: &'static str,
+        /// The set's key.
+        key: SetKey,
+    },
     /// Ends this chain.
     Return,
     /// Ends this chain; later chains still see the packet.
@@ -416,10 +454,11 @@ impl Rule {
         looks || self.changes_set()
     }
 
-    /// True if the rule adds to a set or deletes from one; it does nothing else then.
+    /// True if the rule adds to a set, deletes from one or counts in one; it does nothing else then.
     fn changes_set(&self) -> bool {
-        let changes =
-            |statement: &Statement| matches!(statement, Statement::Add { .. } | Statement::Delete { .. });
+        let changes = |statement: &Statement| {
+            matches!(statement, Statement::Add { .. } | Statement::Delete { .. } | Statement::Count { .. })
+        };
         self.statements.iter().any(changes)
     }
 }

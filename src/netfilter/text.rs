@@ -5,9 +5,10 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
-use super::encode::Quoted;
-use super::ruleset::{Chain, End, Family, Match, Rule, Ruleset, Set, Statement};
+use super::encode::{PLAIN_IPV4, Quoted, TCP};
+use super::ruleset::{Chain, End, Family, Match, Rule, Ruleset, Set, SetKey, Statement};
 use crate::wire::Prefix;
 use crate::wire::flow::{SHARE_SEED, SHARES, SPLIT_SEED};
 
@@ -38,12 +39,14 @@ impl Display for Ruleset {
 }
 
 fn write_set(f: &mut Formatter<'_>, family: Family, set: &Set) -> fmt::Result {
-    let address = match family {
-        Family::Ip => "ipv4_addr",
-        Family::Ip6 => "ipv6_addr",
+    let key = match (set.key, family) {
+        (SetKey::Client, Family::Ip) => "ipv4_addr . inet_service",
+        (SetKey::Client, Family::Ip6) => "ipv6_addr . inet_service",
+        (SetKey::Ports, _) => "inet_proto . inet_service . inet_service",
+        (SetKey::Protocol, _) => "inet_proto",
     };
     writeln!(f, "\tset {} {{", set.name)?;
-    writeln!(f, "\t\ttype {address} . inet_service")?;
+    writeln!(f, "\t\ttype {key}")?;
     writeln!(f, "\t\tsize {}", set.size)?;
     writeln!(f, "\t\tflags dynamic,timeout")?;
     write!(f, "\t\ttimeout {}s", set.timeout.as_secs())?;
@@ -103,6 +106,15 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
         Match::Saddr(prefix) => write_address(f, family, "saddr", prefix),
         Match::Daddr(prefix) => write_address(f, family, "daddr", prefix),
         Match::DaddrLocal => f.write_str("fib daddr type local"),
+        Match::DaddrBroadcast => f.write_str("fib daddr type broadcast"),
+        Match::L4Proto(protocol) => write!(f, "meta l4proto {protocol}"),
+        Match::Sports(ports) => write!(f, "th sport {}", Range(ports)),
+        Match::Dports(ports) => write!(f, "th dport {}", Range(ports)),
+        Match::Fragment => f.write_str(match family {
+            Family::Ip => "ip frag-off & 0x3fff != 0",
+            Family::Ip6 => "exthdr frag exists",
+        }),
+        Match::HopLimit(hops) => write!(f, "ip6 hoplimit {hops}"),
         Match::Tcp => f.write_str("meta l4proto tcp"),
         Match::TcpSport(port) => write!(f, "tcp sport {port}"),
         Match::TcpDport(port) => write!(f, "tcp dport {port}"),
@@ -125,16 +137,20 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
                 Family::Ip => "icmp",
                 Family::Ip6 => "icmpv6",
             };
-            write!(f, "{icmp} type {}-{}", types.start(), types.end())
+            write!(f, "{icmp} type {}", Range(types))
         }
         Match::QuotedTcpTo(to) => write_quoted(f, *to),
+        Match::QuotedTcpWithOptionsTo(to) => {
+            let Quoted { protocol, destination, .. } = Quoted::of(Family::Ip);
+            write!(f, "@th,{},8 != {PLAIN_IPV4:#x} ", Quoted::BEGIN * 8)?;
+            write!(f, "@th,{},8 {TCP} @th,{},32 {:#010x}", protocol * 8, destination * 8, to.to_bits())
+        }
         Match::NotIn { set, client } => write!(f, "{} != @{set}", Flow { family, end: *client }),
     }
 }
 
 /// The quoted packet's fields, by their bits from the beginning of the ICMP header.
 fn write_quoted(f: &mut Formatter<'_>, to: SocketAddr) -> fmt::Result {
-    const TCP: u8 = 6;
     let Quoted { protocol, destination, port } = Quoted::of(Family::of(to.ip()));
     let (protocol, destination, port) = (protocol * 8, destination * 8, port * 8);
     write!(f, "@th,{protocol},8 {TCP} ")?;
@@ -143,6 +159,16 @@ fn write_quoted(f: &mut Formatter<'_>, to: SocketAddr) -> fmt::Result {
         IpAddr::V6(ip) => write!(f, "@th,{destination},128 {:#034x} ", ip.to_bits())?,
     }
     write!(f, "@th,{port},16 {}", to.port())
+}
+
+/// The first and last of a range, or the only one.
+struct Range<'a, T>(&'a RangeInclusive<T>);
+
+impl<T: Display + PartialEq> Display for Range<'_, T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (first, last) = (self.0.start(), self.0.end());
+        if first == last { write!(f, "{first}") } else { write!(f, "{first}-{last}") }
+    }
 }
 
 fn write_address(f: &mut Formatter<'_>, family: Family, field: &str, prefix: &Prefix) -> fmt::Result {
@@ -178,6 +204,16 @@ fn write_statement(f: &mut Formatter<'_>, family: Family, statement: &Statement)
         }
         Statement::LimitOver(rate) => write!(f, "limit rate over {rate}/second burst {rate} packets"),
         Statement::Goto(chain) => write!(f, "goto {chain}"),
+        Statement::Jump(chain) => write!(f, "jump {chain}"),
+        Statement::SetMark(mark) => write!(f, "meta mark set {mark:#010x}"),
+        Statement::Count { set, key } => {
+            let key = match key {
+                SetKey::Client => Flow { family, end: End::Source }.to_string(),
+                SetKey::Ports => "meta l4proto . th sport . th dport".to_owned(),
+                SetKey::Protocol => "meta l4proto".to_owned(),
+            };
+            write!(f, "update @{set} {{ {key} counter }}")
+        }
         Statement::Return => f.write_str("return"),
         Statement::Accept => f.write_str("accept"),
         Statement::Drop => f.write_str("drop"),

@@ -46,10 +46,13 @@ pub enum Base {
 
 #[derive(Debug, Clone)]
 enum Value {
+    U8(u8),
     U16(u16),
     U32(u32),
     U64(u64),
     Name(CString),
+    /// An expression that belongs to another one.
+    Nested(Box<Expr>),
     /// Handed over to libnftnl, which frees it, as a copy made by `malloc`.
     Given(Vec<u8>),
 }
@@ -150,6 +153,25 @@ impl Expr {
         Self::dynset(set, key, NFT_DYNSET_OP_DELETE)
     }
 
+    /// Counts in the element of `set` with the key that begins in register `key`, which is added if it is not there and
+    /// lives on if it is, or ends the rule if that fails.
+    pub fn set_count(set: &CStr, key: Register) -> Self {
+        Self::dynset(set, key, libc::NFT_DYNSET_OP_UPDATE as u32)
+            .value(sys::NFTNL_EXPR_DYNSET_EXPR, Value::Nested(Box::new(Self::new(c"counter"))))
+    }
+
+    /// Whether the packet has a fragment header of IPv6, as one byte in register 1.
+    pub fn has_fragment_header() -> Self {
+        const NFT_EXTHDR_F_PRESENT: u32 = 1;
+        const IPPROTO_FRAGMENT: u8 = 44;
+        Self::new(c"exthdr")
+            .u32(sys::NFTNL_EXPR_EXTHDR_DREG, Register::R1.0)
+            .value(sys::NFTNL_EXPR_EXTHDR_TYPE, Value::U8(IPPROTO_FRAGMENT))
+            .u32(sys::NFTNL_EXPR_EXTHDR_OFFSET, 0)
+            .u32(sys::NFTNL_EXPR_EXTHDR_LEN, 1)
+            .u32(sys::NFTNL_EXPR_EXTHDR_FLAGS, NFT_EXTHDR_F_PRESENT)
+    }
+
     fn dynset(set: &CStr, key: Register, operation: u32) -> Self {
         Self::new(c"dynset")
             .u32(sys::NFTNL_EXPR_DYNSET_SREG_KEY, key.0)
@@ -205,6 +227,12 @@ impl Expr {
 
 impl Expression for Expr {
     fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
+        self.allocate()
+    }
+}
+
+impl Expr {
+    fn allocate(&self) -> NonNull<sys::nftnl_expr> {
         // SAFETY: the name is a NUL-terminated static string; libnftnl only reads it.
         let expr = non_null(unsafe { sys::nftnl_expr_alloc(self.name.as_ptr()) });
         for (attribute, value) in &self.attributes {
@@ -225,6 +253,8 @@ unsafe fn set(expr: NonNull<sys::nftnl_expr>, attribute: u16, value: &Value) {
     let expr = expr.as_ptr();
     match value {
         // SAFETY: by this function's contract.
+        Value::U8(value) => unsafe { sys::nftnl_expr_set_u8(expr, attribute, *value) },
+        // SAFETY: by this function's contract.
         Value::U16(value) => unsafe { sys::nftnl_expr_set_u16(expr, attribute, *value) },
         // SAFETY: by this function's contract.
         Value::U64(value) => unsafe { sys::nftnl_expr_set_u64(expr, attribute, *value) },
@@ -234,6 +264,12 @@ unsafe fn set(expr: NonNull<sys::nftnl_expr>, attribute: u16, value: &Value) {
             // SAFETY: by this function's contract; the string is NUL-terminated and copied.
             let result = unsafe { sys::nftnl_expr_set_str(expr, attribute, name.as_ptr()) };
             assert!(result == 0, "libnftnl has no memory for a name");
+        }
+        Value::Nested(inner) => {
+            // SAFETY: by this function's contract; libnftnl keeps the expression, which nothing else refers to, and frees
+            // it with the outer one. It looks at the pointer only, whatever the length.
+            let result = unsafe { sys::nftnl_expr_set(expr, attribute, inner.allocate().as_ptr().cast(), 0) };
+            assert!(result == 0, "libnftnl refuses an expression in another one");
         }
         Value::Given(bytes) => {
             // SAFETY: malloc has no preconditions; the result is checked, holds `bytes.len()` bytes and overlaps

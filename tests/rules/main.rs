@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod content;
 mod errors;
 mod routing;
 mod selection;
@@ -119,14 +120,8 @@ fn the_batch_installs_what_the_text_says() {
             let mut responses = embedded.responses.clone().unwrap();
             responses.queues = Queues::new(36530, workers).unwrap();
             rulesets.push(online(&OnlineSpec { responses: Some(responses), ..embedded }));
-            for unclaimed in [Unclaimed::Drop, Unclaimed::Accept] {
-                for example in [assistant_example(), on_target_example()] {
-                    let queues = Queues::new(36540, workers);
-                    rulesets.push(assistant(&AssistantSpec { queues, unclaimed, ..example }));
-                }
-            }
         }
-        rulesets.push(assistant(&AssistantSpec { queues: None, ..assistant_example() }));
+        rulesets.extend(content::assistant_specs().iter().map(assistant));
         for ruleset in rulesets {
             let installed = Installed::install(&ruleset).unwrap();
             let kind = installed.queue_kind();
@@ -135,14 +130,19 @@ fn the_batch_installs_what_the_text_says() {
             installed.remove().unwrap();
             assert_eq!(listing(kind), "");
             // nft resolves the text by itself; where the kernel has no queue expression, a verdict takes its place.
-            let text = ruleset.to_string();
             nft_load(&match kind {
-                QueueKind::Native => text,
-                QueueKind::Compat => replace_queues(&text),
+                QueueKind::Native => ruleset.to_string(),
+                QueueKind::Compat => replace_queues(&ruleset.to_string()),
             });
             let by_text = listing(kind);
             assert_eq!(by_batch.replace("\tflags owner\n", ""), by_text, "\n{ruleset}");
+            // What nft makes of the text is what the batch makes, expression by expression.
             let by_hand = Ruleset { owner: false, ..ruleset.clone() };
+            let by_hand = match kind {
+                QueueKind::Native => by_hand,
+                QueueKind::Compat => without_queues(by_hand),
+            };
+            nft_load(&by_hand.to_string());
             assert_eq!(present(&by_hand).unwrap(), Presence::Complete, "\n{ruleset}");
             nft_load("flush ruleset");
         }
@@ -168,6 +168,18 @@ fn listing(kind: QueueKind) -> String {
         }
     };
     listed.lines().filter(|line| !line.is_empty()).map(line).collect()
+}
+
+/// The ruleset with a verdict in the place of each queue, for nft where the kernel has no queue expression.
+fn without_queues(mut ruleset: Ruleset) -> Ruleset {
+    for chain in ruleset.tables.iter_mut().flat_map(|table| &mut table.chains) {
+        for statement in chain.rules.iter_mut().flat_map(|rule| &mut rule.statements) {
+            if matches!(statement, Statement::Queue(_)) {
+                *statement = Statement::Drop;
+            }
+        }
+    }
+    ruleset
 }
 
 fn replace_queues(text: &str) -> String {
