@@ -65,6 +65,8 @@ pub enum LinkEvent {
         /// Why.
         why: ClaimRefusal,
     },
+    /// A claim is held, and packets of its flow may be sent.
+    Confirmed(FlowId),
     /// The intercept has said whether its host is closed, and perhaps whose responses it takes: see
     /// [`Link::host`] and [`Link::scope`].
     Host,
@@ -173,6 +175,16 @@ impl Link {
         }
     }
 
+    /// Whether the link is up, and no packet of a flow may be sent before [`LinkEvent::Confirmed`].
+    pub fn confirms_claims(&self) -> bool {
+        matches!(&self.state, State::Open { client, .. } if client.is_connected() && client.confirms_claims())
+    }
+
+    /// Whether something waits to be written because the socket did not take it.
+    pub fn has_pending(&self) -> bool {
+        matches!(&self.state, State::Open { client, .. } if client.has_pending())
+    }
+
     /// Memory that its buffers take, in bytes.
     pub fn memory(&self) -> usize {
         match &self.state {
@@ -258,6 +270,7 @@ impl Link {
             ClientEvent::Unnamed { key, header } => Some(LinkEvent::Unnamed { key, header }),
             ClientEvent::Unreadable(reject) => Some(LinkEvent::Unreadable(reject)),
             ClientEvent::Refused { flow, why } => Some(LinkEvent::Refused { flow, why }),
+            ClientEvent::Confirmed(flow) => Some(LinkEvent::Confirmed(flow)),
             ClientEvent::Host => Some(LinkEvent::Host),
             ClientEvent::Stats(stats) => Some(LinkEvent::Stats(stats)),
             ClientEvent::Closed(why) => {

@@ -54,8 +54,12 @@ pub struct Counters {
     pub started: u64,
     /// Sessions that found no free address and port.
     pub no_address: u64,
-    /// Claims that an intercept refused, because another tcpcopy has the flow.
+    /// Claims that an intercept refused.
     pub claims_refused: u64,
+    /// Claims that an intercept did not confirm in time.
+    pub claims_unconfirmed: u64,
+    /// Claims that an intercept gave up to make room, made again.
+    pub claims_evicted: u64,
     /// Connections opened to the target.
     pub connections: u64,
     /// Segments and payload bytes handed out for sending, retransmissions included.
@@ -90,6 +94,8 @@ impl Counters {
         self.started += other.started;
         self.no_address += other.no_address;
         self.claims_refused += other.claims_refused;
+        self.claims_unconfirmed += other.claims_unconfirmed;
+        self.claims_evicted += other.claims_evicted;
         self.connections += other.connections;
         self.segments += other.segments;
         self.bytes += other.bytes;

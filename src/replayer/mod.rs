@@ -7,13 +7,15 @@
 //!    header from the tunnel ([`Replayer::handle_response`] for one met on this host), [`Replayer::handle_timeout`], [`Replayer::set_reachable`],
 //!    [`Replayer::shut_down`].
 //! 2. Then, after one or several inputs: [`Replayer::poll_transmit`] until it says `None`, and
-//!    [`Replayer::poll_claim`] until it does. Claims are to leave before the packets of the same
-//!    turn reach the target, so send them first.
+//!    [`Replayer::poll_claim`] until it does, with [`Replayer::handle_claim_told`] for each claim once it has left: a
+//!    session sends nothing before that. Sessions that connect again make claims while they are polled for segments:
+//!    repeat both while there are claims.
 //! 3. Then [`Replayer::poll_timeout`] says when `handle_timeout` is due.
 //!
 //! | file | subject |
 //! |---|---|
 //! | `replay` | the replayer: packets to sessions, sessions' wishes fulfilled |
+//! | `claims` | which flows may be claimed, and when they may be connected |
 //! | `resume` | what goes on after an outage, and when |
 //! | `table` | the session table: by client connection, by replayed flow, by deadline |
 //! | `address` | pools, ports, selection |
@@ -22,6 +24,7 @@
 //! Imports `session` and `wire`.
 
 mod address;
+mod claims;
 mod config;
 mod counters;
 mod histogram;
@@ -31,6 +34,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use claims::ClaimLoss;
 pub use config::{Config, Local};
 pub use counters::{Counters, Unused};
 pub use histogram::Histogram;

@@ -5,17 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::address::candidates;
+use super::claims::Claims;
 use super::config::Config;
 use super::counters::{Counters, Unused};
 use super::resume::Resumption;
 use super::table::Table;
 use crate::session::{Answer, End, Event, MidStream, Session};
-use crate::wire::{
-    Counted, FlowId, FlowKey, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Packet, TcpHeader, Time,
-};
-
-/// Flows of one session that may be refused before it ends.
-const MAX_REFUSED: u16 = 16;
+use crate::wire::{Counted, FlowId, FlowKey, Outgoing, Packet, TcpHeader, Time};
 
 /// What to tell the intercepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +41,8 @@ pub struct Transmit {
 pub struct Replayer {
     config: Arc<Config>,
     pub(super) table: Table,
-    claims: VecDeque<Claim>,
+    pub(super) claims: VecDeque<Claim>,
+    pub(super) claiming: Claims,
     /// An intercept is there to take the responses.
     pub(super) reachable: bool,
     pub(super) resumption: Resumption,
@@ -54,7 +51,7 @@ pub struct Replayer {
     behind: bool,
     /// See [`Replayer::set_memory_besides`].
     besides: usize,
-    counters: Counters,
+    pub(super) counters: Counters,
 }
 
 impl Replayer {
@@ -64,6 +61,7 @@ impl Replayer {
             config,
             table: Table::default(),
             claims: VecDeque::new(),
+            claiming: Claims::default(),
             reachable: false,
             resumption: Resumption::default(),
             stopping: false,
@@ -151,7 +149,12 @@ impl Replayer {
         }
     }
 
-    /// A session that begins is connected at once, so that its claim can leave before its SYN.
+    /// Bytes of a packet to the target, at most.
+    pub(super) fn mtu(&self) -> u16 {
+        self.config.mtu
+    }
+
+    /// A session that begins asks for its flow at once, so that its claim leaves in this turn.
     fn connect_if_new(&mut self, now: Time, slot: usize) {
         while let Some(entry) = self.table.entry(slot)
             && entry.flow.is_none()
@@ -262,23 +265,9 @@ impl Replayer {
         self.note_answer(now, target, answer);
     }
 
-    /// An intercept refused a claim: somebody else has the flow. The session's connection moves to
-    /// another address or port.
-    pub fn handle_refusal(&mut self, now: Time, id: FlowId) {
-        let Some((slot, entry)) = self.table.of_flow(id) else { return };
-        self.counters.claims_refused += 1;
-        entry.refused += 1;
-        if entry.refused > MAX_REFUSED {
-            self.counters.no_address += 1;
-            entry.session.end(now, End::Shed);
-        } else {
-            entry.session.move_connection(now);
-        }
-        self.table.wake(slot);
-    }
-
     /// Deadlines have passed.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.expire_claims(now);
         while let Some((slot, entry)) = self.table.expired(now) {
             entry.session.handle_timeout(now);
             if let Some(since) = entry.session.stalled_since() {
@@ -306,7 +295,7 @@ impl Replayer {
 
     /// When [`Replayer::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Time> {
-        [self.table.next_deadline(), self.resumption.due()].into_iter().flatten().min()
+        [self.table.next_deadline(), self.resumption.due(), self.claiming.due()].into_iter().flatten().min()
     }
 
     /// The next thing to tell the intercepts.
@@ -372,7 +361,8 @@ impl Replayer {
         }
     }
 
-    /// Gives a session an address and port for a new connection, and claims the responses.
+    /// Gives a session an address and port for a new connection, and claims the responses. It connects when the claim is
+    /// told, see [`Replayer::handle_claim_told`].
     pub(super) fn connect(&mut self, now: Time, slot: usize) {
         if !self.table.entry(slot).is_some_and(|entry| entry.session.wants_connection()) {
             return;
@@ -384,25 +374,25 @@ impl Replayer {
         let Some(entry) = self.table.entry(slot) else { return };
         let (client, target, copy) = (entry.connection.client, entry.target, entry.copy);
         let refused = entry.refused;
+        let mut outside = true;
+        let allowed = |local: &SocketAddr| {
+            let allowed = self.claiming.allow(local.ip(), target);
+            outside &= !allowed;
+            allowed
+        };
         let free = |local: &SocketAddr| self.table.is_free(&FlowKey { client: *local, server: target });
-        let Some(local) =
-            candidates(&self.config, client, target, copy).skip(usize::from(refused)).find(free)
-        else {
-            self.counters.no_address += 1;
+        let candidates = candidates(&self.config, client, target, copy).filter(allowed);
+        let Some(local) = candidates.skip(usize::from(refused)).find(free) else {
+            let why = if outside { End::OutOfScope } else { End::Shed };
+            self.counters.no_address += u64::from(!outside);
             if let Some(entry) = self.table.entry(slot) {
-                entry.session.end(now, End::Shed);
+                entry.session.end(now, why);
             }
             return;
         };
         if let Some(id) = self.table.assign(slot, local) {
             self.claims.push_back(Claim::Claim(id, FlowKey { client: local, server: target }));
-        }
-        let headers = if target.is_ipv4() { MIN_HEADERS_V4 } else { MIN_HEADERS_V6 };
-        let max_segment = self.config.mtu.saturating_sub(headers);
-        if let Some(entry) = self.table.entry(slot) {
-            entry.session.connect(now, max_segment);
             tracing::debug!(session = slot, %client, %target, address = %local, "session connects");
-            self.counters.connections += 1;
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Entry {
     pub(super) flow: Option<(FlowId, SocketAddr)>,
     /// How many of the flows it could have were refused: somebody else has them.
     pub(super) refused: u16,
+    /// Intercepts that have not confirmed the claim of its flow, one bit each.
+    pub(super) awaited: u64,
     /// Bytes and memory of the session that are in [`Table::buffered`] and [`Table::memory`].
     accounted: Accounted,
     /// The deadline that stands in the heap.
@@ -136,6 +138,7 @@ impl Table {
             target,
             flow: None,
             refused: 0,
+            awaited: 0,
             accounted: Accounted::default(),
             armed: None,
             queued: false,
@@ -159,6 +162,7 @@ impl Table {
         let entry = self.entries.get_mut(slot)?;
         let id = FlowId(u64::try_from(slot).ok()? << 32 | u64::from(serial));
         entry.flow = Some((id, local));
+        entry.awaited = 0;
         let flow = FlowKey { client: local, server: entry.target };
         self.by_flow.insert(&flow, slot, |slot| flow_of(&self.entries, slot));
         Some(id)

@@ -1,5 +1,6 @@
 //! The replayer with packets of scripted clients, in virtual time.
 
+mod claims;
 mod configuration;
 
 use std::collections::HashSet;
@@ -35,6 +36,10 @@ struct Bench {
     out: Outgoing,
     /// Claims in force.
     claims: Vec<(FlowId, FlowKey)>,
+    /// Intercepts that confirm claims, one bit each.
+    confirms: u64,
+    /// Claims that they have not confirmed.
+    awaited: HashSet<FlowId>,
 }
 
 impl Bench {
@@ -44,6 +49,8 @@ impl Bench {
             now: Time::from_micros(1_000_000),
             out: Outgoing::default(),
             claims: Vec::new(),
+            confirms: 0,
+            awaited: HashSet::new(),
         };
         bench.replayer.set_reachable(bench.now, true);
         bench
@@ -70,10 +77,17 @@ impl Bench {
     fn run(&mut self) -> Vec<Transmit> {
         self.take_claims();
         let mut sent = Vec::new();
-        while let Some(transmit) = self.replayer.poll_transmit(self.now, &mut self.out) {
-            sent.push(transmit);
+        loop {
+            while let Some(transmit) = self.replayer.poll_transmit(self.now, &mut self.out) {
+                let flow = FlowKey { client: transmit.src, server: transmit.dst };
+                let told = self.claims.iter().any(|(id, key)| *key == flow && !self.awaited.contains(id));
+                assert!(told, "a packet of {flow:?}, whose claim was not told: {:?}", transmit.header);
+                sent.push(transmit);
+            }
+            if !self.take_claims() {
+                break;
+            }
         }
-        self.take_claims();
         let mut live: Vec<_> = self.replayer.claims().collect();
         live.sort_unstable_by_key(|(id, _)| *id);
         self.claims.sort_unstable_by_key(|(id, _)| *id);
@@ -83,16 +97,27 @@ impl Bench {
         sent
     }
 
-    fn take_claims(&mut self) {
+    /// Tells the claims to nobody, or to an intercept that confirms them. Returns whether there were any.
+    fn take_claims(&mut self) -> bool {
+        let mut claimed = false;
         while let Some(claim) = self.replayer.poll_claim() {
             match claim {
-                Claim::Claim(id, key) => self.claims.push((id, key)),
+                Claim::Claim(id, key) => {
+                    claimed = true;
+                    self.claims.retain(|claim| *claim != (id, key));
+                    self.claims.push((id, key));
+                    if self.confirms != 0 {
+                        self.awaited.insert(id);
+                    }
+                    self.replayer.handle_claim_told(self.now, id, self.confirms);
+                }
                 Claim::Release(id, key) => {
                     let known = self.claims.iter().position(|claim| *claim == (id, key));
                     self.claims.swap_remove(known.expect("was claimed"));
                 }
             }
         }
+        claimed
     }
 
     /// The target's answer on the flow of `local`.
@@ -290,12 +315,12 @@ fn a_refused_claim_moves_the_connection() {
     let mut b = Bench::new(config());
     b.syn(CLIENT);
     let (id, _) = b.claims[0];
-    b.replayer.handle_refusal(b.now, id);
+    b.replayer.handle_claim_loss(b.now, id, ClaimLoss::Taken);
     let sent = b.run();
     let syn = sent.iter().find(|transmit| transmit.header.flags == Flags::SYN).expect("anew");
     assert_ne!(syn.src, addr(CLIENT));
     assert_eq!(b.claims.len(), 1);
-    b.replayer.handle_refusal(b.now, id);
+    b.replayer.handle_claim_loss(b.now, id, ClaimLoss::Taken);
     assert!(b.run().is_empty(), "a refusal of the old name is nothing");
 }
 
@@ -465,10 +490,10 @@ fn bytes_that_reach_no_session_are_counted_for_each_copy() {
     let copies = b.replayer.sessions();
     while b.replayer.sessions() == copies {
         let (id, _) = *b.claims.iter().max_by_key(|(id, _)| id.0 & u64::from(u32::MAX)).expect("claimed");
-        b.replayer.handle_refusal(b.now, id);
+        b.replayer.handle_claim_loss(b.now, id, ClaimLoss::Taken);
         b.run();
     }
-    assert_eq!(b.counters().ledger.discarded.of(End::Shed), 5);
+    assert_eq!(b.counters().ledger.discarded.of(End::ClaimRefused), 5);
     b.client(CLIENT, header(106, 1, A, 4), b"more");
     assert_eq!(b.counters().unused_bytes.of(Unused::NoSession), 4);
     assert_eq!(b.replayer.buffered(), 18);

@@ -147,6 +147,10 @@ pub enum End {
     NotJoined,
     /// The session held more bytes than it may.
     BufferLimit,
+    /// No intercept takes the responses of its target, or none those to its client's address.
+    OutOfScope,
+    /// An intercept refused its claim, or did not confirm it in time.
+    ClaimRefused,
     /// The replayer ended it: at its limits, or because it stops.
     Shed,
 }
@@ -160,6 +164,8 @@ crate::counted!(End {
     Idle => "idle",
     NotJoined => "not_joined",
     BufferLimit => "buffer_limit",
+    OutOfScope => "out_of_scope",
+    ClaimRefused => "claim_refused",
     Shed => "shed",
 });
 

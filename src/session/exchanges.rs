@@ -83,6 +83,8 @@ impl From<End> for Outcome {
             | End::Idle
             | End::NotJoined
             | End::BufferLimit
+            | End::OutOfScope
+            | End::ClaimRefused
             | End::Shed => Self::Ended,
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::channel::Channel;
 use super::codec::FrameError;
 use super::frame::{
-    AnyWelcome, Claim, ClaimRefusal, Hello, Hurry, Kind, Refuse, Refused, Response, Stats, Token,
+    AnyWelcome, Claim, ClaimRefusal, Confirmed, Hello, Hurry, Kind, Refuse, Refused, Response, Stats, Token,
 };
 use super::host::{Host, HostState};
 use super::secret::{Ephemeral, Secret};
@@ -43,6 +43,8 @@ pub enum ClientEvent {
         /// Why.
         why: ClaimRefusal,
     },
+    /// A claim is held, and packets of its flow may be sent.
+    Confirmed(FlowId),
     /// The intercept has said whether its host is closed, and perhaps whose responses it takes: see
     /// [`Claimer::host`] and [`Claimer::scope`].
     Host,
@@ -150,6 +152,10 @@ impl Claimer for Client {
         &self.host.state
     }
 
+    fn confirms_claims(&self) -> bool {
+        self.host.confirms
+    }
+
     fn scope(&self) -> Option<&Scope> {
         self.host.scope.as_ref()
     }
@@ -238,7 +244,8 @@ impl Client {
             | Kind::Stats
             | Kind::Hurry
             | Kind::Scope
-            | Kind::Host => Err(Closed::Unexpected(kind)),
+            | Kind::Host
+            | Kind::Confirmed => Err(Closed::Unexpected(kind)),
         }
     }
 
@@ -249,6 +256,10 @@ impl Client {
             Kind::Refused => {
                 let Refused { flow, why } = self.channel.decoder.record()?;
                 ClientEvent::Refused { flow, why }
+            }
+            Kind::Confirmed => {
+                let Confirmed(flow) = self.channel.decoder.record()?;
+                ClientEvent::Confirmed(flow)
             }
             Kind::Stats => ClientEvent::Stats(self.channel.decoder.record()?),
             Kind::Scope => {

@@ -46,6 +46,9 @@ pub enum Kind {
     Scope,
     /// To tcpcopy: whether the intercept's host is closed.
     Host,
+    /// To tcpcopy: a batch of flows whose claims are held, if that was asked for
+    /// ([`Features::CONFIRMATION`]).
+    Confirmed,
 }
 
 impl Kind {
@@ -65,6 +68,7 @@ impl Kind {
             11 => Self::Hurry,
             12 => Self::Scope,
             13 => Self::Host,
+            14 => Self::Confirmed,
             _ => return None,
         })
     }
@@ -85,13 +89,16 @@ impl Kind {
             Self::Hurry => 11,
             Self::Scope => 12,
             Self::Host => 13,
+            Self::Confirmed => 14,
         }
     }
 
     /// Whether the body is a sequence of records.
     pub const fn is_batch(self) -> bool {
         match self {
-            Self::Claims | Self::Refused | Self::Releases | Self::Headers | Self::Scope => true,
+            Self::Claims | Self::Refused | Self::Releases | Self::Headers | Self::Scope | Self::Confirmed => {
+                true
+            }
             Self::Hello
             | Self::Welcome
             | Self::Refuse
@@ -370,6 +377,16 @@ impl Record for Claim {
 pub struct Release(pub FlowId);
 
 impl Record for Release {
+    fn read(from: &mut Reader<'_>) -> Option<Self> {
+        from.u64().map(|flow| Self(FlowId(flow)))
+    }
+}
+
+/// "Your claim of this flow is held."
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Confirmed(pub(super) FlowId);
+
+impl Record for Confirmed {
     fn read(from: &mut Reader<'_>) -> Option<Self> {
         from.u64().map(|flow| Self(FlowId(flow)))
     }

@@ -20,6 +20,9 @@ impl Features {
     /// In a welcome: the state of the host follows, and until it comes the host counts as open. In a
     /// hello: such messages are understood.
     pub const HOST_STATE: Self = Self(1);
+    /// In a welcome: claims that are held are confirmed, and no packet of a flow may be sent to the target before that. In
+    /// a hello: that is done.
+    pub const CONFIRMATION: Self = Self(2);
 
     /// From a peer. Bits this version does not know are kept.
     pub const fn from_bits(bits: u32) -> Self {
@@ -172,6 +175,8 @@ fn printable(text: &str) -> String {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) state: HostState,
+    /// Claims are to be confirmed.
+    pub(super) confirms: bool,
     pub(super) scope: Option<Scope>,
     /// Entries of a scope that is not complete.
     entries: Scope,
@@ -180,11 +185,18 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn new() -> Self {
-        Self { state: HostState::Unknown, scope: None, entries: Scope::default(), limits: Vec::new() }
+        Self {
+            state: HostState::Unknown,
+            confirms: false,
+            scope: None,
+            entries: Scope::default(),
+            limits: Vec::new(),
+        }
     }
 
     /// The intercept welcomes us.
     pub(super) fn welcomed(&mut self, features: Features) {
+        self.confirms = features.has(Features::CONFIRMATION);
         self.state = if features.has(Features::HOST_STATE) { HostState::Awaited } else { HostState::Unknown };
     }
 

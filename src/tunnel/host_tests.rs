@@ -66,6 +66,24 @@ fn peers_of_the_first_release_are_told_nothing_and_tell_nothing() {
 }
 
 #[test]
+fn claims_are_confirmed_to_those_who_wait_for_it() {
+    for (client_has, server_has) in [
+        (Features::CONFIRMATION, Features::CONFIRMATION),
+        (Features::CONFIRMATION, Features::HOST_STATE),
+        (Features::NONE, Features::CONFIRMATION),
+    ] {
+        let (mut client, mut server) = pair(client_has, server_has);
+        assert_eq!(client.confirms_claims(), server_has == Features::CONFIRMATION);
+        server.confirmed(FlowId(7));
+        server.confirmed(FlowId(u64::MAX));
+        carry(Time::ZERO, &mut server, &mut client);
+        let events: Vec<_> = std::iter::from_fn(|| client.poll_event()).collect();
+        let all = [ClientEvent::Confirmed(FlowId(7)), ClientEvent::Confirmed(FlowId(u64::MAX))];
+        assert_eq!(events, if client_has == Features::NONE { &all[..0] } else { &all[..] });
+    }
+}
+
+#[test]
 fn a_hello_and_a_welcome_without_features_are_of_the_first_release() {
     // As release 0.1 writes them: no field behind the worker and the seed.
     let hello = [0, 0, 0, 19, 1, 0x74, 0x63, 0x70, 0x79, 0, 1, 0, 0, 0, 0, 0, 0, 0, 77, 0, 1, 0, 2];

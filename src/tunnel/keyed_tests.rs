@@ -360,6 +360,7 @@ proptest! {
                 | ClientEvent::Unreadable(_)
                 | ClientEvent::Refused { .. }
                 | ClientEvent::Host
+                | ClientEvent::Confirmed(_)
                 | ClientEvent::Stats(_)) => prop_assert!(false, "{:?}", other),
             }
         }

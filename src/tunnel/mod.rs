@@ -151,6 +151,8 @@ pub trait Claimer: Endpoint + fmt::Debug {
     fn hurry(&mut self, time: Duration);
     /// Whether the intercept's host is closed, as far as the intercept has said.
     fn host(&self) -> &HostState;
+    /// Whether no packet of a flow may be sent before [`ClientEvent::Confirmed`].
+    fn confirms_claims(&self) -> bool;
     /// Whose responses the intercept takes; `None` if it has not said.
     fn scope(&self) -> Option<&Scope>;
     /// When [`Claimer::handle_timeout`] is due; long ago if [`Claimer::poll_event`] is.

@@ -161,6 +161,13 @@ impl Server {
         self.send(Kind::Host, &Report::new(open, scope).bytes());
     }
 
+    /// Tells that a claim is held. A client that does not wait for it is told nothing.
+    pub fn confirmed(&mut self, flow: FlowId) {
+        if self.is_connected() && self.features.has(Features::CONFIRMATION) {
+            self.send(Kind::Confirmed, &flow.0.to_be_bytes());
+        }
+    }
+
     /// Tells that a claim is not, or no longer, held.
     pub fn refused(&mut self, flow: FlowId, why: ClaimRefusal) {
         self.send(Kind::Refused, &Refused { flow, why }.bytes());
@@ -293,7 +300,8 @@ impl Server {
             | Kind::Pong
             | Kind::Stats
             | Kind::Scope
-            | Kind::Host => Err(Closed::Unexpected(kind)),
+            | Kind::Host
+            | Kind::Confirmed => Err(Closed::Unexpected(kind)),
             Kind::Hurry => {
                 let Hurry { millis } = self.channel.decoder.record()?;
                 Ok(Step::Event(ServerEvent::Hurry(Duration::from_millis(millis.into()))))

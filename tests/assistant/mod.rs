@@ -274,6 +274,7 @@ impl Tcpcopy {
                         LinkEvent::Up { .. }
                         | LinkEvent::Down { .. }
                         | LinkEvent::Host
+                        | LinkEvent::Confirmed(_)
                         | LinkEvent::Stats(_) => {}
                         LinkEvent::Unnamed { .. } | LinkEvent::Unreadable(_) => {
                             panic!("no C intercept: {event:?}")

@@ -85,6 +85,9 @@ impl Chain {
         let (mut claimed, mut last) = (None, None);
         while let Some(claim) = self.replayer.poll_claim() {
             claimed = Some(claim);
+            if let Claim::Claim(id, _) = claim {
+                self.replayer.handle_claim_told(self.now, id, 0);
+            }
         }
         while let Some(transmit) = self.replayer.poll_transmit(self.now, &mut self.out) {
             let bytes = self.out.finish(transmit.src, transmit.dst, &transmit.header).expect("fits");

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tcpcopy::replayer::{Claim, Config, Replayer};
+use tcpcopy::replayer::{Claim, ClaimLoss, Config, Replayer};
 use tcpcopy::tunnel::{ClientEvent, ServerEvent};
 use tcpcopy::wire::{self, FlowId, FlowKey, Mapping, Outgoing, Packet, Time, is_damaged, parse};
 
@@ -338,7 +338,9 @@ impl World {
                 self.watch.hears(self.now, id, client, &header, &mut self.ledger);
                 self.replayer.handle_target(self.now, id, &header);
             }
-            Some(ClientEvent::Refused { flow, .. }) => self.replayer.handle_refusal(self.now, flow),
+            Some(ClientEvent::Refused { flow, .. }) => {
+                self.replayer.handle_claim_loss(self.now, flow, ClaimLoss::Taken);
+            }
             other => self.ledger.fault(self.now, &format!("tcpcopy was told {other:?}")),
         }
     }
@@ -368,6 +370,25 @@ impl World {
             self.replayer.handle_timeout(self.now);
         }
         self.take_claims()?;
+        self.transmit()?;
+        while self.take_claims()? {
+            self.transmit()?;
+        }
+        if self.target_due.is_some_and(|at| at <= self.now) {
+            self.target.run(self.now, &self.setup, &mut self.ledger);
+            self.target_acted();
+        }
+        check::step(self)?;
+        self.turns += 1;
+        // All of them are many.
+        if std::mem::take(&mut self.told_news) || self.turns.is_multiple_of(32) {
+            check::claims(&self.replayer, &self.told)?;
+        }
+        Ok(())
+    }
+
+    /// What can be sent leaves.
+    fn transmit(&mut self) -> Result<(), String> {
         while let Some(transmit) = self.replayer.poll_transmit(self.now, &mut self.out) {
             if transmit.header.payload_len > transmit.segment.max(self.setup.session.max_train) {
                 return Err(format!("a train of {} bytes", transmit.header.payload_len));
@@ -379,17 +400,6 @@ impl World {
                 let bytes = packet.ok_or("a segment that fits no packet")?.to_vec();
                 self.leaves(&bytes)?;
             }
-        }
-        self.take_claims()?;
-        if self.target_due.is_some_and(|at| at <= self.now) {
-            self.target.run(self.now, &self.setup, &mut self.ledger);
-            self.target_acted();
-        }
-        check::step(self)?;
-        self.turns += 1;
-        // All of them are many.
-        if std::mem::take(&mut self.told_news) || self.turns.is_multiple_of(32) {
-            check::claims(&self.replayer, &self.told)?;
         }
         Ok(())
     }
@@ -409,7 +419,9 @@ impl World {
         Ok(())
     }
 
-    fn take_claims(&mut self) -> Result<(), String> {
+    /// Returns whether there were claims, whose sessions connect now.
+    fn take_claims(&mut self) -> Result<bool, String> {
+        let mut claimed = false;
         while let Some(claim) = self.replayer.poll_claim() {
             self.told_news = true;
             let known = match claim {
@@ -429,8 +441,12 @@ impl World {
             self.last_claim = self.last_claim.max(self.now + Duration::from_micros(delay));
             let frame = (self.tunnels, self.tunnel.claim(claim));
             self.at(self.last_claim, Event::ToClaims(frame));
+            if let Claim::Claim(id, _) = claim {
+                self.replayer.handle_claim_told(self.now, id, 0);
+                claimed = true;
+            }
         }
-        Ok(())
+        Ok(claimed)
     }
 
     /// What the target has sent goes its way.

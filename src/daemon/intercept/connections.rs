@@ -130,6 +130,8 @@ pub(super) struct Connections {
     open: Option<String>,
     /// Whose responses are taken.
     scope: Scope,
+    /// What this intercept does beyond the first release.
+    features: Features,
     denied: Tally<Denied>,
     /// Until when headers are to leave at once.
     hurry: Time,
@@ -145,6 +147,7 @@ impl Connections {
         (worker, workers): (u16, u16),
         shared: Shared,
         scope: Scope,
+        features: Features,
     ) -> Self {
         Self {
             all: Slab::new(),
@@ -160,6 +163,7 @@ impl Connections {
             open: shared.readiness.open(),
             readiness: shared.readiness,
             scope,
+            features,
             denied: Tally::default(),
             hurry: Time::ZERO,
             quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
@@ -226,7 +230,7 @@ impl Connections {
                 workers: self.workers,
                 worker: self.worker,
                 split_seed: SPLIT_SEED,
-                features: Features::HOST_STATE,
+                features: self.features,
             },
         );
         // Ahead of the order that tells it to the others: the newcomer must not know less.
@@ -488,7 +492,12 @@ impl Connections {
                 Some(ServerEvent::Claim { flow, .. }) if self.open.is_some() => {
                     connection.server.refused(flow, ClaimRefusal::HostOpen);
                 }
-                Some(ServerEvent::Claim { flow, key }) => claim(now, connection, flow, key, router),
+                Some(ServerEvent::Claim { flow, key }) => {
+                    if claim(now, connection, flow, key, router) && self.features.has(Features::CONFIRMATION)
+                    {
+                        connection.server.confirmed(flow);
+                    }
+                }
                 Some(ServerEvent::Release(flow)) => router.release(now, conn, flow),
                 Some(ServerEvent::Hurry(time)) => self.hurry = self.hurry.max(now + time.min(MAX_HURRY)),
                 Some(ServerEvent::Closed(why)) => self.close_key(now, key, router, &why),
@@ -551,23 +560,25 @@ fn permitted(scope: &Scope, permit: &Permit) -> Scope {
     permit.as_ref().map_or_else(|| scope.clone(), |clients| scope.limited_to(clients))
 }
 
-fn claim(now: Time, connection: &mut Connection, flow: FlowId, key: FlowKey, router: &mut Router) {
+/// Returns whether the claim is held.
+fn claim(now: Time, connection: &mut Connection, flow: FlowId, key: FlowKey, router: &mut Router) -> bool {
     let why = match router.claim(now, connection.id, flow, key) {
         Ok(waited) => {
             for Held { header, arrived } in waited {
                 let sent = connection.server.response(flow, &header, now.since(arrived));
                 router.count(if sent { Outcome::ForwardedLate } else { Outcome::TunnelFull });
             }
-            return;
+            return true;
         }
         Err(Refusal::Taken) => ClaimRefusal::Taken,
         Err(Refusal::ForeignTarget) => ClaimRefusal::ForeignTarget,
         Err(Refusal::ForeignClient) => ClaimRefusal::ForeignClient,
         Err(Refusal::TableFull) => ClaimRefusal::TableFull,
         // The connection was replaced and is about to be closed.
-        Err(Refusal::NotConnected) => return,
+        Err(Refusal::NotConnected) => return false,
     };
     connection.server.refused(flow, why);
+    false
 }
 
 #[cfg(test)]

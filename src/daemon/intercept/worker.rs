@@ -23,6 +23,7 @@ use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{Woken, rest_and_wait, watch};
 use crate::router::{self, Counters, Disposition, Outcome, Router};
+use crate::tunnel::Features;
 use crate::wire::{Reject, Scope, Tally, Time};
 
 const RESPONSES: Token = Token(1);
@@ -144,6 +145,7 @@ impl Worker {
                 (index, settings.workers),
                 shared,
                 scope(settings),
+                features(settings),
             ),
             verdicts: Vec::new(),
             totals: Snapshot::default(),
@@ -292,6 +294,15 @@ impl Worker {
     }
 }
 
+/// What the tunnels say that this intercept does. Where unclaimed responses go on, no packet of a flow may reach the target
+/// before its claim is held.
+fn features(settings: &Settings) -> Features {
+    match settings.unclaimed {
+        Unclaimed::Drop => Features::HOST_STATE,
+        Unclaimed::Accept => Features::HOST_STATE.with(Features::CONFIRMATION),
+    }
+}
+
 /// Whose responses are taken.
 fn scope(settings: &Settings) -> Scope {
     let clients = (!settings.clients.is_empty()).then(|| settings.clients.clone());
@@ -372,7 +383,8 @@ mod tests {
             door: Door::new(&[], &[]),
             readiness: Readiness::new(None),
         };
-        let mut connections = Connections::new(FIRST_CONNECTION, (0, 1), shared, Scope::default());
+        let mut connections =
+            Connections::new(FIRST_CONNECTION, (0, 1), shared, Scope::default(), Features::NONE);
         let mut rejects = Tally::default();
         let header = TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 3);
         let mut out = Outgoing::default();

@@ -140,11 +140,12 @@ impl Responses {
         }
     }
 
-    /// Tells the intercepts of a claim or its end. On this host every flow from our ports is ours.
-    pub(super) fn tell(&mut self, claim: Claim) {
+    /// Tells the intercepts of a claim or its end, and returns the bits of those that will confirm it. On this host every
+    /// flow from our ports is ours.
+    pub(super) fn tell(&mut self, claim: Claim) -> u64 {
         match self {
             Self::Tunnels(tunnels) => tunnels.tell(claim),
-            Self::Embedded(_) => {}
+            Self::Embedded(_) => 0,
         }
     }
 
@@ -153,6 +154,14 @@ impl Responses {
         match self {
             Self::Tunnels(tunnels) => tunnels.hurry(time),
             Self::Embedded(_) => {}
+        }
+    }
+
+    /// Whether something that was told has not left.
+    pub(super) fn has_pending(&self) -> bool {
+        match self {
+            Self::Tunnels(tunnels) => tunnels.has_pending(),
+            Self::Embedded(_) => false,
         }
     }
 

@@ -61,6 +61,8 @@ pub(super) struct Statistics {
     drops: Condition,
     sampling: Condition,
     memory: Condition,
+    /// Connections that no intercept takes the responses of.
+    refused: Condition,
     /// Targets that are known, and those that are silent.
     targets: Vec<(SocketAddr, Condition)>,
     ready: bool,
@@ -78,6 +80,7 @@ impl Statistics {
             drops: Condition::default(),
             sampling: Condition::default(),
             memory: Condition::default(),
+            refused: Condition::default(),
             targets: Vec::new(),
             ready: false,
         }
@@ -104,6 +107,7 @@ impl Statistics {
     pub(super) fn take(&mut self, now: Time, totals: Totals, peers: &Peers) {
         self.watch_drops(now, &totals);
         self.watch_sampling(now, &totals);
+        self.watch_refusals(now, &totals);
         self.watch_targets(now, &totals.workers.targets);
         notify::status(&self.status(now, &totals, peers));
         self.before = totals;
@@ -175,6 +179,31 @@ impl Statistics {
                 buffered,
                 seconds = lasted.as_secs(),
                 "there is memory for new sessions again"
+            ),
+        }
+    }
+
+    fn watch_refusals(&mut self, now: Time, totals: &Totals) {
+        let (after, before) = (&totals.workers.replay, &self.before.workers.replay);
+        let ended = |why| after.ended.of(why) - before.ended.of(why);
+        let (out_of_scope, refused) = (ended(End::OutOfScope), ended(End::ClaimRefused));
+        match self.refused.look(now, out_of_scope + refused) {
+            None => {}
+            Some(Turn::Begins) => tracing::error!(
+                MESSAGE_ID = message_id::CLAIMS_REFUSED,
+                out_of_scope,
+                refused,
+                "{} connections are not replayed, and nothing was sent for them: no intercept takes the responses of \
+                 their target to their client's address ({out_of_scope}), or it refused the claim ({refused}). Give the \
+                 intercepts the targets (--target), set pool (-c) to addresses in their `clients` and those of our key, \
+                 or raise their max-flows",
+                out_of_scope + refused
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::CLAIMS_REFUSED_OVER,
+                refused = count,
+                seconds = lasted.as_secs(),
+                "the intercepts take the responses of all connections again; {count} were not replayed"
             ),
         }
     }
@@ -279,6 +308,8 @@ impl Statistics {
             ended = list(&replay.ended),
             no_address = replay.no_address,
             claims_refused = replay.claims_refused,
+            claims_unconfirmed = replay.claims_unconfirmed,
+            claims_evicted = replay.claims_evicted,
             captured_bytes = replay.captured_bytes,
             fates = list(&replay.ledger.fates),
             discarded_bytes = list(&replay.ledger.discarded),

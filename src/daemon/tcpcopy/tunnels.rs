@@ -8,10 +8,13 @@ use mio::{Registry, Token};
 
 use super::peers::View;
 use crate::daemon::link::{Link, LinkEvent, Protocol};
-use crate::replayer::{Claim, Replayer};
+use crate::replayer::{Claim, ClaimLoss, Replayer};
 use crate::tunnel::{ClaimRefusal, Features, Hello, HostState, Limits, Refuse};
 use crate::wire::flow::split;
-use crate::wire::{FlowId, FlowKey, Reject, Tally, Time};
+use crate::wire::{FlowId, FlowKey, Reject, Scope, Tally, Time};
+
+/// What this release does and understands.
+const FEATURES: Features = Features::HOST_STATE.with(Features::CONFIRMATION);
 
 /// Reads of one link in a turn.
 const READS: usize = 16;
@@ -29,8 +32,13 @@ struct Intercept {
     open: Option<String>,
     /// It was said that it does not serve one of our targets.
     foreign_told: bool,
-    /// It does not take responses to our clients: nothing may be sent that it would let through to them.
+    /// Whose responses it takes, by the last that was heard of it.
+    scope: Option<Scope>,
+    /// It has not said whose responses it takes, and not those to our clients: nothing may be sent that it would let
+    /// through to them.
     refuses_clients: bool,
+    /// Its bit among those who confirm a claim.
+    bit: u64,
     /// What [`Tunnels::changes`] told last.
     told: Option<View>,
 }
@@ -53,6 +61,9 @@ pub(super) struct Tunnels {
     identity: Identity,
     limits: Limits,
     next_token: usize,
+    next_bit: u32,
+    /// The scopes of the intercepts have changed.
+    rescoped: bool,
     /// A link has more to read.
     busy: bool,
     /// Responses that could not be used.
@@ -74,6 +85,8 @@ impl Tunnels {
             identity,
             limits,
             next_token: first_token,
+            next_bit: 0,
+            rescoped: true,
             busy: false,
             rejects: Tally::default(),
         };
@@ -81,21 +94,23 @@ impl Tunnels {
         tunnels
     }
 
-    /// These are the intercepts now: tunnels to others end, those to new ones are made. What an intercept refused of
-    /// ours it may take now. Tunnels that are made from now on speak so.
+    /// These are the intercepts now: tunnels to others end, those to new ones are made. Tunnels that are made from now on
+    /// speak so.
     pub(super) fn replace(&mut self, now: Time, addresses: &[SocketAddr], protocol: Protocol) {
         self.links().for_each(|link| link.set_protocol(protocol.clone()));
         self.identity.protocol = protocol;
+        self.rescoped = true;
         self.intercepts.retain(|intercept| addresses.contains(&intercept.address));
         for intercept in &mut self.intercepts {
             intercept.foreign_told = false;
-            intercept.refuses_clients = false;
         }
         for &address in addresses {
             if self.intercepts.iter().any(|intercept| intercept.address == address) {
                 continue;
             }
             let links = vec![self.link(now, address, 0)];
+            let bit = 1u64.rotate_left(self.next_bit);
+            self.next_bit = (self.next_bit + 1) % u64::BITS;
             self.intercepts.push(Intercept {
                 address,
                 workers: None,
@@ -103,7 +118,9 @@ impl Tunnels {
                 closed: false,
                 open: None,
                 foreign_told: false,
+                scope: None,
                 refuses_clients: false,
+                bit,
                 told: None,
             });
         }
@@ -113,7 +130,7 @@ impl Tunnels {
         let token = Token(self.next_token);
         self.next_token += 1;
         let Identity { instance, claimer, ref protocol } = self.identity;
-        let hello = Hello { instance, claimer, worker, features: Features::HOST_STATE };
+        let hello = Hello { instance, claimer, worker, features: FEATURES };
         let seed = instance ^ u64::try_from(token.0).unwrap_or_default();
         Link::new(now, address, hello, protocol.clone(), token, self.limits, seed)
     }
@@ -185,6 +202,10 @@ impl Tunnels {
                 index += 1;
             }
         }
+        if std::mem::take(&mut self.rescoped) {
+            let scopes = self.intercepts.iter().map(|intercept| intercept.scope.clone());
+            replayer.set_scopes(now, scopes.collect());
+        }
         replayer.set_memory_besides(self.links().map(|link| link.memory()).sum());
     }
 
@@ -208,6 +229,10 @@ impl Tunnels {
                     }
                     LinkEvent::Up { workers } => self.handle_up(now, at, index, workers, replayer),
                     LinkEvent::Host => self.handle_host(at, index, replayer),
+                    LinkEvent::Confirmed(flow) => {
+                        let from = self.intercepts.get(at)?.bit;
+                        replayer.handle_confirmation(now, flow, from);
+                    }
                     LinkEvent::Refused { flow, why } => self.handle_refusal(now, at, flow, why, replayer),
                     LinkEvent::Down { refused: Some(Refuse::Worker(workers)) } => {
                         self.resize(now, at, workers.max(1));
@@ -237,6 +262,12 @@ impl Tunnels {
         let Some(intercept) = self.intercepts.get_mut(at) else { return };
         let was_open = intercept.open.is_some();
         intercept.note_host();
+        if let Some(scope) = intercept.links.get(index).and_then(Link::scope)
+            && intercept.scope.as_ref() != Some(scope)
+        {
+            intercept.scope = Some(scope.clone());
+            self.rescoped = true;
+        }
         let is_closed = intercept.links.get(index).and_then(Link::host) == Some(&HostState::Closed);
         if was_open && is_closed {
             // It has refused what was claimed meanwhile.
@@ -269,7 +300,13 @@ impl Tunnels {
         replayer: &mut Replayer,
     ) {
         match why {
-            ClaimRefusal::Taken => replayer.handle_refusal(now, flow),
+            ClaimRefusal::Taken => replayer.handle_claim_loss(now, flow, ClaimLoss::Taken),
+            // It was not told, or has another scope now.
+            ClaimRefusal::ForeignTarget | ClaimRefusal::ForeignClient
+                if self.intercepts.get(at).is_some_and(|intercept| intercept.scope.is_some()) =>
+            {
+                replayer.handle_claim_loss(now, flow, ClaimLoss::Foreign);
+            }
             ClaimRefusal::ForeignTarget => {
                 if let Some(intercept) = self.intercepts.get_mut(at)
                     && !std::mem::replace(&mut intercept.foreign_told, true)
@@ -292,24 +329,40 @@ impl Tunnels {
                     );
                 }
             }
-            // An idle flow claims again when it speaks, by its retransmission; the intercept says
-            // that its table is full itself.
-            // What an open host refuses is claimed again when it is closed.
-            ClaimRefusal::TableFull | ClaimRefusal::Evicted | ClaimRefusal::HostOpen => {}
+            ClaimRefusal::TableFull => replayer.handle_claim_loss(now, flow, ClaimLoss::Full),
+            ClaimRefusal::Evicted => replayer.handle_claim_loss(now, flow, ClaimLoss::Evicted),
+            // It is claimed again when the host is closed.
+            ClaimRefusal::HostOpen => {}
             ClaimRefusal::Other(code) => tracing::debug!(code, "claim refused"),
         }
     }
 
-    /// Tells the intercepts of a claim or its end.
-    pub(super) fn tell(&mut self, claim: Claim) {
+    /// Tells the intercepts of a claim or its end. Returns the bits of those that will confirm it.
+    pub(super) fn tell(&mut self, claim: Claim) -> u64 {
         let (Claim::Claim(_, key) | Claim::Release(_, key)) = claim;
+        let mut awaited = 0;
         for intercept in &mut self.intercepts {
+            if !intercept.serves(&key) {
+                continue;
+            }
+            let bit = intercept.bit;
             let Some(link) = intercept.link_for(&key) else { continue };
             match claim {
-                Claim::Claim(id, key) => link.claim(id, key),
+                Claim::Claim(id, key) => {
+                    link.claim(id, key);
+                    if link.confirms_claims() {
+                        awaited |= bit;
+                    }
+                }
                 Claim::Release(id, _) => link.release(id),
             }
         }
+        awaited
+    }
+
+    /// Whether something that was told has not left, because an intercept does not read.
+    pub(super) fn has_pending(&self) -> bool {
+        self.intercepts.iter().flat_map(|intercept| &intercept.links).any(Link::has_pending)
     }
 
     /// Asks all intercepts for headers to leave at once, for so long.
@@ -379,13 +432,20 @@ impl Intercept {
         }
     }
 
+    /// Whether it takes responses of a flow's target, or may.
+    fn serves(&self, key: &FlowKey) -> bool {
+        self.scope.as_ref().is_none_or(|scope| scope.serves(key.server))
+    }
+
     /// Makes all live claims that belong to a link.
     fn claim_all(&mut self, index: usize, replayer: &Replayer) {
-        let (Some(workers), Some(link)) = (self.workers, self.links.get_mut(index)) else { return };
+        let Self { workers: Some(workers), links, scope, .. } = self else { return };
+        let Some(link) = links.get_mut(index) else { return };
         let worker = link.worker();
         replayer
             .claims()
-            .filter(|(_, key)| split(key.client, workers) == worker)
+            .filter(|(_, key)| scope.as_ref().is_none_or(|scope| scope.serves(key.server)))
+            .filter(|(_, key)| split(key.client, *workers) == worker)
             .for_each(|(id, key)| link.claim(id, key));
     }
 

@@ -23,7 +23,7 @@ use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{Woken, rest_and_wait, watch};
 use crate::replayer::{self, Claim, Histogram, Replayer, Target};
-use crate::wire::{Outgoing, Reject, Tally, Time};
+use crate::wire::{FlowId, Outgoing, Reject, Tally, Time};
 
 const WAKER: Token = Token(0);
 const SOURCE: Token = Token(1);
@@ -151,6 +151,7 @@ pub(super) fn spawn(parts: Parts, reports: Outbox<Report>) -> io::Result<Handle<
         source_ready: true,
         report_due: false,
         sends_pending: false,
+        told: Vec::new(),
         departures: parts.departures,
         outgoing: Outgoing::default(),
         reachable: false,
@@ -180,6 +181,8 @@ struct Worker {
     sends_pending: bool,
     replayer: Replayer,
     responses: Responses,
+    /// Claims that were told, and may not have left, with the intercepts that will confirm them.
+    told: Vec<(FlowId, u64)>,
     departures: Departures,
     outgoing: Outgoing,
     reachable: bool,
@@ -308,18 +311,34 @@ impl Worker {
         Ok(received)
     }
 
-    /// Tells claims, then sends at most `budget` segments.
+    /// Tells claims, then sends at most `budget` segments. Sessions that connect again while segments are sent make claims
+    /// too, which are told before their SYNs are asked for.
     fn send(&mut self, now: Time, budget: usize) {
-        // A session that begins has made its claim already; one that reconnects makes it while
-        // segments are sent, and its responses wait for a moment at the intercept.
         self.tell_claims();
         self.responses.flush(now);
-        self.sends_pending = true;
+        self.claims_left(now);
+        let mut left = budget;
+        loop {
+            left = self.transmit(now, left);
+            self.sends_pending = left == 0;
+            // Releases can wait for the next turn: a write of their own costs as much as sending a segment.
+            if !self.tell_claims() {
+                return;
+            }
+            self.responses.flush(now);
+            self.claims_left(now);
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Sends at most `budget` segments, and returns what is left of it.
+    fn transmit(&mut self, now: Time, budget: usize) -> usize {
         let closed = self.responses.are_closed();
-        for _ in 0..budget {
+        for left in (0..budget).rev() {
             let Some(transmit) = self.replayer.poll_transmit(now, &mut self.outgoing) else {
-                self.sends_pending = false;
-                break;
+                return left + 1;
             };
             tracing::trace!(src = %transmit.src, header = ?transmit.header, "send");
             if closed {
@@ -328,20 +347,29 @@ impl Worker {
                 self.totals.sent.withhold(&transmit);
             }
         }
-        // Releases can wait for the next turn: a write of their own costs as much as sending a segment.
-        if self.tell_claims() {
-            self.responses.flush(now);
-        }
+        0
     }
 
     /// Hands over claims and releases, and returns whether there were claims. They leave with the next flush.
     fn tell_claims(&mut self) -> bool {
         let mut claimed = false;
         while let Some(claim) = self.replayer.poll_claim() {
-            claimed |= matches!(claim, Claim::Claim(..));
-            self.responses.tell(claim);
+            let awaited = self.responses.tell(claim);
+            if let Claim::Claim(id, _) = claim {
+                claimed = true;
+                self.told.push((id, awaited));
+            }
         }
         claimed
+    }
+
+    /// Lets sessions connect whose claims have left.
+    fn claims_left(&mut self, now: Time) {
+        if !self.told.is_empty() && !self.responses.has_pending() {
+            for (id, awaited) in self.told.drain(..) {
+                self.replayer.handle_claim_told(now, id, awaited);
+            }
+        }
     }
 
     /// `false` when told to stop.

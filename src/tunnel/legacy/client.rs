@@ -96,6 +96,10 @@ impl Claimer for Client {
         &HostState::Unknown
     }
 
+    fn confirms_claims(&self) -> bool {
+        false
+    }
+
     /// Nor for this.
     fn scope(&self) -> Option<&Scope> {
         None

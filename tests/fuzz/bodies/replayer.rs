@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tcpcopy::replayer::{Claim, Config, Replayer};
+use tcpcopy::replayer::{Claim, ClaimLoss, Config, Replayer};
 use tcpcopy::session::{self, MidStream};
 use tcpcopy::wire::flow::split;
 use tcpcopy::wire::{
@@ -126,7 +126,9 @@ impl Course {
             }
             10 => {
                 if let Some(id) = self.flow(input) {
-                    self.replayer.handle_refusal(self.now, id);
+                    let losses = [ClaimLoss::Taken, ClaimLoss::Full, ClaimLoss::Foreign, ClaimLoss::Evicted];
+                    let loss = losses.get(input.below(4)).copied().unwrap_or(ClaimLoss::Taken);
+                    self.replayer.handle_claim_loss(self.now, id, loss);
                 }
             }
             11 => self.replayer.set_reachable(self.now, !input.one_in(4)),
@@ -164,7 +166,9 @@ impl Course {
         for _ in 0..1_000 {
             self.take_claims();
             self.transmit();
-            self.take_claims();
+            while self.take_claims() {
+                self.transmit();
+            }
             if self.replayer.poll_timeout().is_none_or(|due| due > self.now) {
                 return;
             }
@@ -194,16 +198,23 @@ impl Course {
         panic!("it sends without end");
     }
 
-    fn take_claims(&mut self) {
+    /// Returns whether there were claims.
+    fn take_claims(&mut self) -> bool {
+        let mut claimed = false;
         while let Some(claim) = self.replayer.poll_claim() {
             match claim {
                 Claim::Claim(id, key) => {
-                    assert!(!self.claims.values().any(|other| *other == key), "{key:?} is claimed twice");
-                    assert_eq!(self.claims.insert(id, key), None);
+                    // A claim that was lost is made again.
+                    let twice = |(other, known): (&FlowId, &FlowKey)| *known == key && *other != id;
+                    assert!(!self.claims.iter().any(twice), "{key:?} is claimed twice");
+                    assert!(self.claims.insert(id, key).is_none_or(|known| known == key));
+                    self.replayer.handle_claim_told(self.now, id, 0);
+                    claimed = true;
                 }
                 Claim::Release(id, key) => assert_eq!(self.claims.remove(&id), Some(key)),
             }
         }
+        claimed
     }
 
     fn check(&self) {

@@ -13,9 +13,9 @@ use tcpcopy::wire::{Flags, FlowId, FlowKey, Scope, Seq, TcpHeader, TcpOptions, T
 use super::ends::{OUTPUT, Stage, in_pieces, limits};
 use super::input::Input;
 
-const WELCOME: Welcome =
-    Welcome { workers: 2, worker: 1, split_seed: SPLIT_SEED, features: Features::HOST_STATE };
-const HELLO: Hello = Hello { instance: 7, claimer: 3, worker: 1, features: Features::HOST_STATE };
+const FEATURES: Features = Features::HOST_STATE.with(Features::CONFIRMATION);
+const WELCOME: Welcome = Welcome { workers: 2, worker: 1, split_seed: SPLIT_SEED, features: FEATURES };
+const HELLO: Hello = Hello { instance: 7, claimer: 3, worker: 1, features: FEATURES };
 
 /// Bytes, time and calls of the owner in any order: events come in their order, buffers keep their bounds, and it
 /// does not matter in which pieces the bytes come.
@@ -78,6 +78,7 @@ fn server(mut input: Input<'_>) {
             }
             5 if stage == Stage::Open => server.refused(FlowId(input.u64()), ClaimRefusal::Taken),
             5 => {}
+            6 if input.one_in(4) => server.confirmed(FlowId(input.u64())),
             6 if input.one_in(2) => server.host(input.one_in(2).then_some("open"), Some(&Scope::default())),
             6 => {
                 let _ = server.report(input.u64(), 1);
@@ -138,6 +139,7 @@ fn client(mut input: Input<'_>) {
                     ClientEvent::Response(_)
                     | ClientEvent::Refused { .. }
                     | ClientEvent::Host
+                    | ClientEvent::Confirmed(_)
                     | ClientEvent::Stats(_),
                     Stage::Open,
                 ) => {}

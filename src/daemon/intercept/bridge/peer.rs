@@ -257,6 +257,7 @@ impl Peer {
                 }
                 // Workers know names for flows, and C tcpcopys no word for the rest.
                 ClientEvent::Host
+                | ClientEvent::Confirmed(_)
                 | ClientEvent::Stats(_)
                 | ClientEvent::Unnamed { .. }
                 | ClientEvent::Unreadable(_) => {}

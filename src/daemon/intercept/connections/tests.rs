@@ -34,7 +34,7 @@ fn beyond_the_budget_the_largest_tunnel_above_its_part_ends() {
         door: Door::new(&[], &[]),
         readiness: Readiness::new(None),
     };
-    let mut connections = Connections::new(0, (0, 1), shared, Scope::default());
+    let mut connections = Connections::new(0, (0, 1), shared, Scope::default(), Features::NONE);
     let mut router = Router::new(Time::ZERO, router::Settings::new(Vec::new(), Unclaimed::Drop));
     let header = TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 1);
     // Nobody reads them, and no event says that they can be written to.
@@ -78,7 +78,7 @@ fn who_has_most_tunnels_makes_room_for_who_has_fewer() {
         door: Door::new(&[], &[]),
         readiness: Readiness::new(None),
     };
-    let mut connections = Connections::new(0, (0, 1), shared, Scope::default());
+    let mut connections = Connections::new(0, (0, 1), shared, Scope::default(), Features::NONE);
     let mut router = Router::new(Time::ZERO, router::Settings::new(Vec::new(), Unclaimed::Drop));
     let mut connect = |connections: &mut Connections, listener, instance| {
         let (newcomer, peer) = newcomer(listener, instance);
