@@ -90,6 +90,7 @@ section "dependencies" dependencies
 section "dependencies in several versions (for information)" one_version_each
 section "unit, simulation, rules and command-line tests" cargo test --workspace --locked --quiet
 section "release build" cargo build --release --workspace --locked
+section "memory" cargo test --release --locked --test memory
 section "instruction counts" cargo test --release --locked --test instructions
 section "appliance, packages and container" appliance packages container
 if [[ ${#lab[@]} -gt 0 ]]; then

@@ -245,3 +245,13 @@ fn the_readme_tells_c_users_about_every_option_they_lose() {
         }
     }
 }
+
+#[test]
+fn security_md_says_what_a_flow_takes() {
+    let bytes = tcpcopy::router::FLOW_MEMORY;
+    let all = (bytes << 18).div_ceil(1 << 20);
+    let sentence = format!(
+        "at up to {bytes} bytes for a flow that is claimed and one that is remembered: 262,144 of each (`max-flows`) take {all} MiB"
+    );
+    assert!(read("SECURITY.md").contains(&sentence), "{sentence}");
+}

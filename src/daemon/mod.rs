@@ -21,6 +21,7 @@ pub mod intercept;
 mod keygen;
 pub mod link;
 mod logging;
+mod memory;
 pub mod message_id;
 mod notify;
 mod pipe;

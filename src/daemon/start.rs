@@ -6,14 +6,17 @@ use super::exit::{Code, Failure};
 use super::logging::{self, Level};
 use crate::config::LogSettings;
 use crate::doctor::{Finding, Severity};
+use crate::sys::memory;
 
-/// What comes before a program's own work: logging, then what is odd about its settings and this host.
+/// What comes before a program's own work: the allocator, logging, then what is odd about its settings and this host.
 /// The first error among the findings is why the program cannot start.
 pub(super) fn begin(
     log: &LogSettings,
     warnings: &[String],
     examine: impl FnOnce() -> Vec<Finding>,
 ) -> Result<Level, Failure> {
+    // No thread but this one runs yet.
+    memory::configure();
     let level = logging::init(log).map_err(|error| Failure::new(Code::Software, error))?;
     judge(warnings, examine())?;
     Ok(level)

@@ -88,7 +88,16 @@ impl Replayer {
 
     /// Memory that the sessions take, about, with what is taken besides: what [`Config::memory_limit`] is for.
     pub fn memory(&self) -> usize {
-        self.table.memory().saturating_add(self.besides)
+        let claims = self.claims.capacity() * size_of::<Claim>();
+        self.table.memory().saturating_add(self.besides + claims)
+    }
+
+    /// Gives memory back that sessions took which have ended. To be called every few seconds.
+    pub fn shrink(&mut self) {
+        self.table.shrink();
+        if self.claims.len() < self.claims.capacity() / 4 {
+            self.claims.shrink_to(2 * self.claims.len());
+        }
     }
 
     /// From now on so many bytes of the limit are taken by what is not a session's: the buffers of the tunnels.
@@ -205,7 +214,10 @@ impl Replayer {
         if self.stopping || self.table.len() + usize::from(self.config.copies) > self.config.max_sessions {
             return Err(Unused::SessionLimit);
         }
-        if self.memory() > self.config.memory_limit / 16 * 15 {
+        // A place that another session has left costs nothing.
+        let copies = usize::from(self.config.copies);
+        let part = if self.table.has_places(copies) { 31 } else { 30 };
+        if self.memory() > self.config.memory_limit / 32 * part {
             return Err(Unused::MemoryLimit);
         }
         Ok(())

@@ -27,7 +27,7 @@ pub(super) struct Entry {
     pub(super) refused: u16,
     /// Intercepts that have not confirmed the claim of its flow, one bit each.
     pub(super) awaited: u64,
-    /// Bytes and memory of the session that are in [`Table::buffered`] and [`Table::memory`].
+    /// Bytes and memory of the session that are in [`Table::buffered`] and [`Table::memory`], the entry itself apart.
     accounted: Accounted,
     /// The deadline that stands in the heap.
     armed: Option<Time>,
@@ -44,11 +44,17 @@ struct Accounted {
     memory: usize,
 }
 
-/// What an entry takes besides its session: in the slab, the indexes, which are half full at worst, and the heap.
-const ENTRY: usize = size_of::<Entry>() - size_of::<Session>() + 4 * size_of::<u32>() + 64;
+/// What a place in the slab takes at most.
+const ENTRY: usize = size_of::<Entry>() + size_of::<usize>();
 
-/// Deadlines of no session that may stand in the heap, beside four for each session.
+/// A deadline in the heap: when, slot, serial.
+type Deadline = Reverse<(Time, u32, u32)>;
+
+/// Deadlines of no session that may stand in the heap, beside two for each session.
 const STALE: usize = 1024;
+
+/// Tables of so many places or fewer do not shrink.
+const SMALL: usize = 1 << 10;
 
 /// Of so many sessions, one is remembered as one of the largest.
 const COMPARED: usize = 32;
@@ -61,12 +67,14 @@ pub(super) struct Table {
     by_connection: Index,
     /// Replayed flows in use.
     by_flow: Index,
-    /// Deadline, slot, serial.
-    deadlines: BinaryHeap<Reverse<(Time, u32, u32)>>,
+    deadlines: BinaryHeap<Deadline>,
     queue: VecDeque<usize>,
     serial: u32,
     buffered: usize,
-    memory: usize,
+    /// What the sessions take besides their entries.
+    held: usize,
+    /// Places of the slab below this one have been used since the table was last shrunk.
+    high: usize,
     /// The sessions that took most when they were last compared, the largest last: memory, slot, serial.
     largest: Vec<(usize, usize, u32)>,
 }
@@ -81,9 +89,37 @@ impl Table {
         self.buffered
     }
 
-    /// Memory that all sessions take, about, as of the same.
+    /// Memory that the table takes: what the sessions hold as of the same, and its own tables, used or not.
     pub(super) fn memory(&self) -> usize {
-        self.memory
+        let tables = self.high * ENTRY + self.by_connection.memory() + self.by_flow.memory();
+        let queues = self.deadlines.capacity() * size_of::<Deadline>()
+            + self.queue.capacity() * size_of::<usize>()
+            + self.largest.capacity() * size_of::<(usize, usize, u32)>();
+        self.held + tables + queues
+    }
+
+    /// Whether there is a place for so many more sessions without more memory.
+    pub(super) fn has_places(&self, sessions: usize) -> bool {
+        self.entries.len() + sessions <= self.high
+    }
+
+    /// Gives memory back that sessions took which have ended. To be called every few seconds.
+    pub(super) fn shrink(&mut self) {
+        if self.high > SMALL && self.entries.len() < self.high / 2 {
+            // Places are numbered: only those behind the last one in use can go.
+            self.entries.shrink_to_fit();
+            self.high = self.entries.capacity();
+        }
+        self.by_connection.shrink(|slot| connection_of(&self.entries, slot));
+        self.by_flow.shrink(|slot| flow_of(&self.entries, slot));
+        if self.deadlines.capacity() > SMALL && self.entries.len() < self.deadlines.capacity() / 8 {
+            self.sweep_deadlines();
+            self.deadlines.shrink_to(2 * self.deadlines.len());
+        }
+        if self.queue.len() < self.queue.capacity() / 4 {
+            self.queue.shrink_to(2 * self.queue.len());
+        }
+        self.largest.shrink_to_fit();
     }
 
     pub(super) fn entry(&mut self, slot: usize) -> Option<&mut Entry> {
@@ -144,6 +180,7 @@ impl Table {
             queued: false,
             serial,
         });
+        self.high = self.high.max(slot + 1);
         let first = self.by_connection.insert(&connection, slot, |slot| connection_of(&self.entries, slot));
         if let Some(entry) = self.entries.get_mut(slot) {
             entry.sibling = first.and_then(narrow);
@@ -185,7 +222,7 @@ impl Table {
         }
         let Some(entry) = self.entries.try_remove(slot) else { return };
         self.buffered -= entry.accounted.buffered;
-        self.memory -= entry.accounted.memory;
+        self.held -= entry.accounted.memory;
         if first == Some(slot) {
             if let Some(next) = entry.sibling.map(wide) {
                 self.by_connection.insert(&connection, next, |slot| connection_of(&self.entries, slot));
@@ -229,7 +266,7 @@ impl Table {
         {
             entry.armed = Some(deadline);
             self.deadlines.push(Reverse((deadline, slot, entry.serial)));
-            if self.deadlines.len() > 4 * self.entries.len() + STALE {
+            if self.deadlines.len() > 2 * self.entries.len() + STALE {
                 self.sweep_deadlines();
             }
         }
@@ -248,9 +285,9 @@ impl Table {
         let Some(entry) = self.entries.get_mut(slot) else { return };
         entry.session.settle(ledger);
         let Accounted { buffered, memory } = entry.accounted;
-        let now = Accounted { buffered: entry.session.buffered(), memory: entry.session.memory() + ENTRY };
+        let now = Accounted { buffered: entry.session.buffered(), memory: entry.session.memory() };
         self.buffered = self.buffered - buffered + now.buffered;
-        self.memory = self.memory - memory + now.memory;
+        self.held = self.held - memory + now.memory;
         entry.accounted = now;
     }
 
@@ -274,6 +311,7 @@ impl Table {
                 // What is compared once serves for some per cent of them.
                 let kept = largest.len().div_ceil(COMPARED);
                 largest.drain(..largest.len() - kept);
+                largest.shrink_to_fit();
             }
         }
         None
@@ -342,6 +380,6 @@ mod tests {
             table.remove(slot);
         }
         assert!((1..=STALE).contains(&table.deadlines.len()), "{}", table.deadlines.len());
-        assert_eq!((table.buffered(), table.memory()), (0, 0));
+        assert_eq!((table.buffered(), table.held), (0, 0));
     }
 }

@@ -108,6 +108,11 @@ impl Entries {
         }
     }
 
+    /// Memory that it takes, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.0.capacity() * size_of::<(Entry, u64)>()
+    }
+
     /// Gives back the room that nothing needs now.
     pub(super) fn shrink(&mut self) {
         self.0.shrink_to_fit();

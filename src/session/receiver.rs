@@ -47,6 +47,11 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
+    /// Memory that it holds besides itself, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.ranges.capacity() * size_of::<(u64, u64)>()
+    }
+
     /// A receiver that has taken a SYN numbered `irs`. `client_is_connected`: the client has ended its
     /// own handshake.
     pub(super) fn new(now: Time, irs: Seq, client_is_connected: bool) -> Self {

@@ -136,9 +136,10 @@ impl Session {
         self.upstream.buffered()
     }
 
-    /// Memory that the session takes, about, with what it holds.
+    /// Memory that the session takes besides itself, about, with what it holds.
     pub fn memory(&self) -> usize {
-        size_of::<Self>() + self.upstream.memory() + self.events.capacity() * size_of::<Event>()
+        let receiver = self.receiver().map_or(0, Receiver::memory);
+        self.upstream.memory() + self.events.capacity() * size_of::<Event>() + receiver
     }
 
     /// Enters what became of bytes since the last call. Those that have come in are in the ledger

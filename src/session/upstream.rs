@@ -73,10 +73,10 @@ pub(super) enum Inserted {
 /// Farthest a segment may lie beyond the contiguous stream: the largest window RFC 7323 allows.
 const MAX_AHEAD: u64 = 1 << 30;
 
-/// What an allocation takes besides what is asked for.
-const ALLOCATION: usize = 16;
-/// What a segment in a map takes, whose nodes are about two thirds full.
-const AHEAD: usize = (size_of::<u64>() + size_of::<Chunk>()) * 3 / 2;
+/// What an allocation takes besides what is asked for, at most: one of a single byte takes 32.
+const ALLOCATION: usize = 31;
+/// What a segment in a map takes, whose nodes are half full if segments come in order.
+const AHEAD: usize = (size_of::<u64>() + size_of::<Chunk>()) * 2;
 /// Room for segments and marks that a session without any keeps.
 const KEPT: usize = 64;
 
@@ -207,6 +207,7 @@ impl Upstream {
             + self.chunks.capacity() * size_of::<Chunk>()
             + self.ahead.len() * AHEAD
             + self.marks.capacity() * size_of::<Mark>()
+            + self.entries.memory()
     }
 
     /// Gives back the room that nothing needs now.

@@ -10,6 +10,7 @@ pub mod drain;
 pub mod expr;
 pub mod handover;
 pub mod links;
+pub mod memory;
 pub mod mmsg;
 pub mod netlink;
 pub mod nfnl;

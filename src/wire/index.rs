@@ -69,7 +69,8 @@ impl Index {
 
     /// Memory that the index takes, in bytes.
     pub fn memory(&self) -> usize {
-        self.slots.num_buckets() * BUCKET
+        // An empty table has a bucket that all such tables share.
+        if self.slots.capacity() == 0 { 0 } else { self.slots.num_buckets() * BUCKET }
     }
 
     /// Gives memory back if less than a quarter of it is in use. To be called now and then.

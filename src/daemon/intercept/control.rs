@@ -18,6 +18,7 @@ use crate::config::intercept::Settings;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
 use crate::daemon::logging::Level;
+use crate::daemon::memory::Trimmer;
 use crate::daemon::message_id;
 use crate::daemon::notify;
 use crate::daemon::reload;
@@ -54,6 +55,7 @@ pub(super) struct Parts {
 pub(super) struct Control {
     parts: Parts,
     rounds: Rounds,
+    trimmer: Trimmer,
     /// Counters of the workers that have reported since they were asked.
     totals: Totals,
 }
@@ -67,7 +69,8 @@ impl Control {
         let now = parts.clock.now();
         let others = [acceptor::NAME, bridge::NAME].map(str::to_owned);
         let threads = (0..parts.settings.workers).map(threads::worker).chain(others);
-        Ok(Self { rounds: Rounds::new(now, threads), totals: Totals::default(), parts })
+        let rounds = Rounds::new(now, threads);
+        Ok(Self { rounds, trimmer: Trimmer::default(), totals: Totals::default(), parts })
     }
 
     /// Runs until a signal, or until a worker ends for another reason; then stops the workers.
@@ -181,6 +184,7 @@ impl Control {
         if let Some(time) = self.rounds.is_log_due(now) {
             self.parts.statistics.log(&totals, time);
         }
+        self.trimmer.look(totals.tunnel_bytes + totals.flow_bytes);
         self.parts.statistics.take(now, totals, self.parts.rules.open().as_deref());
     }
 

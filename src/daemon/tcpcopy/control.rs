@@ -15,6 +15,7 @@ use crate::config::tcpcopy::Settings;
 use crate::daemon::clock::Clock;
 use crate::daemon::exit::Failure;
 use crate::daemon::logging::Level;
+use crate::daemon::memory::Trimmer;
 use crate::daemon::message_id;
 use crate::daemon::notify;
 use crate::daemon::reload;
@@ -54,6 +55,7 @@ pub(super) struct Control {
     /// `ready` was said.
     ready: bool,
     rounds: Rounds,
+    trimmer: Trimmer,
     /// What has been answered in this round.
     totals: Totals,
 }
@@ -67,6 +69,7 @@ impl Control {
             reachable: vec![false; parts.workers.len()],
             ready: false,
             rounds: Rounds::new(parts.clock.now(), (0..parts.settings.workers).map(threads::worker)),
+            trimmer: Trimmer::default(),
             totals: Totals::default(),
             parts,
         })
@@ -184,6 +187,7 @@ impl Control {
             self.parts.statistics.log(&totals, time);
             self.parts.feed.check(now);
         }
+        self.trimmer.look(totals.workers.memory);
         self.parts.statistics.take(now, totals, &self.parts.peers);
     }
 

@@ -318,6 +318,7 @@ impl Statistics {
             skipped_bytes = replay.skipped_bytes,
             unanswered = replay.unanswered,
             buffered = totals.workers.buffered,
+            memory = totals.workers.memory,
             kernel_dropped = totals.kernel_dropped(),
             overruns = intake.overruns + responses.overruns,
             malformed = intake.malformed + responses.malformed,

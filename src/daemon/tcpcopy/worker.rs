@@ -75,6 +75,8 @@ pub(super) struct Snapshot {
     pub(super) replay: replayer::Counters,
     pub(super) sessions: usize,
     pub(super) buffered: usize,
+    /// Accounted, with the buffers of the tunnels.
+    pub(super) memory: usize,
     pub(super) targets: Vec<Target>,
     /// There may be more in the queue than was received.
     pub(super) behind: bool,
@@ -92,6 +94,7 @@ impl Snapshot {
         self.replay.merge(&other.replay);
         self.sessions += other.sessions;
         self.buffered += other.buffered;
+        self.memory += other.memory;
         self.behind |= other.behind;
         for target in &other.targets {
             match self.targets.iter_mut().find(|known| known.address == target.address) {
@@ -237,6 +240,7 @@ impl Worker {
                 self.totals.delay.record_many(self.clock.now() - self.waiting_since, captured);
             }
             if std::mem::take(&mut self.report_due) {
+                self.replayer.shrink();
                 reports.send(self.counters());
             }
             if !self.take_orders() {
@@ -407,6 +411,7 @@ impl Worker {
             replay: self.replayer.counters().clone(),
             sessions: self.replayer.sessions(),
             buffered: self.replayer.buffered(),
+            memory: self.replayer.memory(),
             targets: self.replayer.targets().to_vec(),
             behind: self.source_ready,
             ..self.totals.clone()
