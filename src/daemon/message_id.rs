@@ -60,6 +60,10 @@ message_ids! {
     TARGET_UNREACHABLE = "1a359b87de6b44aa999bab197869ee49";
     /// It answers again.
     TARGET_BACK = "09afd5589d83437eb364e4d6960f8975";
+    /// A mapping's target has become what is captured, so it is not replayed.
+    TARGET_IS_PRODUCTION = "38d2a85ee8884f58b0dbc415793368f5";
+    /// It no longer is.
+    TARGET_IS_APART = "2b9ef3510384479e928de68632c58c0e";
     /// A worker makes no progress; the service manager's watchdog is not fed.
     WORKER_STUCK = "943d922c8f1a4a2eb57100aab3805311";
     /// Counters since the start, and rates since the last such line.

@@ -30,7 +30,7 @@ impl Host {
     }
 
     /// Whether packets to `address` are delivered on this host, by an address or a local route.
-    fn is_local(&self, address: IpAddr) -> bool {
+    pub(super) fn is_local(&self, address: IpAddr) -> bool {
         address.is_loopback() || (self.source_toward)(address).is_ok_and(|source| source == address)
     }
 }

@@ -6,13 +6,16 @@
 
 mod host;
 mod kernel;
+mod production;
 
 use std::fmt;
 
 use crate::config::{CaptureSource, intercept, tcpcopy};
+use crate::netfilter;
 use crate::sys::capabilities::{Capability, has_capability};
 use crate::sys::handover;
 use host::Host;
+pub use production::Loop;
 
 /// What was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +100,19 @@ pub fn online(settings: &tcpcopy::Settings) -> Vec<Finding> {
 
 /// Of those, what has to do with the host and not with the process: for one that is set up already.
 pub fn online_host(settings: &tcpcopy::Settings) -> Vec<Finding> {
-    host::online(&Host::this(), settings)
+    let looped = production_loops(settings).into_iter().map(|looped| looped.finding());
+    host::online(&Host::this(), settings).into_iter().chain(looped).collect()
+}
+
+/// The mappings of these settings that, as this host is now, replay to production.
+pub fn production_loops(settings: &tcpcopy::Settings) -> Vec<Loop> {
+    let redirections = netfilter::redirections().unwrap_or_else(|error| {
+        // Without nf_tables there are none; and without leave to look, nothing works.
+        tracing::debug!(%error, "cannot read NAT rules");
+        Vec::new()
+    });
+    let host = Host::this();
+    production::loops(|address| host.is_local(address), &redirections, settings)
 }
 
 /// What is wrong on the assistant host, for `intercept` with these settings.

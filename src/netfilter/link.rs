@@ -83,9 +83,15 @@ impl Link {
     /// The flags of a table, or `None` if there is none of that name.
     pub(super) fn table_flags(&mut self, family: Family, name: &TableName) -> io::Result<Option<u32>> {
         let mut flags = None;
-        let answer = self.ask(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, family, name, &mut |_, attributes| {
-            flags = Some(attributes.number(message::TABLE_FLAGS).map_or(0, u32::from_be_bytes));
-        });
+        let answer = self.ask(
+            libc::NFT_MSG_GETTABLE,
+            libc::NLM_F_ACK,
+            family.protocol(),
+            Some(name),
+            &mut |_, attributes| {
+                flags = Some(attributes.number(message::TABLE_FLAGS).map_or(0, u32::from_be_bytes));
+            },
+        );
         match answer {
             Ok(()) => Ok(flags),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -101,28 +107,34 @@ impl Link {
         name: &TableName,
         each: &mut dyn FnMut(Attributes<'_>),
     ) -> io::Result<()> {
-        self.ask(kind, libc::NLM_F_DUMP, family, name, &mut |found, attributes| {
+        self.ask(kind, libc::NLM_F_DUMP, family.protocol(), Some(name), &mut |found, attributes| {
             // Dumps of chains hold those of other tables too.
             let ours = attributes.string(message::TABLE_NAME) == Some(name.as_str().as_bytes());
-            if found == family && ours {
+            if found == family.protocol() && ours {
                 each(attributes);
             }
         })
+    }
+
+    /// Calls `each` with every object of one kind in all tables, and its family (`NFPROTO_*`).
+    pub(super) fn dump_all(&mut self, kind: i32, each: &mut dyn FnMut(u8, Attributes<'_>)) -> io::Result<()> {
+        const NFPROTO_UNSPEC: u8 = 0;
+        self.ask(kind, libc::NLM_F_DUMP, NFPROTO_UNSPEC, None, each)
     }
 
     fn ask(
         &mut self,
         kind: i32,
         flags: i32,
-        family: Family,
-        name: &TableName,
-        each: &mut dyn FnMut(Family, Attributes<'_>),
+        family: u8,
+        name: Option<&TableName>,
+        each: &mut dyn FnMut(u8, Attributes<'_>),
     ) -> io::Result<()> {
         self.discard_leftovers();
         self.sequence = self.sequence.wrapping_add(1);
         let number = self.sequence;
-        let about = (message::TABLE_NAME, name.as_str());
-        self.socket.send(&message::request(kind, flags, number, family.protocol(), about))?;
+        let about = name.map(|name| (message::TABLE_NAME, name.as_str()));
+        self.socket.send(&message::request(kind, flags, number, family, about))?;
         let deadline = Instant::now() + ANSWER_LIMIT;
         let mut interrupted = false;
         loop {
@@ -140,9 +152,7 @@ impl Link {
                 interrupted |= message.is_interrupted_dump();
                 match message.content() {
                     Some(Content::Nftables { family: found, attributes, .. }) => {
-                        if let Some(found) = Family::from_protocol(found) {
-                            each(found, attributes);
-                        }
+                        each(found, attributes);
                     }
                     Some(Content::Done | Content::Answer(0)) if interrupted => {
                         return Err(io::ErrorKind::Interrupted.into());

@@ -204,12 +204,17 @@ pub struct Captured {
     pub over_limit: Counters,
 }
 
-/// A request to nf_tables: `NFT_MSG_GET*` for what `family` (`NFPROTO_*`) has, with one attribute.
-pub(super) fn request(kind: i32, flags: i32, sequence: u32, family: u8, attribute: (u16, &str)) -> Vec<u8> {
+/// A request to nf_tables: `NFT_MSG_GET*` for what `family` (`NFPROTO_*`) has, with one attribute at most.
+pub(super) fn request(
+    kind: i32,
+    flags: i32,
+    sequence: u32,
+    family: u8,
+    attribute: Option<(u16, &str)>,
+) -> Vec<u8> {
     const HEADERS: usize = 20;
-    let (attribute_kind, text) = attribute;
-    let attribute_length = 4 + text.len() + 1;
-    let length = HEADERS + attribute_length.next_multiple_of(4);
+    let attribute = attribute.map(|(kind, text)| (kind, text, 4 + text.len() + 1));
+    let length = HEADERS + attribute.map_or(0, |(.., length)| length.next_multiple_of(4));
     let kind = libc::NFNL_SUBSYS_NFTABLES << 8 | kind;
     let narrow = |number: i32| u16::try_from(number).expect("netlink kinds and flags have 16 bits");
     let mut bytes = Vec::with_capacity(length);
@@ -219,9 +224,11 @@ pub(super) fn request(kind: i32, flags: i32, sequence: u32, family: u8, attribut
     bytes.extend(sequence.to_ne_bytes());
     bytes.extend(0_u32.to_ne_bytes());
     bytes.extend([family, 0, 0, 0]);
-    bytes.extend(u16::try_from(attribute_length).expect("names are short").to_ne_bytes());
-    bytes.extend(attribute_kind.to_ne_bytes());
-    bytes.extend(text.as_bytes());
+    if let Some((kind, text, length)) = attribute {
+        bytes.extend(u16::try_from(length).expect("names are short").to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(text.as_bytes());
+    }
     bytes.resize(length, 0);
     bytes
 }
@@ -232,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_request_reads_back() {
-        let bytes = request(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, 7, 2, (TABLE_NAME, "tcpcopy"));
+        let bytes = request(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, 7, 2, Some((TABLE_NAME, "tcpcopy")));
         assert_eq!(bytes.len(), 32);
         let message = Message::parse(&bytes).unwrap();
         assert_eq!(message.sequence, 7);
@@ -246,7 +253,7 @@ mod tests {
 
     #[test]
     fn short_or_lying_messages_are_refused() {
-        let bytes = request(libc::NFT_MSG_GETTABLE, 0, 7, 2, (TABLE_NAME, "tcpcopy"));
+        let bytes = request(libc::NFT_MSG_GETTABLE, 0, 7, 2, Some((TABLE_NAME, "tcpcopy")));
         for length in 0..20 {
             let cut = &bytes[..length];
             assert!(Message::parse(cut).is_none_or(|message| message.content().is_none()), "{length}");

@@ -8,6 +8,7 @@
 //! | somebody else changes them | [`RulesWatch`] tells, [`present`] compares, [`Installed::restore`] puts them back |
 //! | rules that outlive the process are taken away | [`remove_table`] |
 //! | the ruleset is flushed or edited | [`Backstop`]: routing drops the same, on an assistant and on the target |
+//! | rules of others that lead connections elsewhere | [`redirections()`] reads them |
 //!
 //! The only state is in the kernel; [`Installed`] holds the socket that owns the tables. Imports `sys` and `wire`.
 
@@ -19,18 +20,21 @@ mod encode;
 mod install;
 mod link;
 mod message;
+mod nat;
 mod online;
 mod readback;
 mod ruleset;
 mod sink_table;
 mod text;
 mod watch;
+mod xtables;
 
 pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
 pub use backstop::{Backstop, BackstopError};
 pub use encode::QueueKind;
 pub use install::{InstallError, Installed, remove_table};
 pub use message::{Captured, Counters};
+pub use nat::{Direction, NewAddress, Redirection, redirections};
 pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, OwnResponses, online};
 pub use readback::{Presence, present};
 pub use ruleset::{

@@ -141,10 +141,6 @@ impl Family {
         }
     }
 
-    pub(super) fn from_protocol(protocol: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|family| family.protocol() == protocol)
-    }
-
     /// nft's name for it: `ip`, `ip6`.
     pub fn name(self) -> &'static str {
         match self {

@@ -15,6 +15,8 @@ pub struct Config {
     pub session: Arc<session::Config>,
     /// What is replayed where.
     pub mappings: Vec<Mapping>,
+    /// Targets that nothing may be sent to, whatever the mappings say: what is captured goes there.
+    pub forbidden: Vec<SocketAddr>,
     /// Addresses of the replayed clients; those of the captured ones if empty.
     pub pools: Vec<Prefix>,
     /// Instead: this host's own.
@@ -54,6 +56,7 @@ impl Config {
         Self {
             session: Arc::default(),
             mappings,
+            forbidden: Vec::new(),
             pools: Vec::new(),
             local: None,
             copies: 1,
@@ -83,6 +86,7 @@ impl Config {
         };
         let exact = self.mappings.iter().filter(fits).find(|mapping| mapping.online == Some(online.ip()));
         let any = || self.mappings.iter().filter(fits).find(|mapping| mapping.online.is_none());
-        exact.or_else(any).map(|mapping| mapping.target)
+        let target = exact.or_else(any).map(|mapping| mapping.target);
+        target.filter(|target| !self.forbidden.contains(target))
     }
 }

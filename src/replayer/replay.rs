@@ -114,15 +114,26 @@ impl Replayer {
     /// Goes by another configuration, which is of the same worker among as many: sessions that begin follow it, and the
     /// limits hold at once. Those that live keep their settings, their target, their address and their number; those of
     /// a mapping that is no more, and those that are not selected any more, end when they have sent what they hold, because
-    /// no more is captured of them.
+    /// no more is captured of them; and those of a forbidden target end at once.
     pub fn configure(&mut self, now: Time, config: Arc<Config>) {
         self.config = config;
+        self.end_forbidden(now);
         let forsaken = self.table.iter().map(|(_, entry)| entry.connection);
         let forsaken = forsaken.filter(|connection| {
             self.config.target_of(connection.server).is_none() || !self.config.selects(connection.client)
         });
         for connection in forsaken.collect::<Vec<_>>() {
             self.leave(now, &connection);
+        }
+    }
+
+    fn end_forbidden(&mut self, now: Time) {
+        let forbidden = self.table.iter().filter(|(_, entry)| self.config.forbidden.contains(&entry.target));
+        for slot in forbidden.map(|(slot, _)| slot).collect::<Vec<_>>() {
+            if let Some(entry) = self.table.entry(slot) {
+                entry.session.end(now, End::Forbidden);
+            }
+            self.table.wake(slot);
         }
     }
 

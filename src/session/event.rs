@@ -153,6 +153,8 @@ pub enum End {
     ClaimRefused,
     /// The replayer ended it: at its limits, or because it stops.
     Shed,
+    /// The target has turned out to be production.
+    Forbidden,
 }
 
 crate::counted!(End {
@@ -167,6 +169,7 @@ crate::counted!(End {
     OutOfScope => "out_of_scope",
     ClaimRefused => "claim_refused",
     Shed => "shed",
+    Forbidden => "target_is_production",
 });
 
 /// What a session asks for or reports.

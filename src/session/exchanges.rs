@@ -85,7 +85,8 @@ impl From<End> for Outcome {
             | End::BufferLimit
             | End::OutOfScope
             | End::ClaimRefused
-            | End::Shed => Self::Ended,
+            | End::Shed
+            | End::Forbidden => Self::Ended,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod content;
 mod errors;
+mod nat;
 mod routing;
 mod selection;
 mod support;

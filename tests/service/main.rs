@@ -160,6 +160,43 @@ fn a_reload_is_in_force_or_says_why_not() {
     });
 }
 
+/// By an address that this host is given, and by a NAT rule; and a reload does not bring it about.
+#[test]
+fn production_does_not_become_a_target() {
+    site("production_does_not_become_a_target", |journal, manager| {
+        const CONFIG: &str = "map = ['80-10.9.0.77:80']\nembedded = true\nuser = 'root'\nworkers = 1\n";
+        const LEAD: &str = "nft add table ip n; add chain ip n o { type nat hook output priority -100; }; \
+                            add rule ip n o ip daddr 10.9.0.77 tcp dport 80 dnat to 10.9.0.1:80";
+        configure("tcpcopy", CONFIG);
+        // The watchdog's interval makes rounds short. What the manager is told has to be read: there is little room.
+        let environment = [("WATCHDOG_USEC", "1200000")];
+        let tcpcopy = Service::start(TCPCOPY, &["--config", "/run/tcpcopy.toml"], &environment);
+        journal.wait_for(message_id::READY);
+        for (begin, end) in [
+            ("ip address add 10.9.0.77/32 dev lo", "ip address del 10.9.0.77/32 dev lo"),
+            (LEAD, "nft delete table ip n"),
+        ] {
+            sh(begin);
+            let stopped = journal.wait_for(message_id::TARGET_IS_PRODUCTION);
+            assert_has(
+                &stopped,
+                &[("MAPPING", "80-10.9.0.77:80"), ("TARGET", "10.9.0.77:80"), ("PRIORITY", "3")],
+            );
+            tcpcopy.reload();
+            manager.wait_for("RELOADING=1");
+            let rejected = journal.wait_for(message_id::CONFIG_REJECTED);
+            let reason = rejected.value("REASON").unwrap_or_default();
+            assert!(reason.contains("would replay to production"), "{rejected:?}");
+            manager.wait_for("READY=1");
+            sh(end);
+            assert_has(&journal.wait_for(message_id::TARGET_IS_APART), &[("MAPPING", "80-10.9.0.77:80")]);
+        }
+        tcpcopy.reload();
+        journal.wait_for(message_id::CONFIG_RELOADED);
+        assert_eq!(tcpcopy.stop(), Some(0));
+    });
+}
+
 #[test]
 fn new_intercepts_are_connected_and_old_ones_left() {
     site("new_intercepts_are_connected_and_old_ones_left", |journal, _| {

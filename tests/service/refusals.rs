@@ -86,6 +86,7 @@ fn cases() -> Vec<Case> {
         },
         whole("no key where one is needed", INTERCEPT, "target = ['10.9.0.9:80']\n"),
         whole("a target that is this host", TCPCOPY, "map = ['80-10.9.0.1:80']\nintercept = ['127.0.0.1']\n"),
+        whole("a target that is production", TCPCOPY, "map = ['80-127.0.0.1:80']\nembedded = true\n"),
         whole(
             "an address that this host has not",
             INTERCEPT,

@@ -8,6 +8,7 @@ use mio::{Events, Poll, Token};
 
 use super::configuration;
 use super::feed::Feed;
+use super::guard::Guard;
 use super::peers::Peers;
 use super::statistics::{Statistics, Totals};
 use super::worker::{Order, Report};
@@ -52,6 +53,7 @@ pub(super) struct Control {
     parts: Parts,
     /// Which workers' responses would be taken.
     reachable: Vec<bool>,
+    guard: Guard,
     /// `ready` was said.
     ready: bool,
     rounds: Rounds,
@@ -67,6 +69,7 @@ impl Control {
         watch(registry, parts.links.as_fd(), LINKS)?;
         Ok(Self {
             reachable: vec![false; parts.workers.len()],
+            guard: Guard::default(),
             ready: false,
             rounds: Rounds::new(parts.clock.now(), (0..parts.settings.workers).map(threads::worker)),
             trimmer: Trimmer::default(),
@@ -130,18 +133,23 @@ impl Control {
         start::judge(&settings.warnings, doctor::online_host(&settings))?;
         // Only this can be refused; so it comes first.
         self.parts.feed.replace(&settings)?;
-        for (index, worker) in (0..).zip(&self.parts.workers) {
-            worker.orders.send(Order::Configure(Box::new(configuration(
-                &settings,
-                self.parts.feed.own(),
-                index,
-            ))));
-        }
         self.parts.peers.replace(&settings.intercepts);
         self.parts.statistics.configure(settings.memory_limit, &settings.mappings);
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
+        // None are, or the settings would have been refused.
+        self.guard.look(&self.parts.settings);
+        self.configure_workers();
         Ok(fixed)
+    }
+
+    /// Has the workers go by the settings that are in force.
+    fn configure_workers(&self) {
+        let (settings, own) = (&self.parts.settings, self.parts.feed.own());
+        for (index, worker) in (0..).zip(&self.parts.workers) {
+            let configuration = configuration(settings, own, self.guard.forbidden(), index);
+            worker.orders.send(Order::Configure(Box::new(configuration)));
+        }
     }
 
     fn read_reports(&mut self) -> Result<(), Failure> {
@@ -189,6 +197,9 @@ impl Control {
         }
         self.trimmer.look(totals.workers.memory);
         self.parts.statistics.take(now, totals, &self.parts.peers);
+        if self.guard.look(&self.parts.settings) {
+            self.configure_workers();
+        }
     }
 
     /// Nothing is added up yet, but what the kernel says: its queues' counters go with the queues.

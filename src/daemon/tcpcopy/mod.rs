@@ -2,7 +2,7 @@
 //!
 //! | thread | file | owns |
 //! |---|---|---|
-//! | main, as `control` | `control`, `feed`, `rules`, `peers`, `statistics` | signals, what leads packets to the workers, readiness, statistics |
+//! | main, as `control` | `control`, `feed`, `rules`, `guard`, `peers`, `statistics` | signals, what leads packets to the workers, readiness, statistics |
 //! | `worker-0`… | `worker`, `responses`, `departures` | a source of packets, its sessions, the sockets that segments leave by, and the responses: by tunnels to all intercepts (`tunnels`) or from a queue of its own (`embedded`) |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
@@ -14,6 +14,7 @@ mod control;
 mod departures;
 mod embedded;
 mod feed;
+mod guard;
 mod peers;
 mod responses;
 mod rules;
@@ -22,6 +23,7 @@ mod tunnels;
 mod worker;
 
 use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -101,7 +103,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
             clock,
             source,
             departures,
-            configuration: configuration(&settings, prepared.own(), index),
+            configuration: configuration(&settings, prepared.own(), Vec::new(), index),
             origin,
         };
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
@@ -135,9 +137,14 @@ fn tunnel_limits(sessions: u32) -> Limits {
 }
 
 /// What worker `index` goes by.
-fn configuration(settings: &Settings, own: Option<&Own>, index: u16) -> Configuration {
+fn configuration(
+    settings: &Settings,
+    own: Option<&Own>,
+    forbidden: Vec<SocketAddr>,
+    index: u16,
+) -> Configuration {
     Configuration {
-        replay: Arc::new(replayer_config(settings, own, index)),
+        replay: Arc::new(replayer::Config { forbidden, ..replayer_config(settings, own, index) }),
         intercepts: settings.intercepts.clone(),
         protocol: protocol(settings),
         coalesce: settings.coalesce,
@@ -173,6 +180,7 @@ fn replayer_config(settings: &Settings, own: Option<&Own>, worker: u16) -> repla
     replayer::Config {
         session: Arc::new(session),
         mappings: settings.mappings.clone(),
+        forbidden: Vec::new(),
         pools: settings.pools.clone(),
         local: own.map(|own| own.local().clone()),
         copies: settings.copies,

@@ -56,3 +56,25 @@ fn sessions_that_are_not_selected_any_more_end_when_they_have_sent_what_they_hol
         assert!(flags.iter().any(|flags| flags.fin() || flags.rst()), "the target learns of it: {flags:?}");
     }
 }
+
+/// Nothing is sent to a target that has become production but the resets that end what is open there.
+#[test]
+fn a_forbidden_target_gets_resets_and_no_more() {
+    let mut b = Bench::new(config());
+    b.syn(CLIENT);
+    b.target(addr(CLIENT), header(500, 101, Flags::SYN | A, 0));
+    b.client(CLIENT, header(101, 1, A, 5), b"hello");
+    // The gate holds this one back until the first has been answered.
+    b.client(CLIENT, header(106, 100, A, 5), b"again");
+    let forbidden = vec![addr(TARGET)];
+    b.replayer.configure(b.now, Arc::new(Config { forbidden, ..config() }));
+    let mut sent = b.run();
+    sent.extend(b.syn("10.9.0.2:40000"));
+    sent.extend(b.client("10.9.0.3:40000", header(101, 1, A, 5), b"joins"));
+    assert!(sent.iter().all(|transmit| transmit.header.flags.rst()), "{sent:?}");
+    assert_eq!(sent.len(), 1);
+    assert_eq!((b.replayer.sessions(), b.counters().ended.of(End::Forbidden)), (0, 1));
+    assert_eq!(b.counters().unused.of(Unused::NotRouted), 2);
+    b.replayer.configure(b.now, Arc::new(config()));
+    assert_eq!(b.syn("10.9.0.2:40001").len(), 1, "it is apart again");
+}

@@ -90,6 +90,7 @@ impl Course {
             copies: input.of(&[1, 1, 3]),
             share: input.of(&[10_000, 10_000, 5_000]),
             clients: Vec::new(),
+            forbidden: Vec::new(),
             workers,
             worker: workers - 1,
             mtu: MTU,
