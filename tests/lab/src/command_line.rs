@@ -1,5 +1,6 @@
 //! The laboratory's command line.
 
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::path::PathBuf;
 
@@ -19,6 +20,9 @@ usage: lab list                                      names all scenarios
        lab demo [--seconds 30]                       shows a steady load being replayed
        lab measure [NAME…] [--seconds 5] [--repeat 1] [--json FILE] …
                                                      what replay costs under fixed loads; see lab measure --help
+       lab stray SERVICE CLIENT [--seconds 30] [--seed N]
+                                                     on a target: sends what no client may see, from SERVICE to CLIENT
+       lab watch TARGET… [--seconds 30]              on a client: fails if it sees packets of a TARGET or about one
 Root only. The programs are those beside `lab`, or LAB_TCPCOPY and LAB_INTERCEPT.
 Logs of failed scenarios go to target/lab-logs, or LAB_LOGS.";
 
@@ -45,6 +49,24 @@ pub(crate) enum Command {
     },
     /// Show a steady load.
     Demo {
+        /// For how long.
+        seconds: u64,
+    },
+    /// Send strays on this very host.
+    Stray {
+        /// Where they come from.
+        service: SocketAddr,
+        /// Where they go.
+        client: IpAddr,
+        /// For how long.
+        seconds: u64,
+        /// What they are made from.
+        seed: u64,
+    },
+    /// Watch this very host for leaks.
+    Watch {
+        /// The addresses that must not be seen.
+        targets: Vec<IpAddr>,
         /// For how long.
         seconds: u64,
     },
@@ -84,6 +106,18 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Command> {
         Some("demo") => {
             given.allow(&["--seconds"])?;
             Command::Demo { seconds: given.seconds(30)? }
+        }
+        Some("stray") => {
+            given.allow(&["--seconds", "--seed"])?;
+            let service = words.next().context("from which SERVICE?")?.parse().context("SERVICE")?;
+            let client = words.next().context("to which CLIENT?")?.parse().context("CLIENT")?;
+            let seed = given.seed()?.unwrap_or_default();
+            Command::Stray { service, client, seconds: given.seconds(30)?, seed }
+        }
+        Some("watch") => {
+            given.allow(&["--seconds"])?;
+            let targets = words.by_ref().map(|word| word.parse().context("TARGET")).collect::<Result<_>>()?;
+            Command::Watch { targets, seconds: given.seconds(30)? }
         }
         Some("measure") => Command::Measure(to_measure(words.by_ref().collect(), &given)?),
         Some(other) => bail!("unknown command {other}"),
@@ -205,6 +239,10 @@ mod tests {
         assert!(options.long && options.jobs.get() == 2);
         assert!(matches!(parsed("demo --seconds 5").unwrap(), Command::Demo { seconds: 5 }));
         assert!(matches!(parsed("").unwrap(), Command::Help));
+        assert!(matches!(parsed("stray [fd00::1]:80 fd00::2").unwrap(), Command::Stray { seconds: 30, .. }));
+        assert!(
+            matches!(parsed("watch 10.0.0.1 fd00::1").unwrap(), Command::Watch { targets, .. } if targets.len() == 2)
+        );
         assert!(matches!(parsed("measure --help").unwrap(), Command::MeasureHelp));
         let measure =
             parsed("measure short --repeat 3 --original /c/tcpcopy,/c/intercept --mirror --apart").unwrap();
@@ -221,6 +259,8 @@ mod tests {
             "run --fast",
             "run --offloads maybe",
             "run --jobs 0",
+            "stray 10.0.0.1:80",
+            "watch here",
             "demo --seconds",
             "demo --long",
             "list x",

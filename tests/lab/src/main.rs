@@ -38,6 +38,7 @@ mod wait;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -76,9 +77,17 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Run(options) => return isolated(&|| runner::run(&options)),
         Command::One { name, context } => return isolated(&|| runner::one(&name, &context)),
+        Command::Stray { service, client, seconds, seed } => {
+            println!("{} strays sent", forge::send(service, client, seed, after(seconds))?);
+        }
+        Command::Watch { targets, seconds } => return Ok(leak::watch(&targets, after(seconds))? == 0),
         Command::Demo { seconds } => return isolated(&|| demo::run(seconds)),
         Command::Measure(options) => return isolated(&|| measure::run(&options)),
         Command::MeasureHelp => println!("{}", measure::help()),
     }
     Ok(true)
+}
+
+fn after(seconds: u64) -> Instant {
+    Instant::now() + Duration::from_secs(seconds)
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use craft::checksum;
-pub(crate) use strays::{REFUSED_PORTS, Strays};
+pub(crate) use strays::{REFUSED_PORTS, Strays, send};
 
 /// Flags of a segment.
 pub(crate) const SYN: u8 = 0x02;

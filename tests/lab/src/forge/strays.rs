@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -17,7 +17,6 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::craft::{self, Ends, Flow};
 use super::random::Random;
 use crate::leak::{Kind, Packet, UDP, bpf, packet_socket};
-use crate::namespace::Namespace;
 use crate::network::{Family, Network, PORT, Role};
 use crate::wait;
 
@@ -61,18 +60,20 @@ impl Strays {
         let sources = services.map(|service| service.ip());
         let socket = target.namespace().enter(listen)??;
         let flows = Flows { socket, clients: clients.clone(), recent: VecDeque::new() };
-        let from_target = Sender::open(target.namespace(), Some(sources), seed, 1, &shared)?;
+        let from_target =
+            target.namespace().enter(|| Sender::open(sources.map(Some), seed, 1, &shared))??;
         let main = move || from_target.kinds(flows, services);
         strays.threads.push(std::thread::spawn(main));
         let sources = both(|family| Ok(router.back(family)))?;
-        let from_router = Sender::open(router.namespace(), Some(sources), seed, 2, &shared)?;
+        let from_router =
+            router.namespace().enter(|| Sender::open(sources.map(Some), seed, 2, &shared))??;
         let known = clients.clone();
         strays.threads.push(std::thread::spawn(move || {
             from_router.errors(sources, &known, services);
             Ok(())
         }));
         let online = network.host(Role::Online, 0)?.namespace();
-        let from_online = Sender::open(online, None, seed, 3, &shared)?;
+        let from_online = online.enter(|| Sender::open([None; 2], seed, 3, &shared))??;
         strays.threads.push(std::thread::spawn(move || {
             from_online.provoke(&clients, services);
             Ok(())
@@ -121,6 +122,24 @@ impl Drop for Strays {
     }
 }
 
+/// Sends strays of every kind on the calling thread's host, as the target would, from `service` to `client`, for so long.
+/// Returns how many the kernel took.
+pub(crate) fn send(service: SocketAddr, client: IpAddr, seed: u64, until: Instant) -> Result<u64> {
+    let shared = Arc::new(Shared::default());
+    let from = [service.ip()].into_iter().find(IpAddr::is_ipv4);
+    let from6 = [service.ip()].into_iter().find(IpAddr::is_ipv6);
+    let mut sender = Sender::open([from, from6], seed, 1, &shared)?;
+    while Instant::now() < until {
+        for kind in Kind::ALL {
+            let client = SocketAddr::new(client, sender.random.half());
+            sender.stray(kind, service.ip(), Flow { service, client });
+        }
+        // The pace, not a condition.
+        std::thread::sleep(PACE);
+    }
+    Ok(shared.sent.load(Ordering::Relaxed))
+}
+
 fn both<T>(of: impl Fn(Family) -> Result<T>) -> Result<[T; 2]> {
     Ok([of(Family::V4)?, of(Family::V6)?])
 }
@@ -151,14 +170,8 @@ struct Sender {
 }
 
 impl Sender {
-    /// Routing looks at the address that a raw socket is bound to, not at the packet's.
-    fn open(
-        on: &Namespace,
-        from: Option<[IpAddr; 2]>,
-        seed: u64,
-        stream: u64,
-        shared: &Arc<Shared>,
-    ) -> Result<Self> {
+    /// To be opened on the host that sends. Routing looks at the address that a raw socket is bound to, not at the packet's.
+    fn open(from: [Option<IpAddr>; 2], seed: u64, stream: u64, shared: &Arc<Shared>) -> Result<Self> {
         let open = |domain: Domain, from: Option<IpAddr>| -> Result<Socket> {
             let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
             socket.set_nonblocking(true)?;
@@ -167,10 +180,10 @@ impl Sender {
             }
             Ok(socket)
         };
-        let [v4, v6] = from.map_or([None; 2], |addresses| addresses.map(Some));
-        let sockets = on.enter(|| anyhow::Ok([open(Domain::IPV4, v4)?, open(Domain::IPV6, v6)?]))?;
-        let sockets = sockets.context("cannot open raw sockets")?;
-        Ok(Self { sockets, random: Random::new(seed, stream), shared: Arc::clone(shared) })
+        let [v4, v6] = from;
+        let sockets = [open(Domain::IPV4, v4), open(Domain::IPV6, v6)];
+        let [v4, v6] = sockets.map(|socket| socket.context("cannot open a raw socket"));
+        Ok(Self { sockets: [v4?, v6?], random: Random::new(seed, stream), shared: Arc::clone(shared) })
     }
 
     /// Makes rounds until the end.

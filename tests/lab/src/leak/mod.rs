@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -89,7 +90,7 @@ impl LeakDetector {
             match (&self.socket).read(&mut frame) {
                 Ok(length) => {
                     let frame = frame.get(..length).unwrap_or_default();
-                    if let Some(packet) = leaked(frame) {
+                    if let Some(packet) = leaked(frame, is_back) {
                         *self.leaks.entry((packet.family().name(), packet.kind())).or_default() += 1;
                         self.first.get_or_insert_with(|| format!("{packet}; frame {}", hex(frame)));
                     }
@@ -110,8 +111,32 @@ pub(crate) fn summary(leaks: &Leaks) -> String {
     kinds.collect::<Vec<_>>().join(", ")
 }
 
-/// The packet in a frame, if a client must not see it.
-fn leaked(frame: &[u8]) -> Option<Packet<'_>> {
+/// Watches the interfaces of the calling thread's host for packets of `addresses` or about them, and prints each kind once.
+/// Returns how many there were when `until` has come.
+pub(crate) fn watch(addresses: &[IpAddr], until: Instant) -> Result<u64> {
+    let socket = packet_socket().context("cannot capture")?;
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let (mut frame, mut leaks) = ([0_u8; KEPT as usize], Leaks::new());
+    while Instant::now() < until {
+        let Ok(length) = (&socket).read(&mut frame) else { continue };
+        let packet =
+            frame.get(..length).and_then(|frame| leaked(frame, |address| addresses.contains(&address)));
+        if let Some(packet) = packet {
+            let count = leaks.entry((packet.family().name(), packet.kind())).or_default();
+            *count += 1;
+            if *count == 1 {
+                println!("{}: {packet}", packet.kind().name());
+            }
+        }
+    }
+    let count = leaks.values().sum();
+    println!("{count} packets leaked ({})", summary(&leaks));
+    Ok(count)
+}
+
+/// The packet in a frame, if a client must not see it. `is_hidden` tells the addresses that it must not see.
+fn leaked(frame: &[u8], is_hidden: impl Fn(IpAddr) -> bool) -> Option<Packet<'_>> {
     let (header, bytes) = frame.split_first_chunk::<14>()?;
     if !matches!(header[12..], [0x08, 0x00] | [0x86, 0xdd]) {
         return None;
@@ -124,7 +149,7 @@ fn leaked(frame: &[u8]) -> Option<Packet<'_>> {
     let stranger = [Role::Target, Role::Assistant, Role::Router].map(hardware).contains(&sender);
     let about = packet.quoted().is_some_and(|quoted| is_back(quoted.source) || is_back(quoted.destination));
     let marked = || bytes.windows(MARK.len()).any(|window| window == MARK);
-    (stranger || is_back(packet.source) || about || marked()).then_some(packet)
+    (stranger || is_hidden(packet.source) || about || marked()).then_some(packet)
 }
 
 /// Whether an address is of the back network.
@@ -219,7 +244,7 @@ mod tests {
     }
 
     fn is_leak(frame: &[u8]) -> bool {
-        passes(frame) && leaked(frame).is_some()
+        passes(frame) && leaked(frame, is_back).is_some()
     }
 
     fn v4(role: u8, source: [u8; 4]) -> Vec<u8> {

@@ -69,6 +69,36 @@ impl Keeper {
 struct Event {
     name: &'static str,
     act: fn(&mut Run) -> Result<()>,
+    /// Whether it happens to a host with packet sockets, too.
+    sockets: bool,
+}
+
+impl Event {
+    const fn new(name: &'static str, act: fn(&mut Run) -> Result<()>) -> Self {
+        Self { name, act, sockets: false }
+    }
+
+    /// It also happens where packets are captured by packet sockets: what it does to rules or processes, it may do
+    /// otherwise there.
+    const fn and_sockets(self) -> Self {
+        Self { sockets: true, ..self }
+    }
+}
+
+/// How packets are captured, by tcpcopy and intercept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// By rules and queues.
+    Queues,
+    /// By packet sockets.
+    Sockets,
+}
+
+/// What it is that something happens to.
+#[derive(Clone, Copy, Debug)]
+struct Deployment {
+    keeper: Keeper,
+    source: Source,
 }
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -81,15 +111,25 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     for (keeper, events) in keepers {
         for &event in events {
-            let name = format!("matrix/{}/{}", keeper.name(), event.name);
-            scenarios.push(Scenario::new(name, Offloads::On, move |context| run(context, keeper, event)));
+            for source in [Source::Queues, Source::Sockets] {
+                let socket = match source {
+                    Source::Queues => "",
+                    // A host that does not forward, and one that does, are the same to a packet socket.
+                    Source::Sockets if keeper == Keeper::NotForwarding || !event.sockets => continue,
+                    Source::Sockets => "-sockets",
+                };
+                let name = format!("matrix/{}{socket}/{}", keeper.name(), event.name);
+                let deployment = Deployment { keeper, source };
+                scenarios
+                    .push(Scenario::new(name, Offloads::On, move |context| run(context, deployment, event)));
+            }
         }
     }
     scenarios
 }
 
-fn run(context: &Context, keeper: Keeper, event: Event) -> Result<String> {
-    let mut run = Run::start(context, keeper)?;
+fn run(context: &Context, deployment: Deployment, event: Event) -> Result<String> {
+    let mut run = Run::start(context, deployment)?;
     run.goes_on()?;
     (event.act)(&mut run)?;
     run.goes_on()?;

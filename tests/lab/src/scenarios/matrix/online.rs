@@ -21,21 +21,21 @@ const GIVEN_UP: Duration = Duration::from_secs(15);
 const ERRORS: u64 = 5;
 
 pub(super) const ALL: [Event; 15] = [
-    Event { name: "running", act: |run| run.goes_on() },
-    Event { name: "frozen", act: frozen },
-    Event { name: "killed", act: killed },
-    Event { name: "restarted", act: restarted },
-    Event { name: "ruleset-flushed", act: flushed },
-    Event { name: "rules-edited", act: edited },
-    Event { name: "second-instance", act: second_instance },
-    Event { name: "good-reload", act: good_reload },
-    Event { name: "bad-reload", act: bad_reload },
-    Event { name: "routing-rules-flushed", act: routing_rules_flushed },
-    Event { name: "link-flap", act: link_flap },
-    Event { name: "carrier-flap", act: carrier_flap },
-    Event { name: "neighbour-dead", act: neighbour_dead },
-    Event { name: "neighbour-dead-and-killed", act: neighbour_dead_and_killed },
-    Event { name: "no-route", act: no_route },
+    Event::new("running", |run| run.goes_on()).and_sockets(),
+    Event::new("frozen", frozen).and_sockets(),
+    Event::new("killed", killed).and_sockets(),
+    Event::new("restarted", restarted),
+    Event::new("ruleset-flushed", flushed),
+    Event::new("rules-edited", edited),
+    Event::new("second-instance", second_instance),
+    Event::new("good-reload", good_reload),
+    Event::new("bad-reload", bad_reload),
+    Event::new("routing-rules-flushed", routing_rules_flushed),
+    Event::new("link-flap", link_flap),
+    Event::new("carrier-flap", carrier_flap),
+    Event::new("neighbour-dead", neighbour_dead).and_sockets(),
+    Event::new("neighbour-dead-and-killed", neighbour_dead_and_killed),
+    Event::new("no-route", no_route),
 ];
 
 fn frozen(run: &mut Run) -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Keeper, online};
+use super::{Deployment, Keeper, Source, online};
 use crate::chain::{Chain, IDS, Setup, short};
 use crate::forge::{REFUSED_PORTS, Strays};
 use crate::leak::{self, Kind};
@@ -47,8 +47,9 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn start(context: &Context, keeper: Keeper) -> Result<Self> {
-        let mut chain = Chain::prepare(setup(context, keeper)?, &context.scratch)?;
+    pub(super) fn start(context: &Context, deployment: Deployment) -> Result<Self> {
+        let keeper = deployment.keeper;
+        let mut chain = Chain::prepare(setup(context, deployment)?, &context.scratch)?;
         prepare_hosts(&chain)?;
         chain.start_intercepts()?;
         chain.start_tcpcopies()?;
@@ -178,12 +179,17 @@ impl Run {
 }
 
 /// The deployment, of both families, with configuration files.
-fn setup(context: &Context, keeper: Keeper) -> Result<Setup> {
+fn setup(context: &Context, Deployment { keeper, source }: Deployment) -> Result<Setup> {
     let forwarding = keeper != Keeper::NotForwarding;
     let plan = Plan { router: Some(keeper.router()), forwarding, ..context.plan() };
     let mut setup = Setup::new(plan, Family::V4);
     if keeper == Keeper::OnTarget {
         setup = setup.on_target("--clients 10.91.1.0/24,fd91:1::/64");
+    }
+    if source == Source::Sockets {
+        let options = ["--capture-source", "packet"].map(str::to_owned);
+        setup.intercept.extend(options.clone());
+        setup.tcpcopy.extend(options);
     }
     let intercept = context.scratch.join(INTERCEPT_FILE);
     fs::write(&intercept, targets(&[]))?;
