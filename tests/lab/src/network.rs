@@ -243,6 +243,10 @@ impl Host {
         run(Command::new("ip").args(["link", "set", &port_name(self, segment), state]), None).map(drop)
     }
 
+    fn forward(&self) -> Result<()> {
+        self.namespace.set(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])
+    }
+
     fn mac(&self, segment: Segment) -> String {
         format!("02:91:{:02x}:{:02x}:00:{:02x}", segment.number(), self.role.number(), self.number)
     }
@@ -283,7 +287,10 @@ impl Network {
             route(network.host(Role::Router, 0)?, &network.all(through))?;
         }
         if plan.forwarding {
-            network.forward()?;
+            network
+                .gateways()
+                .chain(plan.router.into_iter().flat_map(|role| network.all(role)))
+                .try_for_each(Host::forward)?;
         }
         Ok(network)
     }
@@ -413,13 +420,6 @@ impl Network {
     /// The targets answer clients and pools through the assistants: all there is to configure on a target.
     pub(crate) fn add_routes(&self) -> Result<()> {
         self.all(Role::Target).try_for_each(|target| route(target, &self.gateways()))
-    }
-
-    fn forward(&self) -> Result<()> {
-        for gateway in self.gateways() {
-            gateway.namespace.set(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
-        }
-        Ok(())
     }
 }
 

@@ -52,7 +52,10 @@ struct Shared {
 
 impl Strays {
     /// Begins to send in a network with a router.
-    pub(crate) fn start(network: &Network, seed: u64) -> Result<Self> {
+    ///
+    /// The online host's own kernel answers what does not reach the target. With `as_tcpcopy`, that is about TCP to the
+    /// service only, which tcpcopy sends.
+    pub(crate) fn start(network: &Network, seed: u64, as_tcpcopy: bool) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let mut strays = Self { shared: Arc::clone(&shared), threads: Vec::new() };
         let (target, router) = (network.host(Role::Target, 0)?, network.host(Role::Router, 0)?);
@@ -75,7 +78,7 @@ impl Strays {
         let online = network.host(Role::Online, 0)?.namespace();
         let from_online = online.enter(|| Sender::open([None; 2], seed, 3, &shared))??;
         strays.threads.push(std::thread::spawn(move || {
-            from_online.provoke(&clients, services);
+            from_online.provoke(&clients, services, as_tcpcopy);
             Ok(())
         }));
         Ok(strays)
@@ -250,7 +253,7 @@ impl Sender {
     }
 
     /// On the online host: what the target's kernel answers. A few only, since it answers some of them again and again.
-    fn provoke(self, clients: &Clients, services: [SocketAddr; 2]) {
+    fn provoke(self, clients: &Clients, services: [SocketAddr; 2], as_tcpcopy: bool) {
         self.rounds(|sender, round| {
             if !round.is_multiple_of(4) || sender.shared.silent_online.load(Ordering::Relaxed) {
                 return;
@@ -261,8 +264,8 @@ impl Sender {
                 let client = clients.any(family, port, random);
                 let Some(ends) = Ends::new(client.ip(), service.ip()) else { continue };
                 let (protocol, body) = match random.below(4) {
-                    0 => (UDP, craft::datagram(ends, port, service.port(), random)),
-                    1 => (UNKNOWN_PROTOCOL, random.bytes::<16>().to_vec()),
+                    0 if !as_tcpcopy => (UDP, craft::datagram(ends, port, service.port(), random)),
+                    1 if !as_tcpcopy => (UNKNOWN_PROTOCOL, random.bytes::<16>().to_vec()),
                     _ => (crate::leak::TCP, craft::syn(ends, port, service.port(), random)),
                 };
                 let packet = craft::plain(ends, protocol, &body, random);

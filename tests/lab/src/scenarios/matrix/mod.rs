@@ -114,8 +114,9 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             for source in [Source::Queues, Source::Sockets] {
                 let socket = match source {
                     Source::Queues => "",
-                    // A host that does not forward, and one that does, are the same to a packet socket.
-                    Source::Sockets if keeper == Keeper::NotForwarding || !event.sockets => continue,
+                    // On the target, intercept has queues only.
+                    Source::Sockets if keeper.role() == Role::Target || !event.sockets => continue,
+                    Source::Sockets if keeper == Keeper::NotForwarding => continue,
                     Source::Sockets => "-sockets",
                 };
                 let name = format!("matrix/{}{socket}/{}", keeper.name(), event.name);

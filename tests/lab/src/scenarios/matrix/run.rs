@@ -59,7 +59,7 @@ impl Run {
             let first_id = load.first_id;
             loads.push((chain.begin(load)?, first_id));
         }
-        let strays = Strays::start(chain.network(), context.seed)?;
+        let strays = Strays::start(chain.network(), context.seed, keeper == Keeper::Online)?;
         let length = if context.long { (ROUNDS * 10, REQUESTS * 10) } else { (ROUNDS, REQUESTS) };
         Ok(Self { chain, keeper, strays, loads, seed: context.seed, length })
     }
