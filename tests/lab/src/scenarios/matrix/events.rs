@@ -203,6 +203,10 @@ pub(super) fn routing_rules_flushed(run: &mut Run) -> Result<()> {
     }
     run.goes_on()?;
     run.check_leaks()?;
+    if run.keeper == Keeper::Online {
+        // Production itself needs the kernel's own.
+        return Ok(());
+    }
     for version in ["-4", "-6"] {
         run.host()?.output("ip", &[version, "rule", "flush"])?;
         run.host()?.output("ip", &[version, "rule", "add", "priority", "32766", "lookup", "main"])?;

@@ -59,7 +59,8 @@ pub(super) fn of(host: &Namespace) -> Result<String> {
     let mut all = String::new();
     for line in host.output("nft", &["list", "tables"])?.lines() {
         if let Some(table) = line.strip_prefix("table ").filter(|table| table.contains(TABLE)) {
-            let mut arguments = vec!["list", "table"];
+            // Terse: packets add elements to sets.
+            let mut arguments = vec!["--terse", "list", "table"];
             arguments.extend(table.split(' '));
             all.push_str(&crate::namespace::without_counts(&host.output("nft", &arguments)?));
         }
