@@ -69,7 +69,8 @@ which runs tcpcopy-intercept."
       services="tcpcopy.service 'tcpcopy@*.service'"
       units=$services
       enabled="tcpcopy.service"
-      rules=""
+      removed=/dev/null
+      installed=/dev/null
       ;;
     intercept)
       summary="black hole for responses to replayed TCP sessions"
@@ -78,10 +79,11 @@ replayed clients. It tells tcpcopy, on the production server, of each response
 and drops it, so that none ever reaches a real client. Its rules are closed
 from boot on, whether it runs or not."
       other=tcpcopy
-      services="intercept.service"
-      units="intercept.service intercept-rules.service"
-      enabled=$units
-      rules="intercept rules remove >/dev/null || true"
+      services="intercept.service 'intercept@*.service'"
+      units="intercept.service 'intercept@*.service' intercept.socket intercept-port.service intercept-rules.service 'intercept-rules@*.service'"
+      enabled="intercept.service intercept.socket intercept-rules.service"
+      removed=packaging/removed.sh
+      installed=packaging/installed.sh
       ;;
   esac
 }
@@ -98,9 +100,10 @@ stage() {
   for unit in "systemd/$program"*.service.in; do
     unit "$unit" "$tree/usr/lib/systemd/system/$(basename "$unit" .in)"
   done
-  if [[ $program == tcpcopy ]]; then
-    instances "$tree/usr/lib/systemd/system"
-  fi
+  for unit in systemd/"$program"*.socket; do
+    [[ ! -e $unit ]] || install -D -m 644 "$unit" "$tree/usr/lib/systemd/system/$(basename "$unit")"
+  done
+  instances "$program" "$tree/usr/lib/systemd/system"
   preset "$tree/usr/lib/systemd/system-preset/50-$name.preset" "$tree/usr/lib/systemd/system"
   manual "$program" "$tree/usr/share/man"
   install -D -m 644 "$work/completions/$program.bash" "$tree/usr/share/bash-completion/completions/$program"
@@ -129,16 +132,24 @@ unit() {
     sed "${older[@]}" -e '' >"$2"
 }
 
-# tcpcopy@NAME: another tcpcopy, with a configuration of that name.
+# PROGRAM@NAME: another one, with a configuration of that name. intercept's has a file system, rules at boot, and a port
+# of its own, for which there is no socket unit.
 instances() {
-  sed -e 's|^Description=.*|& (%i)|' -e 's|^ExecStart=.*|& --config /etc/tcpcopy/%i.toml|' \
-    "$1/tcpcopy.service" >"$1/tcpcopy@.service"
+  local unit
+  for unit in "$1" "$1-rules"; do
+    [[ -e $2/$unit.service ]] || continue
+    sed -e 's|^Description=.*|& (%i)|' -e 's|^ExecStart=.*|& --config /etc/tcpcopy/%i.toml|' \
+      -e 's|^ExecReload=/usr/sbin/.*|& --config /etc/tcpcopy/%i.toml|' -e 's|intercept-rules\.service|intercept-rules@%i.service|g' \
+      -e 's|^RuntimeDirectory=intercept$|RuntimeDirectory=intercept-%i|' -e 's|^RootDirectory=%t/intercept$|RootDirectory=%t/intercept-%i|' \
+      -e '/^# The port of the tunnel, held/d' -e '/^Sockets=/d' -e 's| intercept\.socket$||' \
+      "$2/$unit.service" >"$2/$unit@.service"
+  done
 }
 
 # An image's first boot enables what no preset speaks of, on some distributions.
 preset() {
   install -D -m 644 /dev/null "$1"
-  (cd "$2" && printf 'disable %s\n' -- *.service | grep -v -- '--$') >"$1"
+  (cd "$2" && printf 'disable %s\n' -- *.service *.socket | grep -v -- '--$') >"$1"
 }
 
 manual() {
@@ -231,7 +242,8 @@ fill() {
   text=${text//@services@/"$services"}
   text=${text//@units@/"$units"}
   text=${text//@enabled@/"$enabled"}
-  text=${text//$'\n'@remove_rules@/"${rules:+$'\n'    $rules}"}
+  text=${text//$'\n'@removed@/$'\n'"$(grep -v '^#' "$removed" || true)"}
+  text=${text//$'\n'@installed@/$'\n'"$(grep -v '^#' "$installed" || true)"}
   echo "$text"
 }
 

@@ -42,9 +42,24 @@ impl Kind {
     }
 }
 
-/// Whether there are sockets that were passed and that nobody has asked for.
+/// Whether there are sockets that were passed and that nobody has asked for. Listeners do not count: a service manager
+/// passes those, and not this program to itself.
 pub fn has_sockets() -> bool {
-    !passed().is_empty()
+    passed().iter().any(|socket| !is_listener(socket))
+}
+
+/// The listening TCP sockets that a service manager passed.
+pub fn take_listeners() -> Vec<Socket> {
+    let mut passed = passed();
+    let (listeners, others) = std::mem::take(&mut *passed).into_iter().partition(is_listener);
+    *passed = others;
+    listeners
+}
+
+fn is_listener(socket: &Socket) -> bool {
+    let is_tcp = socket.r#type().is_ok_and(|kind| kind == Type::STREAM)
+        && socket.domain().is_ok_and(|domain| domain == Domain::IPV4 || domain == Domain::IPV6);
+    is_tcp && socket.is_listener().unwrap_or(false)
 }
 
 /// Closes those that nobody has asked for, and will not.
@@ -121,6 +136,18 @@ mod tests {
         let kind = Kind { domain: Domain::IPV4, r#type: Type::DGRAM, protocol: Some(Protocol::UDP) };
         assert_eq!(Kind::of(&kind.open().unwrap()).unwrap(), kind);
         assert!(!has_sockets());
+    }
+
+    #[test]
+    fn only_a_listening_tcp_socket_is_a_listener() {
+        for domain in [Domain::IPV4, Domain::IPV6] {
+            let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+            assert!(!is_listener(&socket));
+            socket.listen(1).unwrap();
+            assert!(is_listener(&socket));
+        }
+        assert!(!is_listener(&Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap()));
+        assert!(take_listeners().is_empty());
     }
 
     #[test]

@@ -45,7 +45,7 @@ lint() {
   # As another user it would not be allowed to read this machine's own folders.
   lintian --allow-root --pedantic --display-info --fail-on error,warning,info,pedantic "$packages"/1/*.deb
   rpmlint --strict --config packaging/rpm/rpmlint.toml "$packages"/1/*.rpm
-  for unit in tcpcopy intercept intercept-rules; do
+  for unit in tcpcopy 'tcpcopy@' intercept 'intercept@' intercept-rules 'intercept-rules@' intercept-port; do
     systemd-analyze security --offline=true --no-pager --threshold=15 "$(find "$tree" -name "$unit.service" -path '*lib/systemd/system/*')" |
       tail -n 1
   done
@@ -70,7 +70,7 @@ debs() {
   chrooted sh -c "apt-get install --quiet=2 --yes /root/1/*.deb" >/dev/null
   chrooted tcpcopy --check-config --map 80-10.91.2.2:80 --intercept ::1 >/dev/null
   chrooted intercept --check-config --target 10.91.2.2:80 --bind ::1 >/dev/null
-  for unit in tcpcopy intercept intercept-rules; do
+  for unit in tcpcopy intercept intercept-rules intercept.socket; do
     [[ $(chrooted systemctl is-enabled "$unit") == disabled ]]
   done
   [[ $(stat -c '%a %U' "$tree/etc/tcpcopy/keys") == "700 root" ]]

@@ -1,6 +1,7 @@
 //! The two programs as services: what the journal and the service manager receive from them, when they start, change,
 //! are in trouble and stop. Both ends are sockets of this test at the places where systemd has its own.
 
+mod edits;
 #[path = "../namespace/mod.rs"]
 mod namespace;
 mod readiness;

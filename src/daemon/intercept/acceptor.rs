@@ -8,8 +8,8 @@ use std::io;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use mio::net::{TcpListener, TcpStream};
-use mio::{Events, Interest, Poll, Token};
+use mio::net::TcpStream;
+use mio::{Events, Poll, Token};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use super::WAKER;
 use super::bridge;
 use super::connections::{Newcomer, limits};
 use super::door::{Door, Refusals, TurnedAway};
+use super::listener::{Accepted, Listener};
 use super::strangers::{Room, Strangers};
 use super::worker::{self, Report};
 use crate::daemon::clock::Clock;
@@ -55,7 +56,7 @@ pub(super) struct Acceptor {
     orders: Outbox<Order>,
     inbox: Receiver<Order>,
     clock: Clock,
-    listener: TcpListener,
+    listener: Listener,
     /// The listener has connections, or may have.
     accepting: bool,
     resume: Option<Time>,
@@ -79,14 +80,14 @@ pub(super) fn spawn(mut acceptor: Acceptor, reports: Outbox<Report>) -> io::Resu
 
 impl Acceptor {
     pub(super) fn new(
-        mut listener: TcpListener,
+        mut listener: Listener,
         (workers, bridge): (Vec<Outbox<worker::Order>>, Outbox<bridge::Order>),
         clock: Clock,
         (room, door): (Room, Door),
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let (orders, inbox) = threads::inbox(poll.registry(), WAKER)?;
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        listener.register(poll.registry(), LISTENER)?;
         Ok(Self {
             poll,
             orders,
@@ -152,7 +153,8 @@ impl Acceptor {
                 break;
             }
             match self.listener.accept() {
-                Ok((stream, peer)) => {
+                Ok(Accepted::Elsewhere) => {}
+                Ok(Accepted::Connection(stream, peer)) => {
                     if let Err(error) = self.admit(now, stream, peer) {
                         self.refusals.complain(now, TurnedAway::Failed, &format_args!("{peer}: {error}"));
                     }

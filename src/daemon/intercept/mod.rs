@@ -55,6 +55,7 @@ use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
 use connections::Shared;
 use control::{Control, Parts};
+use listener::Listener;
 use rules::Rules;
 use statistics::Statistics;
 use strangers::Room;
@@ -141,7 +142,8 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let clock = Clock::start();
     let descriptors = descriptors::raise();
     let signals = Signals::install().map_err(cannot("take over signals"))?;
-    let (listener, address) = listener::bind(&settings)?;
+    let listener = Listener::bind(&settings)?;
+    let address = listener.address();
     let (inlets, feed) = feed::open(&settings)?;
     let rules = Rules::install(&spec(&settings, feed.queues()), settings.rules)?;
     feed.start()?;
