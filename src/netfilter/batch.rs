@@ -174,6 +174,7 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
         Match::Mark(_)
         | Match::Iif(_)
         | Match::Oif(_)
+        | Match::FromSocket
         | Match::Saddr(_)
         | Match::Daddr(_)
         | Match::Tcp

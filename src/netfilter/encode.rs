@@ -17,6 +17,9 @@ pub(super) const TCP: u8 = 6;
 pub(super) const PLAIN_IPV4: u8 = 0x45;
 
 // Bits of the TCP header's flags (RFC 9293).
+/// No user has this number (setresuid(2)).
+pub(super) const NOBODY: u32 = u32::MAX;
+
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
@@ -73,6 +76,7 @@ fn needs_tcp(condition: &Match) -> bool {
         Match::Mark(_)
         | Match::Iif(_)
         | Match::Oif(_)
+        | Match::FromSocket
         | Match::Saddr(_)
         | Match::Daddr(_)
         | Match::DaddrLocal
@@ -90,6 +94,16 @@ fn needs_tcp(condition: &Match) -> bool {
     }
 }
 
+/// Without a socket, the rule ends at its user.
+fn add_from_socket(rule: &mut RuleMessage<'_>) {
+    rule.add_expr(&Meta::SkUid);
+    rule.add_expr(&Cmp::new(CmpOp::Neq, NOBODY.to_ne_bytes().as_slice()));
+}
+
+fn add_daddr_type(rule: &mut RuleMessage<'_>, kind: u8) {
+    equal(rule, &Expr::fib_daddr_type(), &u32::from(kind).to_ne_bytes());
+}
+
 fn add_match(rule: &mut RuleMessage<'_>, family: Family, condition: &Match) {
     let header = Header::of(family);
     let network = |offset, length| Expr::payload(Base::Network, offset, length, Register::R1);
@@ -98,12 +112,11 @@ fn add_match(rule: &mut RuleMessage<'_>, family: Family, condition: &Match) {
         Match::Mark(mark) => equal(rule, &Meta::Mark { set: false }, &mark.to_ne_bytes()),
         Match::Iif(Device { index, .. }) => equal(rule, &Meta::Iif, &index.to_ne_bytes()),
         Match::Oif(Device { index, .. }) => equal(rule, &Meta::Oif, &index.to_ne_bytes()),
+        Match::FromSocket => add_from_socket(rule),
         Match::Saddr(prefix) => in_prefix(rule, header.source, *prefix),
         Match::Daddr(prefix) => in_prefix(rule, header.destination, *prefix),
-        Match::DaddrLocal => equal(rule, &Expr::fib_daddr_type(), &u32::from(libc::RTN_LOCAL).to_ne_bytes()),
-        Match::DaddrBroadcast => {
-            equal(rule, &Expr::fib_daddr_type(), &u32::from(libc::RTN_BROADCAST).to_ne_bytes());
-        }
+        Match::DaddrLocal => add_daddr_type(rule, libc::RTN_LOCAL),
+        Match::DaddrBroadcast => add_daddr_type(rule, libc::RTN_BROADCAST),
         Match::L4Proto(protocol) => equal(rule, &Meta::L4Proto, &[*protocol]),
         Match::Sports(ports) => {
             add_range(rule, &transport(0, 2), ports.start().to_be_bytes(), ports.end().to_be_bytes());

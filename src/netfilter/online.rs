@@ -244,6 +244,11 @@ fn icmp_errors(family: Family) -> &'static [RangeInclusive<u8>] {
 fn copies_chain(spec: &OnlineSpec) -> Chain {
     let mut rules =
         vec![Rule { matches: vec![Match::Mark(spec.mark)], statements: vec![Statement::Notrack] }];
+    // Any user may bind a socket to the sink (SO_BINDTODEVICE). What it sends is no copy, and could fill the queues.
+    rules.push(Rule {
+        matches: vec![Match::Oif(spec.sink.clone()), Match::FromSocket],
+        statements: vec![Statement::Counter, Statement::Drop],
+    });
     rules.extend(queue_rules(&[Match::Oif(spec.sink.clone()), Match::Tcp], End::Source, spec.queues));
     Chain { name: "copies", hook: Hook::Output, priority: RAW, rules }
 }

@@ -279,6 +279,8 @@ pub enum Match {
     Iif(Device),
     /// The interface the packet goes out through.
     Oif(Device),
+    /// A socket of a process of this host sent the packet. A copy made by `dup` has none.
+    FromSocket,
     /// The source address is in a prefix of the table's family.
     Saddr(Prefix),
     /// The destination address is in a prefix of the table's family.

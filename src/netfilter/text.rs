@@ -7,7 +7,7 @@ use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use super::encode::{PLAIN_IPV4, Quoted, TCP};
+use super::encode::{NOBODY, PLAIN_IPV4, Quoted, TCP};
 use super::ruleset::{Chain, End, Family, Match, Rule, Ruleset, Set, SetKey, Statement};
 use crate::wire::Prefix;
 use crate::wire::flow::{SHARE_SEED, SHARES, SPLIT_SEED};
@@ -103,6 +103,7 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
         Match::Mark(mark) => write!(f, "meta mark {mark:#010x}"),
         Match::Iif(device) => write!(f, "iif \"{}\"", device.name),
         Match::Oif(device) => write!(f, "oif \"{}\"", device.name),
+        Match::FromSocket => write!(f, "meta skuid != {NOBODY}"),
         Match::Saddr(prefix) => write_address(f, family, "saddr", prefix),
         Match::Daddr(prefix) => write_address(f, family, "daddr", prefix),
         Match::DaddrLocal => f.write_str("fib daddr type local"),

@@ -124,7 +124,8 @@ fn other_hook(hook: Hook) -> Hook {
 
 /// Without the check of the protocol, nft's text for what follows is not the batch's; and ports alone say nothing.
 fn is_needed(rule: &Rule, at: usize) -> bool {
-    matches!(rule.matches[at], Match::L4Proto(_) | Match::IcmpTypes(_)) && rule.matches.len() > at + 1
+    matches!(rule.matches[at], Match::Tcp | Match::L4Proto(_) | Match::IcmpTypes(_))
+        && rule.matches.len() > at + 1
 }
 
 fn other_matches(condition: &Match) -> Vec<Match> {

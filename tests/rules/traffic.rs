@@ -100,6 +100,27 @@ fn other_clients_are_not_copied() {
     });
 }
 
+/// Any user may bind a socket to the sink, and so could fill the queues.
+#[test]
+fn what_a_socket_sends_into_the_sink_is_not_queued() {
+    in_namespace("traffic::what_a_socket_sends_into_the_sink_is_not_queued", &[], || {
+        let mut stage = Stage::new();
+        run("ip", &["address", "add", "198.51.100.1/32", "dev", "lo"]);
+        let _installed = Installed::install(&online(&stage.spec)).unwrap();
+        for _ in 0..FLOWS {
+            let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            client.bind_device(Some(stage.spec.sink.name.as_bytes())).unwrap();
+            client.set_nonblocking(true).unwrap();
+            let elsewhere = SocketAddr::from(([192, 0, 2, 77], stage.port));
+            let pending = client.connect(&elsewhere.into()).unwrap_err();
+            assert_eq!(pending.raw_os_error(), Some(libc::EINPROGRESS));
+        }
+        let chain = run("nft", &["list", "chain", "ip", "tcpcopy", "copies"]);
+        assert!(chain.contains(&format!("counter packets {FLOWS} ")), "{chain}");
+        assert!(stage.copies(0).is_empty());
+    });
+}
+
 /// When nothing fits into the set any more, the connections go on, and all but the handshakes' ACKs are copied.
 #[test]
 fn a_full_set_costs_only_the_handshakes() {
