@@ -46,6 +46,18 @@ impl Claims {
         self.awaited.front().map(|(due, _)| *due)
     }
 
+    /// Memory that those take which wait, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.awaited.capacity() * size_of::<(Time, FlowId)>()
+    }
+
+    /// Gives memory back if few wait.
+    pub(super) fn shrink(&mut self) {
+        if self.awaited.len() < self.awaited.capacity() / 4 {
+            self.awaited.shrink_to(2 * self.awaited.len());
+        }
+    }
+
     /// Whether a flow may be claimed: there are intercepts that take responses of the target, and each of them takes
     /// those to this client. Without intercepts, this host takes them itself.
     pub(super) fn allow(&self, client: IpAddr, target: SocketAddr) -> bool {

@@ -88,13 +88,14 @@ impl Replayer {
 
     /// Memory that the sessions take, about, with what is taken besides: what [`Config::memory_limit`] is for.
     pub fn memory(&self) -> usize {
-        let claims = self.claims.capacity() * size_of::<Claim>();
+        let claims = self.claims.capacity() * size_of::<Claim>() + self.claiming.memory();
         self.table.memory().saturating_add(self.besides + claims)
     }
 
     /// Gives memory back that sessions took which have ended. To be called every few seconds.
     pub fn shrink(&mut self) {
         self.table.shrink();
+        self.claiming.shrink();
         if self.claims.len() < self.claims.capacity() / 4 {
             self.claims.shrink_to(2 * self.claims.len());
         }

@@ -98,6 +98,15 @@ impl Flows {
         self.all.iter().map(|(id, flow)| (*id, flow.key))
     }
 
+    /// Memory that they take, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        // The capacity of a map is seven eighths of its buckets.
+        let map = |capacity: usize, entry: usize| capacity * (entry + 1) * 8 / 7;
+        map(self.all.capacity(), size_of::<(FlowId, Flow)>())
+            + map(self.by_key.capacity(), size_of::<(FlowKey, FlowId)>())
+            + self.ending.capacity() * size_of::<(Time, FlowId)>()
+    }
+
     /// When [`Flows::poll_over`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Time> {
         self.ending.front().map(|(due, _)| *due)

@@ -11,7 +11,7 @@ use slab::Slab;
 
 use super::flows::Flows;
 use super::{Context, FIRST_OUTER, Legacy};
-use crate::daemon::intercept::budget::{Account, Instance};
+use crate::daemon::intercept::budget::{self, Account, Instance};
 use crate::daemon::intercept::connections::{Newcomer, limits};
 use crate::daemon::intercept::door::{Refusals, TurnedAway};
 use crate::daemon::intercept::worker::Order;
@@ -61,6 +61,8 @@ pub(super) struct Peer {
     outers: Slab<Outer>,
     inners: Vec<Inner>,
     flows: Flows,
+    /// What `flows` take.
+    memory: budget::Flows,
 }
 
 impl Peer {
@@ -74,6 +76,7 @@ impl Peer {
             outers: Slab::new(),
             inners: context.workers.iter().map(|_| Inner { link: None, again: now }).collect(),
             flows: Flows::new(context.most_flows),
+            memory: context.budget.open_flows(),
         }
     }
 
@@ -395,6 +398,7 @@ impl Peer {
     }
 
     fn flush(&mut self, now: Time, context: &mut Context) {
+        self.memory.set(self.flows.memory());
         for worker in 0..self.inners.len() {
             let Some((pipe, client)) = self.link(worker) else { continue };
             if let Err(error) = pipe.flush(client) {

@@ -5,8 +5,10 @@
 //! |---|---|
 //! | `strangers` | those without a key, on the target's network |
 //! | `holders` | those with a key, who want more than it is for or do not read |
+//! | `floods` | those who are let in, and take all they can get |
 //! | `legacy` | those who speak as C tools do |
 
+mod floods;
 mod holders;
 mod legacy;
 mod strangers;
@@ -36,8 +38,9 @@ const QUIET: u64 = 60;
 const QUIET_TARGET: Duration = Duration::from_secs(5);
 /// How long it may take until something is logged: counters are looked at every five seconds.
 const LOGGED: Duration = Duration::from_secs(10);
-/// Memory that strangers may cost an intercept in all, KiB.
+/// Memory that strangers may cost an intercept in all, KiB, and those who are let in.
 const COST: u64 = 24 << 10;
+const COST_OF_GUESTS: u64 = 64 << 10;
 
 /// Something that strangers do.
 struct Attack {
@@ -46,6 +49,8 @@ struct Attack {
     relayed: bool,
     /// Further options of intercept.
     intercept: &'static [&'static str],
+    /// Memory that it may cost the intercept, KiB.
+    cost: u64,
     /// Before the daemons are started.
     prepare: fn(&Chain) -> Result<()>,
     /// Does it, and ends when all of it is over.
@@ -77,7 +82,7 @@ impl Refused {
 
 impl Attack {
     const fn new(name: &'static str, strike: fn(&mut Chain, Option<&Relay>) -> Result<Refused>) -> Self {
-        Self { name, relayed: false, intercept: &[], prepare: |_| Ok(()), strike }
+        Self { name, relayed: false, intercept: &[], cost: COST, prepare: |_| Ok(()), strike }
     }
 
     fn scenario(self) -> Scenario {
@@ -126,7 +131,7 @@ impl Attack {
         let most = refused.lines * (1 + took.as_secs() / QUIET);
         ensure!((1..=most).contains(&lines), "{lines} lines of log say `{}`", refused.log);
         let grown = after.peak_kib.saturating_sub(before.peak_kib);
-        ensure!(grown < COST, "intercept grew by {grown} KiB");
+        ensure!(grown < self.cost, "intercept grew by {grown} KiB");
         let cpu = after.cpu().saturating_sub(before.cpu()).as_millis();
         let [steady, brief] = &mut reports;
         Ok(format!(
@@ -154,6 +159,6 @@ fn key_id(chain: &Chain) -> Result<[u8; 4]> {
 }
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    let attacks = [strangers::attacks(), holders::attacks(), legacy::attacks()];
+    let attacks = [strangers::attacks(), holders::attacks(), floods::attacks(), legacy::attacks()];
     attacks.into_iter().flatten().map(Attack::scenario).collect()
 }
