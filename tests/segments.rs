@@ -56,7 +56,7 @@ fn header(seq: Seq, ack: Seq, flags: Flags, payload_len: usize, options: TcpOpti
 impl Connection {
     fn establish(terms: Terms) -> Self {
         let syn = header(CLIENT_ISN, Seq(0), Flags::SYN, 0, terms.options(Some(1460)));
-        let mut session = Session::open(NOW, Arc::default(), &syn);
+        let mut session = Session::open(NOW, Arc::default(), Arc::default(), &syn);
         assert_eq!(session.handle_client(NOW, &syn, b""), Taken::Control);
         assert_eq!(session.poll_event(), Some(Event::Connect));
         session.connect(NOW, terms.mtu - terms.headers());

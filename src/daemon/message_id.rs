@@ -64,6 +64,10 @@ message_ids! {
     TARGET_IS_PRODUCTION = "38d2a85ee8884f58b0dbc415793368f5";
     /// It no longer is.
     TARGET_IS_APART = "2b9ef3510384479e928de68632c58c0e";
+    /// Requests leave long after their capture.
+    REPLAY_BEHIND = "5d0a1f3c9be24f6fa7c1d2a64be8f703";
+    /// They leave in time again.
+    REPLAY_KEEPS_UP = "c8427d1b6f6e4a0d9e53b7f0a1c96d24";
     /// A worker makes no progress; the service manager's watchdog is not fed.
     WORKER_STUCK = "943d922c8f1a4a2eb57100aab3805311";
     /// Counters since the start, and rates since the last such line.

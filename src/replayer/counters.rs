@@ -1,5 +1,7 @@
 //! What the replayer counts.
 
+use std::time::Duration;
+
 use super::histogram::Histogram;
 use crate::session::{Answer, End, Ledger, Outcome, Taken};
 use crate::wire::Tally;
@@ -70,6 +72,13 @@ pub struct Counters {
     pub skipped_bytes: u64,
     /// Requests that the target acknowledged, and reset the connection without a byte of response.
     pub unanswered: u64,
+    /// Requests that left before the target had sent all of its response to the one before, as far as its segments
+    /// tell.
+    pub early: u64,
+    /// Time from the capture of a request to the time at which it could leave, and the longest.
+    pub lag: Histogram,
+    /// See `lag`.
+    pub lag_max: Duration,
     /// Time from the end of a request to the last byte of the target's response.
     pub response_time: Histogram,
 }
@@ -101,6 +110,9 @@ impl Counters {
         self.bytes += other.bytes;
         self.skipped_bytes += other.skipped_bytes;
         self.unanswered += other.unanswered;
+        self.early += other.early;
+        self.lag.merge(&other.lag);
+        self.lag_max = self.lag_max.max(other.lag_max);
         self.response_time.merge(&other.response_time);
     }
 }

@@ -42,6 +42,14 @@ impl Histogram {
         self.total += other.total;
     }
 
+    /// The measurements taken since this histogram was as `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let counts: Vec<_> =
+            self.counts.iter().zip(&before.counts).map(|(now, then)| now - now.min(then)).collect();
+        Self { total: counts.iter().sum(), counts }
+    }
+
     /// How many measurements were taken.
     pub fn total(&self) -> u64 {
         self.total
@@ -107,5 +115,9 @@ mod tests {
         let powers: Vec<_> = histogram.by_power().filter(|(_, count)| *count > 0).collect();
         assert_eq!(powers.iter().map(|(_, count)| count).sum::<u64>(), 100);
         assert_eq!(powers[..3], [(1 << 10, 1), (1 << 11, 1), (1 << 12, 2)]);
+        let before = histogram.clone();
+        histogram.record(Duration::from_secs(5));
+        let since = histogram.since(&before);
+        assert_eq!((since.total(), since.quantile(500)), (1, histogram.quantile(1000)));
     }
 }

@@ -38,5 +38,5 @@ pub use claims::ClaimLoss;
 pub use config::{Config, Local};
 pub use counters::{Counters, Unused};
 pub use histogram::Histogram;
-pub use replay::{Claim, Replayer, Transmit};
+pub use replay::{Backlog, Claim, Replayer, Transmit};
 pub use resume::Target;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::address::candidates;
 use super::claims::Claims;
@@ -10,7 +11,7 @@ use super::config::Config;
 use super::counters::{Counters, Unused};
 use super::resume::Resumption;
 use super::table::Table;
-use crate::session::{Answer, End, Event, MidStream, Session};
+use crate::session::{Answer, End, Event, Learned, MidStream, Session};
 use crate::wire::{Counted, FlowId, FlowKey, Outgoing, Packet, TcpHeader, Time};
 
 /// What to tell the intercepts.
@@ -20,6 +21,26 @@ pub enum Claim {
     Claim(FlowId, FlowKey),
     /// They no longer are.
     Release(FlowId, FlowKey),
+}
+
+/// Sessions that [`Replayer::backlog`] looks at in one call.
+const LOOKED_AT: usize = 10_000;
+
+/// Requests that have been captured and have not left.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Backlog {
+    /// Sessions with such a request, of those looked at.
+    pub waiting: u64,
+    /// The longest time since the capture of one of them.
+    pub oldest: Duration,
+}
+
+impl Backlog {
+    /// Adds another worker's.
+    pub fn merge(&mut self, other: &Self) {
+        self.waiting += other.waiting;
+        self.oldest = self.oldest.max(other.oldest);
+    }
 }
 
 /// A segment to send; its payload is in the [`Outgoing`] that was passed.
@@ -52,6 +73,10 @@ pub struct Replayer {
     /// See [`Replayer::set_memory_besides`].
     besides: usize,
     pub(super) counters: Counters,
+    /// What sessions have learned of each target's responses.
+    learned: Vec<(SocketAddr, Arc<Learned>)>,
+    /// Where [`Replayer::backlog`] continues.
+    looked_at: usize,
 }
 
 impl Replayer {
@@ -68,6 +93,8 @@ impl Replayer {
             behind: false,
             besides: 0,
             counters: Counters::default(),
+            learned: Vec::new(),
+            looked_at: 0,
         }
     }
 
@@ -238,18 +265,45 @@ impl Replayer {
     /// Makes the sessions of a connection; returns the first.
     fn begin(&mut self, now: Time, packet: &Packet<'_>, key: FlowKey, target: SocketAddr) -> usize {
         let mut first = 0;
+        let learned = self.learned_of(target);
         // The last one inserted is the first of the chain.
         for copy in (0..self.config.copies).rev() {
-            let config = Arc::clone(&self.config.session);
+            let (config, learned) = (Arc::clone(&self.config.session), Arc::clone(&learned));
             let session = if packet.header.flags.syn() {
-                Session::open(now, config, &packet.header)
+                Session::open(now, config, learned, &packet.header)
             } else {
-                Session::join(now, config, &packet.header)
+                Session::join(now, config, learned, &packet.header)
             };
             first = self.table.insert(session, key, copy, target);
             self.counters.started += 1;
         }
         first
+    }
+
+    /// What sessions have learned of a target's responses. Targets are few.
+    fn learned_of(&mut self, target: SocketAddr) -> Arc<Learned> {
+        if let Some((_, learned)) = self.learned.iter().find(|(address, _)| *address == target) {
+            return Arc::clone(learned);
+        }
+        let learned = Arc::<Learned>::default();
+        self.learned.push((target, Arc::clone(&learned)));
+        learned
+    }
+
+    /// Looks at some of the sessions, at others each time, for requests that have been captured and wait to leave.
+    pub fn backlog(&mut self, now: Time) -> Backlog {
+        let (table, mut backlog) = (&self.table, Backlog::default());
+        let slots = table.slots();
+        if self.looked_at >= slots {
+            self.looked_at = 0;
+        }
+        let end = slots.min(self.looked_at + LOOKED_AT);
+        for since in (self.looked_at..end).filter_map(|slot| table.waiting_since(slot)) {
+            backlog.waiting += 1;
+            backlog.oldest = backlog.oldest.max(now - since);
+        }
+        self.looked_at = end;
+        backlog
     }
 
     /// The client has opened a new connection from the same port: the old one's sessions end by
@@ -364,12 +418,15 @@ impl Replayer {
             Event::Connect => self.connect(now, slot),
             Event::Exchange(exchange) => {
                 self.counters.exchanges.count(exchange.outcome);
+                self.counters.lag.record(exchange.late);
+                self.counters.lag_max = self.counters.lag_max.max(exchange.late);
                 if let Some(last) = exchange.last_byte {
                     self.counters.response_time.record(last);
                 }
             }
             Event::Skipped(bytes) => self.counters.skipped_bytes += bytes,
             Event::Behind => self.behind = true,
+            Event::Early => self.counters.early += 1,
             Event::Unanswered => self.counters.unanswered += 1,
             Event::Ended(why) => {
                 self.counters.ended.count(why);

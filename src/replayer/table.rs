@@ -130,6 +130,16 @@ impl Table {
         self.entries.iter()
     }
 
+    /// Slots in use lie below this.
+    pub(super) fn slots(&self) -> usize {
+        self.entries.capacity()
+    }
+
+    /// Since when a request of the session in `slot` has waited to leave.
+    pub(super) fn waiting_since(&self, slot: usize) -> Option<Time> {
+        self.entries.get(slot)?.session.waiting_since()
+    }
+
     /// The first copy's slot of a captured connection.
     pub(super) fn of_connection(&self, connection: &FlowKey) -> Option<usize> {
         self.by_connection.find(connection, |slot| connection_of(&self.entries, slot))
@@ -372,7 +382,7 @@ mod tests {
         let connection = FlowKey { client: ([10, 0, 0, 1], 1).into(), server: ([10, 0, 0, 2], 80).into() };
         let syn = TcpHeader::bare(Seq(1), Seq(0), Flags::SYN, 1);
         for _ in 0..10 * STALE {
-            let session = Session::open(Time::ZERO, Arc::default(), &syn);
+            let session = Session::open(Time::ZERO, Arc::default(), Arc::default(), &syn);
             let slot = table.insert(session, connection, 0, connection.server);
             table.wake(slot);
             table.settle(&mut Ledger::default());

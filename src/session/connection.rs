@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::candidates::WriteEnd;
 use super::client::Client;
 use super::receiver::Receiver;
 use super::sender::{Ack, Sender, Sizes};
@@ -129,6 +130,21 @@ impl Connection {
         self.sender.established(now, sizes, u32::from(header.window), rtt);
         self.receiver = Some(Receiver::new(now, header.seq, client.is_connected()));
         self.last_sent = now;
+    }
+
+    /// What a segment of the target with data says about the end of a write.
+    pub(super) fn write_end(&self, header: &TcpHeader) -> WriteEnd {
+        let overhead = if self.timestamps { TIMESTAMPS_LEN } else { 0 };
+        let whole = u32::from(self.receive_mss.saturating_sub(overhead).max(1));
+        if header.flags.fin() {
+            WriteEnd::Short
+        } else if !header.flags.contains(Flags::PSH) {
+            WriteEnd::None
+        } else if header.payload_len.is_multiple_of(whole) {
+            WriteEnd::Whole
+        } else {
+            WriteEnd::Short
+        }
     }
 
     /// When the target had all that left. Far ahead while it has not.

@@ -79,6 +79,8 @@ pub struct Exchange {
     pub first_byte: Option<Duration>,
     /// From the end of the burst to the last byte of the target's response so far.
     pub last_byte: Option<Duration>,
+    /// From the capture of the burst to the time at which it could leave.
+    pub late: Duration,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -183,6 +185,9 @@ pub enum Event {
     /// A burst left long after its capture, though neither the target nor the client's distance took
     /// long: the replay is behind.
     Behind,
+    /// A burst left before the target had sent all of its response to the one before: data came afterwards that
+    /// the target had sent before it had the burst.
+    Early,
     /// Upstream bytes that will not be sent: before a boundary after a reconnect, or lost by the
     /// capture.
     Skipped(u64),

@@ -47,6 +47,7 @@ impl Session {
             target_bytes: if here { self.gate.target_response(so_far) } else { 0 },
             first_byte: first_answer.and_then(since_sent),
             last_byte: last_byte.and_then(since_sent),
+            late: self.late,
             outcome,
         }));
     }

@@ -2,19 +2,25 @@
 //!
 //! A burst waits for `L` downstream bytes, the length of the online response that the client had
 //! acknowledged before it sent the burst. `t` is what the target has sent since the burst before
-//! left. The gate opens
+//! left. A new version's responses differ in length, so `t >= L` is one witness of several. The gate opens
 //!
-//! * when `t >= L`;
-//! * when `0 < t < L`, nothing is known to be missing, and the target has been quiet for a while: its
-//!   response is shorter. A shortfall seen once is expected again, so a constant one costs its quiet
-//!   time once. What it said before it had all of the burst may be an interim response, or that to the
-//!   first of several requests, so without a word since then its quiet has to be long;
+//! * when `t == L`, or `t == L - d` with the difference `d` that responses of this target keep showing;
+//! * at a candidate for the end of the response (see [`super::learned`]), once the target has been quiet for as long
+//!   as such candidates need. If data never followed such a candidate, that is no time at all. While little is known,
+//!   it is long. A burst that is late already waits for less certainty, so that waits do not add up;
+//! * when the target has sent part of a response, nothing is known to be missing, and it has been quiet for a while.
+//!   What it said before it had all of the burst may be an interim response, or that to the
+//!   first of several requests, so without a word since then it has to be quiet for as long as it takes to begin a
+//!   response;
 //! * when `t < L`, but with what the target had sent beyond the gates before, its *surplus*, it is
 //!   enough: a client that pipelines sends its next request while responses are still to come. A
 //!   target whose responses are longer than the online server's has a surplus, too, so this holds
 //!   only after a quiet time, until the surplus has proved right;
+//! * when nothing came since the last burst, but the surplus is about as long: it holds the response if the target
+//!   stays quiet for longer than it takes to begin one. Where both sides speak at will (HTTP/2), their frames cross;
 //! * when the target has sent as much on the whole connection as the online server, and then nothing
 //!   for long: both speak at will, and their messages do not answer each other;
+//! * when the target has ended its stream;
 //! * after the response timeout, which begins when the target has acknowledged what came before: what has not
 //!   arrived is not answered.
 //!
@@ -22,18 +28,23 @@
 //! burst had left: it had been waiting for us. From then on silence is waited for no longer than its
 //! answers take, with much to spare, and with more each time that one silence follows another. What
 //! comes then may answer an earlier burst, if it does not come soon: the target has proved slow, and is
-//! waited for as before.
+//! waited for as before. If most such waits of a target were vain, its new sessions do not begin with one.
 //!
 //! A surplus proves right when the client's acknowledgments come to exactly where the target's
 //! response was: they *foresaw* each other. It proves wrong when they pass that place by, and what is
 //! proved wrong is forgotten, so differences do not add up.
+//!
+//! A gate has opened too early if the target sends data that do not acknowledge the burst: they were
+//! under way. This is counted, and taken back from what was learned.
 //!
 //! With latency emulation, the opening lags by the client's round-trip time, as the real client's
 //! next request would.
 
 use std::time::Duration;
 
+use super::candidates::{Candidates, WriteEnd};
 use super::config::{Config, GateMode};
+use super::learned::{Known, Learned, Position};
 use super::upstream::Mark;
 use crate::wire::Time;
 
@@ -42,10 +53,18 @@ const MIN_QUIET: Duration = Duration::from_millis(20);
 const MAX_QUIET: Duration = Duration::from_millis(500);
 /// Quiet time as a multiple of the target's round-trip time.
 const QUIET_RTTS: u32 = 8;
-/// Shortest quiet time for a shortfall that is expected, and as a multiple of the round-trip time: what the
-/// target holds back until our ACK comes takes one.
-const EXPECTED_QUIET: Duration = Duration::from_millis(1);
-const EXPECTED_RTTS: u32 = 2;
+/// How long a candidate of which little is known is waited for at least.
+const LITTLE_QUIET: Duration = Duration::from_millis(10);
+/// Of so many gates that open at a candidate, one may open too early, if the burst is late by less than this.
+const TIERS: [(u32, Duration); 3] =
+    [(100, Duration::ZERO), (50, Duration::from_millis(50)), (20, Duration::from_millis(500))];
+/// A burst that is later than this keeps production's distance to the one before it, wherever responses are known to
+/// end at such candidates.
+const KEEPS_PACE: Duration = Duration::from_millis(500);
+/// A target that speaks at will is quiet after so many times the time it takes to begin a response.
+const FIRST_BYTES: u32 = 2;
+/// And at least after this.
+const MIN_CROSSED: Duration = Duration::from_millis(2);
 
 /// How a gate opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +95,7 @@ pub(super) enum Decision {
 
 /// What the decision depends on.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub(super) struct View {
     pub(super) now: Time,
     /// Downstream sequence space received in order on this connection.
@@ -94,6 +114,10 @@ pub(super) struct View {
     pub(super) target_rtt: Option<Duration>,
     /// How much the opening lags behind the response.
     pub(super) lag: Duration,
+    /// No request has left on this connection.
+    pub(super) greeting: bool,
+    /// The target has ended its stream.
+    pub(super) finished: bool,
 }
 
 /// The gate of one session.
@@ -114,14 +138,18 @@ pub(super) struct Gate {
     /// A surplus has proved right, and how often it was wrong since.
     trusted: bool,
     doubts: u8,
-    /// By how much the last short response was short.
-    shortfall: Option<u64>,
+    /// Where the response under way may have ended.
+    candidates: Candidates,
+    /// The candidate at which the last burst passed, and when that had come.
+    passed_at: Option<(Position, Time)>,
+    /// When the last burst that passed was captured, and when it passed.
+    pace: Option<Time>,
     /// The longest that the target has taken to begin a response.
     slowest: Duration,
     /// How many of the last bursts passed although nothing had come.
     silences: u32,
-    /// A wait was vain.
-    impatient: bool,
+    /// The last wait for the response timeout was vain, or was not, if there was one.
+    impatient: Option<bool>,
 }
 
 impl Gate {
@@ -149,35 +177,13 @@ impl Gate {
     }
 
     /// Whether, and if not when, the burst at `mark` may leave. All before it has left.
-    pub(super) fn decide(&self, config: &Config, mark: &Mark, view: &View) -> Decision {
+    pub(super) fn decide(&self, config: &Config, learned: &Learned, mark: &Mark, view: &View) -> Decision {
         let wanted = self.online_response(mark);
         if wanted == 0 || config.gate == GateMode::None {
             return Decision::Open(Opened::Ungated);
         }
-        let answered = self.target_response(view.received);
-        let in_all = answered + self.surplus;
-        let quiet_since = view.quiet_since.max(view.last_sent);
-        let asked = view.last_sent.max(mark.captured);
-        let latest = asked + config.response_timeout;
-        let (due, how) = if answered >= wanted || in_all == wanted || (self.trusted && in_all > wanted) {
-            (view.last_received + view.lag, Opened::Answered)
-        } else if in_all > wanted {
-            let quiet = quiet_time(view.target_rtt).max(self.slowest * 2);
-            (quiet_since + quiet + view.lag, Opened::Answered)
-        } else if answered > 0 && !view.hole && !view.replied {
-            (quiet_since.max(asked) + self.long_silence() + view.lag, Opened::Short)
-        } else if answered > 0 && !view.hole {
-            let expected = self.shortfall == Some(wanted - in_all);
-            let quiet = quiet_time(view.target_rtt);
-            let quiet = if expected { quiet.min(expected_quiet(view.target_rtt)) } else { quiet };
-            (quiet_since + quiet + view.lag, Opened::Short)
-        } else if view.received >= mark.gate.saturating_sub(self.origin) {
-            (quiet_since + self.long_silence() + view.lag, Opened::Answered)
-        } else if answered == 0 {
-            (asked + self.patience(config), Opened::TimedOut)
-        } else {
-            (latest, Opened::TimedOut)
-        };
+        let (due, how) = self.evidence(config, learned, mark, view);
+        let latest = view.last_sent.max(mark.captured) + config.response_timeout;
         if view.now >= due {
             Decision::Open(how)
         } else if view.now >= latest {
@@ -187,11 +193,122 @@ impl Gate {
         }
     }
 
+    /// When the burst at `mark` may leave if the target says nothing more, and for which reason.
+    fn evidence(&self, config: &Config, learned: &Learned, mark: &Mark, view: &View) -> (Time, Opened) {
+        let wanted = self.online_response(mark);
+        let answered = self.target_response(view.received);
+        let in_all = answered + self.surplus;
+        let asked = view.last_sent.max(mark.captured);
+        let enough = in_all == wanted || (self.trusted && in_all > wanted);
+        let (due, how) = if answered == wanted || (enough && !learned.is_shorter()) {
+            (view.last_received, Opened::Answered)
+        } else if view.finished {
+            (view.last_received, if in_all < wanted { Opened::Short } else { Opened::Answered })
+        } else if answered > wanted {
+            (self.longer(learned, mark, view), Opened::Answered)
+        } else if in_all >= wanted {
+            self.with_surplus(learned, mark, view, answered)
+        } else if !view.hole && (if answered == 0 { in_all * 2 >= wanted } else { !view.replied }) {
+            self.crossed(learned, view, asked, answered)
+        } else if answered > 0 && !view.hole {
+            (self.shorter(learned, mark, view), Opened::Short)
+        } else if view.received >= mark.gate.saturating_sub(self.origin) {
+            (view.quiet_since.max(view.last_sent) + self.long_silence(), Opened::Answered)
+        } else if answered == 0 {
+            return (asked + self.patience(config, learned), Opened::TimedOut);
+        } else {
+            return (asked + config.response_timeout, Opened::TimedOut);
+        };
+        (due + view.lag, how)
+    }
+
+    /// With the surplus it is enough, but the surplus has not proved right. It may come from a longer response before a
+    /// shorter one, which then ends where shorter ones do.
+    fn with_surplus(&self, learned: &Learned, mark: &Mark, view: &View, answered: u64) -> (Time, Opened) {
+        if answered == 0 && learned.is_shorter() {
+            return self.crossed(learned, view, view.last_sent, answered);
+        }
+        let quiet = quiet_time(view.target_rtt).max(self.slowest * 2);
+        let quiet = view.quiet_since.max(view.last_sent) + quiet;
+        let shorter = (answered > 0 && view.replied && !view.hole).then(|| self.shorter(learned, mark, view));
+        match shorter {
+            Some(due) if due < quiet => (due, Opened::Short),
+            Some(_) | None => (quiet, Opened::Answered),
+        }
+    }
+
+    /// The response is longer than production's: its end is waited for where it is known to go on.
+    fn longer(&self, learned: &Learned, mark: &Mark, view: &View) -> Time {
+        let Some(since) = self.candidates.since() else {
+            return view.last_received + quiet_time(view.target_rtt);
+        };
+        let position = self.candidates.position(view.greeting, true);
+        match learned.known(position, TIERS[0].0) {
+            Known::Nothing => since + LITTLE_QUIET,
+            Known::Little(wait) => since + wait.max(LITTLE_QUIET),
+            Known::Wait(_) => self.at_candidate(learned, mark, view, position, since),
+            Known::NeverEnds => view.last_received + quiet_time(view.target_rtt),
+        }
+    }
+
+    /// The response is shorter than production's, so far.
+    fn shorter(&self, learned: &Learned, mark: &Mark, view: &View) -> Time {
+        let quiet_since = view.quiet_since.max(view.last_sent);
+        let in_all = self.target_response(view.received) + self.surplus;
+        let missing = self.online_response(mark).checked_sub(in_all).filter(|missing| *missing > 0);
+        if missing.is_some() && missing == learned.difference().map(u64::from) {
+            return view.last_received;
+        }
+        let Some(since) = self.candidates.since() else {
+            return quiet_since + quiet_time(view.target_rtt);
+        };
+        let position = self.candidates.position(view.greeting, false);
+        match learned.known(position, TIERS[0].0) {
+            Known::Nothing | Known::NeverEnds => quiet_since + MAX_QUIET,
+            Known::Little(wait) => since + wait.max(LITTLE_QUIET),
+            Known::Wait(_) => self.at_candidate(learned, mark, view, position, since),
+        }
+    }
+
+    /// When a burst may leave at a candidate of a class that is known: the later it is, the less certainty is asked.
+    fn at_candidate(
+        &self,
+        learned: &Learned,
+        mark: &Mark,
+        view: &View,
+        position: Position,
+        since: Time,
+    ) -> Time {
+        let tiers = TIERS.into_iter().filter_map(|(one_in, late)| match learned.known(position, one_in) {
+            Known::Wait(wait) => Some((since + wait).max(mark.captured + late)),
+            Known::Nothing | Known::Little(_) | Known::NeverEnds => None,
+        });
+        let pace = self.pace.map(|before| {
+            let distance = mark.captured - before;
+            since.max(view.last_sent + distance).max(mark.captured + KEEPS_PACE)
+        });
+        tiers.chain(pace).min().unwrap_or(since + MAX_QUIET)
+    }
+
+    /// What the target has said may answer the burst before, but was under way when it took that: their messages cross.
+    fn crossed(&self, learned: &Learned, view: &View, asked: Time, answered: u64) -> (Time, Opened) {
+        let known = learned.first_byte_within().map(|within| (within * FIRST_BYTES).max(MIN_CROSSED));
+        let silence = known.map_or(self.long_silence(), |known| known.min(self.long_silence()));
+        let since = if answered == 0 { view.last_sent } else { view.quiet_since.max(asked) };
+        (since + silence, Opened::Short)
+    }
+
     /// Whether, and if not when, a connection may be left for the burst at `mark`, before which bytes
     /// are missing: once what it was sent is answered. How long that answer is nobody knows, because
     /// `mark` tells of the answer to the missing bytes too. Nor can silence be cut short, unless what was
     /// sent is known to hold no whole request.
-    pub(super) fn decide_leaving(&self, config: &Config, mark: &Mark, view: &View) -> Decision {
+    pub(super) fn decide_leaving(
+        &self,
+        config: &Config,
+        learned: &Learned,
+        mark: &Mark,
+        view: &View,
+    ) -> Decision {
         let due = if config.gate == GateMode::None {
             view.now
         } else if self.target_response(view.received) > 0 {
@@ -200,7 +317,7 @@ impl Gate {
         } else if mark.torn {
             view.last_sent + self.long_silence().min(config.response_timeout)
         } else {
-            view.last_sent + self.patience(config)
+            view.last_sent + self.patience(config, learned)
         };
         if view.now >= due { Decision::Open(Opened::Short) } else { Decision::Wait(due) }
     }
@@ -211,44 +328,103 @@ impl Gate {
     }
 
     /// How long a target that says nothing is waited for.
-    fn patience(&self, config: &Config) -> Duration {
+    fn patience(&self, config: &Config, learned: &Learned) -> Duration {
         let most = config.response_timeout;
-        if self.impatient { most.min(self.long_silence() * SLOWER.pow(self.silences.min(8))) } else { most }
+        if self.impatient.unwrap_or_else(|| learned.is_impatient()) {
+            most.min(self.long_silence() * SLOWER.pow(self.silences.min(8)))
+        } else {
+            most
+        }
     }
 
     /// The target took so long to begin its response to the last burst that passed.
-    pub(super) fn answered_after(&mut self, took: Duration) {
-        self.impatient = match self.silences {
-            0 => self.impatient && took <= MAX_QUIET,
+    pub(super) fn answered_after(&mut self, learned: &Learned, took: Duration) {
+        let quick = match self.silences {
+            0 => self.impatient == Some(true) && took <= MAX_QUIET,
             // The last of these waits was one for a `SLOWER`th of this, and the answer came in less than
             // a `SLOWER`th of that wait.
-            n if self.impatient => took * SLOWER * SLOWER <= self.long_silence() * SLOWER.pow(n.min(8)),
+            n if self.impatient == Some(true) => {
+                took * SLOWER * SLOWER <= self.long_silence() * SLOWER.pow(n.min(8))
+            }
             _ => took <= MAX_QUIET,
         };
+        if self.silences > 0 && quick && self.impatient != Some(true) {
+            learned.waited_in_vain();
+        }
+        if self.silences > 0 || self.impatient.is_some() {
+            self.impatient = Some(quick);
+        }
         self.slowest = self.slowest.max(took);
     }
 
+    /// The target has sent more, in order; before that it had sent `received`.
+    pub(super) fn arrived(&mut self, now: Time, received: u64, end: WriteEnd) {
+        self.candidates.arrived(now, received, end);
+    }
+
+    /// The target has ended its stream, and nothing came with that.
+    pub(super) fn finished(&mut self, now: Time) {
+        self.candidates.finished(now);
+    }
+
+    /// What has just come was sent before the target had the burst that passed last. If that passed because the
+    /// response seemed to be over, it passed too early: `received` answers earlier bursts. Returns whether it did.
+    pub(super) fn take_back(&mut self, now: Time, learned: &Learned, received: u64) -> bool {
+        let Some((position, since)) = self.passed_at.take() else { return false };
+        learned.was_early(position, now - since);
+        self.base = received;
+        true
+    }
+
     /// The burst at `mark` passes.
-    pub(super) fn pass(&mut self, mark: &Mark, received: u64, how: Opened) {
+    pub(super) fn pass(&mut self, learned: &Learned, mark: &Mark, view: &View, how: Opened) {
         let wanted = self.online_response(mark);
-        let in_all = self.target_response(received) + self.surplus;
-        let silent = how == Opened::TimedOut && self.target_response(received) == 0;
+        let answered = self.target_response(view.received);
+        let in_all = answered + self.surplus;
+        let silent = how == Opened::TimedOut && answered == 0;
         self.silences = if silent { self.silences.saturating_add(1) } else { 0 };
+        // Where surplus was forgotten, enough may have come though it does not seem so.
+        let shorter = view.received < mark.gate.saturating_sub(self.origin) && in_all < wanted;
+        self.learn(learned, view, wanted, how, shorter);
         self.last = Some(how);
         self.passed = self.passed.max(mark.gate);
-        self.base = received;
+        self.base = view.received;
+        self.pace = Some(mark.captured);
         match how {
             Opened::Answered => {
                 self.surplus = in_all - wanted.min(in_all);
                 self.foresee(in_all == wanted);
             }
-            Opened::Short => {
-                self.shortfall = Some(wanted - wanted.min(in_all));
+            Opened::Short => self.distrust(),
+            Opened::TimedOut => {
+                learned.timed_out();
                 self.distrust();
             }
-            Opened::TimedOut => self.distrust(),
             // Nothing was waited for, so nothing was learned.
             Opened::Ungated => {}
+        }
+    }
+
+    /// Tells `learned` where the response ended that let a burst pass.
+    fn learn(&mut self, learned: &Learned, view: &View, wanted: u64, how: Opened, shorter: bool) {
+        let answered = self.target_response(view.received);
+        self.passed_at = None;
+        if how == Opened::Short && shorter {
+            learned.differed(wanted - answered - self.surplus);
+        }
+        if how == Opened::Answered && answered == wanted {
+            learned.was_equal();
+        } else if (how == Opened::Short && answered > 0) || (how == Opened::Answered && answered > wanted) {
+            self.passed_at = self.candidates.since().map(|_| {
+                let position = self.candidates.position(view.greeting, answered > wanted);
+                learned.ended(position);
+                (position, view.last_received)
+            });
+        }
+        if matches!(how, Opened::Answered | Opened::Short) {
+            self.candidates.conclude(learned, self.base + wanted, view.greeting);
+        } else {
+            self.candidates = Candidates::default();
         }
     }
 
@@ -297,201 +473,12 @@ impl Gate {
         self.origin = self.passed;
         self.base = 0;
         self.silences = 0;
+        self.candidates = Candidates::default();
+        self.passed_at = None;
         self.distrust();
     }
 }
 
 fn quiet_time(target_rtt: Option<Duration>) -> Duration {
     target_rtt.map_or(MAX_QUIET, |rtt| (rtt * QUIET_RTTS).clamp(MIN_QUIET, MAX_QUIET))
-}
-
-fn expected_quiet(target_rtt: Option<Duration>) -> Duration {
-    target_rtt.map_or(EXPECTED_QUIET, |rtt| (rtt * EXPECTED_RTTS).max(EXPECTED_QUIET))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mark(gate: u64) -> Mark {
-        Mark { offset: 10, before: 10, gate, captured: Time::ZERO, torn: false }
-    }
-
-    fn at(millis: u64, received: u64) -> View {
-        View {
-            now: Time::from_micros(millis * 1000),
-            received,
-            last_received: Time::from_micros(1000),
-            hole: false,
-            quiet_since: Time::from_micros(1000),
-            replied: true,
-            last_sent: Time::ZERO,
-            target_rtt: Some(Duration::from_millis(1)),
-            lag: Duration::ZERO,
-        }
-    }
-
-    fn decide(gate: &Gate, mark_gate: u64, view: &View) -> Decision {
-        gate.decide(&Config::default(), &mark(mark_gate), view)
-    }
-
-    #[test]
-    fn opens_with_the_whole_response() {
-        let gate = Gate::default();
-        assert_eq!(decide(&gate, 100, &at(1, 100)), Decision::Open(Opened::Answered));
-        assert_eq!(decide(&gate, 0, &at(1, 0)), Decision::Open(Opened::Ungated));
-    }
-
-    #[test]
-    fn lags_by_the_clients_round_trip() {
-        let gate = Gate::default();
-        let view = View { lag: Duration::from_millis(30), ..at(1, 100) };
-        assert_eq!(decide(&gate, 100, &view), Decision::Wait(Time::from_micros(31_000)));
-        assert_eq!(
-            decide(&gate, 100, &View { now: Time::from_micros(31_000), ..view }),
-            Decision::Open(Opened::Answered)
-        );
-    }
-
-    #[test]
-    fn a_short_response_costs_its_quiet_time_once() {
-        let mut gate = Gate::default();
-        assert_eq!(decide(&gate, 100, &at(1, 90)), Decision::Wait(Time::from_micros(21_000)));
-        assert_eq!(decide(&gate, 100, &at(21, 90)), Decision::Open(Opened::Short));
-        gate.pass(&mark(100), 90, Opened::Short);
-        assert_eq!(decide(&gate, 200, &at(2, 180)), Decision::Wait(Time::from_micros(3_000)));
-        assert_eq!(decide(&gate, 200, &at(3, 180)), Decision::Open(Opened::Short), "two round trips");
-        let near = View { target_rtt: Some(Duration::ZERO), ..at(2, 180) };
-        assert_eq!(decide(&gate, 200, &near), Decision::Open(Opened::Short), "but one millisecond");
-    }
-
-    #[test]
-    fn what_was_said_before_the_end_of_the_burst_does_not_cut_the_silence_short() {
-        let view = View { replied: false, ..at(21, 90) };
-        assert_eq!(decide(&Gate::default(), 100, &view), Decision::Wait(Time::from_micros(501_000)));
-        let later = View { now: Time::from_micros(501_000), ..view };
-        assert_eq!(decide(&Gate::default(), 100, &later), Decision::Open(Opened::Short));
-    }
-
-    #[test]
-    fn what_comes_before_a_burst_can_leave_answers_earlier_ones() {
-        let mut gate = Gate::default();
-        gate.pass(&mark(100), 90, Opened::Short);
-        gate.hold_back(100);
-        assert_eq!(gate.target_response(100), 0);
-        assert_eq!(decide(&gate, 110, &at(1, 100)), Decision::Wait(Time::from_micros(10_000_000)));
-        gate.pass(&mark(110), 110, Opened::Answered);
-        gate.hold_back(130);
-        assert_eq!(gate.target_response(130), 0);
-        assert_eq!(decide(&gate, 130, &at(1, 130)), Decision::Open(Opened::Answered), "sent ahead");
-    }
-
-    #[test]
-    fn a_response_with_a_hole_is_not_short() {
-        let view = View { hole: true, ..at(21, 90) };
-        assert_eq!(decide(&Gate::default(), 100, &view), Decision::Wait(Time::from_micros(10_000_000)));
-    }
-
-    #[test]
-    fn no_response_waits_for_the_timeout() {
-        let gate = Gate::default();
-        assert_eq!(decide(&gate, 100, &at(9_999, 0)), Decision::Wait(Time::from_micros(10_000_000)));
-        assert_eq!(decide(&gate, 100, &at(10_000, 0)), Decision::Open(Opened::TimedOut));
-    }
-
-    /// A gate that has opened in vain, and then had an answer after so many milliseconds.
-    fn after_a_vain_wait(took: u64) -> Gate {
-        let mut gate = Gate::default();
-        gate.pass(&mark(100), 100, Opened::Answered);
-        gate.pass(&mark(200), 100, Opened::TimedOut);
-        gate.answered_after(Duration::from_millis(took));
-        gate.pass(&mark(300), 200, Opened::Answered);
-        gate
-    }
-
-    #[test]
-    fn a_target_that_waits_for_us_is_waited_for_once() {
-        let gate = after_a_vain_wait(3);
-        assert_eq!(decide(&gate, 400, &at(1, 200)), Decision::Wait(Time::from_micros(500_000)));
-        assert_eq!(decide(&gate, 400, &at(500, 200)), Decision::Open(Opened::TimedOut));
-        let view = View { hole: true, ..at(1, 210) };
-        assert_eq!(decide(&gate, 400, &view), Decision::Wait(Time::from_micros(10_000_000)), "it answers");
-    }
-
-    #[test]
-    fn silence_after_silence_is_waited_for_longer() {
-        let mut gate = after_a_vain_wait(3);
-        gate.answered_after(Duration::from_millis(200));
-        assert_eq!(decide(&gate, 400, &at(1, 200)), Decision::Wait(Time::from_micros(800_000)));
-        gate.pass(&mark(400), 200, Opened::TimedOut);
-        assert_eq!(decide(&gate, 500, &at(1, 200)), Decision::Wait(Time::from_micros(3_200_000)));
-        gate.pass(&mark(500), 200, Opened::TimedOut);
-        assert_eq!(decide(&gate, 600, &at(1, 200)), Decision::Wait(Time::from_micros(10_000_000)));
-        gate.answered_after(Duration::from_millis(800));
-        gate.pass(&mark(600), 300, Opened::Answered);
-        assert_eq!(decide(&gate, 700, &at(1, 300)), Decision::Wait(Time::from_micros(3_200_000)), "still");
-    }
-
-    #[test]
-    fn an_answer_that_may_be_an_earlier_ones_proves_slowness() {
-        let mut gate = after_a_vain_wait(3);
-        gate.pass(&mark(400), 200, Opened::TimedOut);
-        gate.answered_after(Duration::from_millis(126));
-        gate.pass(&mark(500), 300, Opened::Answered);
-        assert_eq!(decide(&gate, 600, &at(1, 300)), Decision::Wait(Time::from_micros(10_000_000)));
-    }
-
-    #[test]
-    fn a_slow_target_has_the_whole_timeout() {
-        let late = Decision::Wait(Time::from_micros(10_000_000));
-        assert_eq!(decide(&after_a_vain_wait(501), 400, &at(1, 200)), late, "not vain");
-        let mut gate = after_a_vain_wait(3);
-        gate.answered_after(Duration::from_millis(501));
-        assert_eq!(decide(&gate, 400, &at(1, 200)), late, "slow again");
-        let mut gate = Gate::default();
-        gate.pass(&mark(100), 100, Opened::Answered);
-        gate.answered_after(Duration::from_millis(3));
-        assert_eq!(decide(&gate, 400, &at(1, 100)), late, "nothing was waited for in vain");
-    }
-
-    #[test]
-    fn a_target_that_is_ahead_on_the_whole_is_not_waited_for_long() {
-        let mut gate = Gate::default();
-        gate.begin(1000);
-        gate.pass(&mark(1100), 150, Opened::Short);
-        assert_eq!(decide(&gate, 1140, &at(1, 150)), Decision::Wait(Time::from_micros(501_000)));
-        assert_eq!(decide(&gate, 1140, &at(501, 150)), Decision::Open(Opened::Answered));
-        assert_eq!(decide(&gate, 1160, &at(501, 150)), Decision::Wait(Time::from_micros(10_000_000)));
-    }
-
-    #[test]
-    fn responses_to_pipelined_requests_may_come_together() {
-        let mut gate = Gate::default();
-        gate.pass(&mark(100), 300, Opened::Answered);
-        assert_eq!(decide(&gate, 200, &at(1, 300)), Decision::Wait(Time::from_micros(21_000)));
-        assert_eq!(decide(&gate, 200, &at(21, 300)), Decision::Open(Opened::Answered));
-        gate.pass(&mark(200), 300, Opened::Answered);
-        assert_eq!(decide(&gate, 300, &at(1, 300)), Decision::Open(Opened::Answered), "to the byte");
-        gate.pass(&mark(300), 300, Opened::Answered);
-        assert_eq!(decide(&gate, 400, &at(21, 300)), Decision::Wait(Time::from_micros(10_000_000)));
-    }
-
-    #[test]
-    fn a_surplus_that_proved_right_is_trusted() {
-        let mut gate = Gate::default();
-        gate.pass(&mark(100), 300, Opened::Answered);
-        gate.pass(&mark(200), 400, Opened::Answered);
-        gate.pass(&mark(300), 500, Opened::Answered);
-        assert_eq!(decide(&gate, 400, &at(1, 500)), Decision::Open(Opened::Answered), "as foreseen at 300");
-    }
-
-    #[test]
-    fn longer_responses_do_not_add_up() {
-        let mut gate = Gate::default();
-        gate.pass(&mark(100), 130, Opened::Answered);
-        assert_eq!(decide(&gate, 200, &at(1, 230)), Decision::Open(Opened::Answered), "whole by itself");
-        gate.pass(&mark(200), 260, Opened::Answered);
-        gate.pass(&mark(300), 390, Opened::Answered);
-        assert_eq!(decide(&gate, 400, &at(1, 390)), Decision::Wait(Time::from_micros(10_000_000)));
-    }
 }

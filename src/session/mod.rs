@@ -21,7 +21,8 @@
 //! | `upstream` | the client's bytes, reassembled and kept until acknowledged; bursts |
 //! | `writes`, `joining` | where the client's writes end; where a connection captured mid-stream is joined |
 //! | `client` | what is known of the real client: options, window, round-trip time |
-//! | `gate` | when a burst may leave |
+//! | `gate`, `bursts` | when a burst may leave, and what follows |
+//! | `candidates`, `learned` | where a response may end; what sessions of a target learn from each other about that |
 //! | `exchanges` | one report for each burst that left |
 //! | `ledger` | what became of every captured byte |
 //! | `connection`, `sender`, `receiver`, `rtt` | TCP toward the target |
@@ -29,6 +30,8 @@
 //!
 //! Imports `wire` only.
 
+mod bursts;
+mod candidates;
 mod client;
 mod config;
 mod connection;
@@ -36,6 +39,7 @@ mod event;
 mod exchanges;
 mod gate;
 mod joining;
+mod learned;
 mod ledger;
 mod receiver;
 mod replay;
@@ -49,5 +53,6 @@ mod writes;
 
 pub use config::{Config, GateMode, Latency, MidStream};
 pub use event::{Answer, End, Event, Exchange, Outcome, Taken};
+pub use learned::Learned;
 pub use ledger::{Fate, Ledger};
 pub use replay::Session;

@@ -9,12 +9,13 @@ use super::config::{Config, Latency};
 use super::connection::{Connection, State};
 use super::event::{End, Event, Outcome, Taken};
 use super::exchanges::Reports;
-use super::gate::{Decision, Gate, Opened, View};
+use super::gate::{Decision, Gate};
 use super::joining::Joining;
+use super::learned::Learned;
 use super::ledger::{Fate, Ledger};
 use super::receiver::Receiver;
 use super::sender::Range;
-use super::upstream::{Close, Inserted, Mark, Upstream};
+use super::upstream::{Close, Inserted, Upstream};
 use crate::wire::{Flags, Seq, TcpHeader, Time};
 
 /// A session without a packet for this long rests: most connections of many do, and what they take is to be little.
@@ -25,17 +26,6 @@ const LINGER: Duration = Duration::from_secs(60);
 /// By how much the initial sequence number of each connection of a session is ahead of the one
 /// before it: more than is ever in flight.
 const ISS_STEP: u32 = 1 << 24;
-
-/// A burst that leaves later than this after its capture is behind, if nothing else took long. Delays of single packets
-/// add up to less in a connection of a few exchanges, and to more only where they go on adding up.
-const BEHIND: Duration = Duration::from_millis(10);
-
-/// Before so many exchanges are over, rests cannot have added up to that: what is late then is late because processors
-/// are busy, and to do without rests would keep them busier.
-const BEHIND_AFTER: u32 = 4;
-
-/// An answer within this time did not take long.
-const PROMPT: Duration = Duration::from_millis(3);
 
 /// Where a session stands with its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +42,7 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub struct Session {
     pub(super) config: Arc<Config>,
+    pub(super) learned: Arc<Learned>,
     pub(super) client: Client,
     pub(super) upstream: Upstream,
     pub(super) gate: Gate,
@@ -67,6 +58,8 @@ pub struct Session {
     /// Where the last burst that passed begins, and when the target first answered it.
     pub(super) burst_start: u64,
     pub(super) first_answer: Option<Time>,
+    /// How long after its capture that burst passed.
+    pub(super) late: Duration,
     pub(super) reports: Reports,
     pub(super) last_activity: Time,
     /// Buffers may have room for more than is in them.
@@ -79,14 +72,15 @@ pub struct Session {
     /// How many connections were opened.
     connections: u32,
     /// How many exchanges are over.
-    exchanges: u32,
+    pub(super) exchanges: u32,
 }
 
 impl Session {
     /// A session that begins with its client's SYN. Hand that in afterwards as the first segment: it
-    /// may carry data (RFC 7413).
-    pub fn open(now: Time, config: Arc<Config>, syn: &TcpHeader) -> Self {
-        let mut session = Self::new(now, config, Client::from_syn(now, syn), Upstream::new(syn.seq.add(1)));
+    /// may carry data (RFC 7413). All sessions of a target share `learned`.
+    pub fn open(now: Time, config: Arc<Config>, learned: Arc<Learned>, syn: &TcpHeader) -> Self {
+        let upstream = Upstream::new(syn.seq.add(1));
+        let mut session = Self::new(now, config, learned, Client::from_syn(now, syn), upstream);
         session.isn = Some(syn.seq);
         session.request_connection(0);
         session
@@ -94,16 +88,23 @@ impl Session {
 
     /// A session whose connection was captured from `header` on. It waits for the next request
     /// boundary; hand `header` in afterwards as the first segment.
-    pub fn join(now: Time, config: Arc<Config>, header: &TcpHeader) -> Self {
+    pub fn join(now: Time, config: Arc<Config>, learned: Arc<Learned>, header: &TcpHeader) -> Self {
         let client = Client::from_segment(now, header);
-        let mut session = Self::new(now, config, client, Upstream::new(header.seq));
+        let mut session = Self::new(now, config, learned, client, Upstream::new(header.seq));
         session.phase = Phase::Joining;
         session
     }
 
-    fn new(now: Time, config: Arc<Config>, client: Client, upstream: Upstream) -> Self {
+    fn new(
+        now: Time,
+        config: Arc<Config>,
+        learned: Arc<Learned>,
+        client: Client,
+        upstream: Upstream,
+    ) -> Self {
         Self {
             config,
+            learned,
             client,
             upstream,
             gate: Gate::default(),
@@ -114,6 +115,7 @@ impl Session {
             connecting: None,
             burst_start: 0,
             first_answer: None,
+            late: Duration::ZERO,
             reports: Reports::default(),
             last_activity: now,
             roomy: false,
@@ -156,6 +158,13 @@ impl Session {
     /// Whether the client has ended its side.
     pub fn client_is_done(&self) -> bool {
         self.phase == Phase::Ended || self.upstream.close().is_some()
+    }
+
+    /// When the first request that has not left was captured.
+    pub fn waiting_since(&self) -> Option<Time> {
+        let closed = self.upstream.close().is_some();
+        let waiting = self.upstream.waiting().filter(|mark| !closed || mark.offset < self.upstream.end());
+        waiting.map(|mark| mark.captured)
     }
 
     /// Whether [`Session::connect`] is waited for.
@@ -363,7 +372,7 @@ impl Session {
         let timer = connection.and_then(|connection| connection.sender.timer());
         let ack = connection.and_then(|connection| connection.receiver.as_ref()).and_then(Receiver::ack_due);
         // Whatever `now` was passed on, an open gate has been acted on by `poll_transmit`.
-        let gate = self.waiting_at_gate(Time::ZERO).map(|(_, decision)| match decision {
+        let gate = self.waiting_at_gate(Time::ZERO).map(|(.., decision)| match decision {
             Decision::Wait(until) => until,
             Decision::Open(_) => Time::ZERO,
         });
@@ -438,79 +447,6 @@ impl Session {
         receiver.ack_sent(now);
         let seq = connection.sender.seq_at(connection.sender.max());
         Some(connection.segment(now, &self.client, Flags::ACK, seq))
-    }
-
-    /// Lets bursts pass whose gate is open.
-    fn pass_bursts(&mut self, now: Time) {
-        while let Some((mark, Decision::Open(how))) = self.waiting_at_gate(now) {
-            if self.needs_another_connection(&mark) {
-                let closed = self.receiver().is_some_and(Receiver::finished);
-                self.conclude(if closed { Outcome::TargetClosed } else { Outcome::Left });
-                return self.reconnect(now, mark.before);
-            }
-            self.pass(now, &mark, how);
-        }
-    }
-
-    /// Whether the burst at the gate cannot go on this connection: bytes before it are missing, or
-    /// the target has closed and the client goes on.
-    fn needs_another_connection(&self, mark: &Mark) -> bool {
-        let is_close = self.upstream.close().is_some() && mark.offset == self.upstream.end();
-        mark.follows_gap() || (!is_close && self.receiver().is_some_and(Receiver::finished))
-    }
-
-    /// The burst at the gate, once everything before it has left, and what the gate says of it.
-    fn waiting_at_gate(&self, now: Time) -> Option<(Mark, Decision)> {
-        let connection = self.connection.as_ref().filter(|connection| connection.state == State::Open)?;
-        let receiver = connection.receiver.as_ref()?;
-        let mark = self.upstream.waiting().filter(|mark| connection.sender.nxt() >= mark.before)?;
-        let view = View {
-            now,
-            received: receiver.received(),
-            last_received: receiver.last_at(),
-            hole: receiver.has_hole(),
-            quiet_since: receiver.quiet_since(),
-            replied: connection.replied,
-            last_sent: connection.arrived_at(),
-            target_rtt: connection.sender.rtt(),
-            lag: self.lag(),
-        };
-        if !self.needs_another_connection(&mark) {
-            return Some((mark, self.gate.decide(&self.config, &mark, &view)));
-        }
-        if connection.sender.una() < mark.before {
-            // Leaving now would lose what is under way. The target acknowledges it, or resets the
-            // connection, and then all of it goes on the next one.
-            return None;
-        }
-        let unused = connection.sender.max() == connection.sender.base();
-        let decision = if unused || receiver.finished() {
-            Decision::Open(Opened::Ungated)
-        } else {
-            self.gate.decide_leaving(&self.config, &mark, &view)
-        };
-        Some((mark, decision))
-    }
-
-    fn pass(&mut self, now: Time, mark: &Mark, how: Opened) {
-        let Some(connection) = &self.connection else { return };
-        let Some(receiver) = &connection.receiver else { return };
-        let so_far = receiver.received();
-        if mark.offset > self.burst_start {
-            if let Some(at) = self.first_answer {
-                self.gate.answered_after(at - connection.last_sent);
-            }
-            let answered_in = receiver.last_at() - connection.last_sent + self.lag();
-            let late = now - mark.captured > BEHIND && self.exchanges >= BEHIND_AFTER;
-            if how == Opened::Answered && answered_in < PROMPT && late {
-                self.events.push_back(Event::Behind);
-            }
-            self.report(mark.offset, self.gate.online_response(mark), how.into());
-            self.exchanges = self.exchanges.saturating_add(1);
-        }
-        self.gate.pass(mark, so_far, how);
-        self.burst_start = mark.offset;
-        self.upstream.pass();
     }
 
     /// How much later than a neighbour of the target the client answers.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Session;
 use super::connection::{Connection, State, TIME_WAIT};
 use super::event::{Answer, End, Event, Outcome};
-use super::receiver::{Arrived, Segment};
+use super::receiver::{Arrived, Receiver, Segment};
 use super::sender::Acked;
 use super::upstream::Close;
 use crate::wire::{Flags, Seq, TcpHeader, Time};
@@ -79,10 +79,8 @@ impl Session {
             receiver.ack_after(now, Duration::ZERO);
             return if header.flags.syn() { Answer::Duplicate } else { Answer::Unacceptable };
         }
-        let acked = match connection.ack_of(now, header) {
-            Some(ack) => connection.sender.handle_ack(now, &ack),
-            None => Acked::Old,
-        };
+        let ack = connection.ack_of(now, header);
+        let acked = ack.as_ref().map_or(Acked::Old, |ack| connection.sender.handle_ack(now, ack));
         if acked == Acked::Unsent {
             if let Some(receiver) = &mut connection.receiver {
                 receiver.ack_after(now, Duration::ZERO);
@@ -94,6 +92,7 @@ impl Session {
         // for the target, which then answers the ACK with a reset.
         let fin_left = matches!(self.upstream.close(), Some(Close::Fin(at)) if connection.sender.max() > at);
         let prompt = fin_left || connection.sender.una() < connection.sender.max();
+        let before = connection.receiver.as_ref().map_or(0, Receiver::received);
         let arrived = arrive(connection, now, header, prompt, lag);
         if acked == Acked::Advanced {
             connection.last_acked = now;
@@ -101,7 +100,8 @@ impl Session {
             self.upstream.release(connection.sender.una());
         }
         if arrived == Arrived::InOrder {
-            self.note_response(now);
+            let has_burst = ack.is_none_or(|ack| ack.offset > self.burst_start);
+            self.note_response(now, header, before, has_burst);
         }
         self.close_if_done(now);
         match (arrived, acked) {
@@ -111,15 +111,37 @@ impl Session {
         }
     }
 
-    /// The target has sent more, in order.
-    fn note_response(&mut self, now: Time) {
+    /// The target has sent more, in order; before that it had sent `before`. `has_burst`: it acknowledged some of the
+    /// burst that passed last.
+    fn note_response(&mut self, now: Time, header: &TcpHeader, before: u64, has_burst: bool) {
+        let (is_sampled, lag) = (self.is_sampled(), self.lag());
         let Some(connection) = &mut self.connection else { return };
-        connection.replied |= connection.sender.una() == connection.sender.max();
+        let received = connection.receiver.as_ref().map_or(before, Receiver::received);
+        if header.payload_len > 0 {
+            self.gate.arrived(now, before, connection.write_end(header));
+        } else {
+            self.gate.finished(now);
+        }
+        if connection.sender.una() == connection.sender.max()
+            && !std::mem::replace(&mut connection.replied, true)
+            && is_sampled
+        {
+            self.learned.answered_after(now - connection.last_sent);
+        }
+        // The target may keep the rest of its response until what came is acknowledged (RFC 9293, 3.7.4), and a request
+        // waits for that. If the request leaves now, it carries the ACK.
+        if self.upstream.waiting().is_some()
+            && let Some(receiver) = &mut connection.receiver
+        {
+            receiver.ack_after(now, lag);
+        }
         // Nothing answers a burst that a closed window still holds back.
-        if connection.sender.max() > self.burst_start {
+        if connection.sender.max() <= self.burst_start {
+            self.gate.hold_back(received);
+        } else if !has_burst && self.gate.take_back(now, &self.learned, received) {
+            self.events.push_back(Event::Early);
+        } else {
             self.first_answer.get_or_insert(now);
-        } else if let Some(receiver) = &connection.receiver {
-            self.gate.hold_back(receiver.received());
         }
     }
 

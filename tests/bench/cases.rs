@@ -90,7 +90,7 @@ struct Alone {
 impl Alone {
     fn open(now: Time) -> Self {
         let syn = header(Seq(100), Seq(0), Flags::SYN, 0);
-        let session = Session::open(now, Arc::default(), &syn);
+        let session = Session::open(now, Arc::default(), Arc::default(), &syn);
         let (up, down, target) = (Seq(101), Seq(7_000), Seq(90_000));
         let mut alone = Self { session, now, payload: Vec::new(), up, down, target };
         alone.session.handle_client(now, &syn, b"");

@@ -104,6 +104,9 @@ pub(crate) fn end(world: &World) -> Result<(), String> {
         Expect::Accounted => accounted(world)?,
         Expect::Resumed => resumed(world)?,
     }
+    if let Some((late, early)) = world.setup.keeps_up {
+        keeps_up(world, late, early)?;
+    }
     // A surplus that was doubted makes a pipelined request wait for a quiet time instead: late, but
     // not early.
     let pipelines =
@@ -113,6 +116,21 @@ pub(crate) fn end(world: &World) -> Result<(), String> {
         if early > 0 {
             return Err(format!("{early} gates opened before the response was there"));
         }
+    }
+    Ok(())
+}
+
+/// Requests do not fall behind, and do not leave before the response to the one before.
+fn keeps_up(world: &World, late: Duration, early: u64) -> Result<(), String> {
+    let lag = &world.replayer.counters().lag;
+    let half = lag.quantile(500).unwrap_or_default();
+    if half > late {
+        return Err(format!("half of the requests left later than {half:?}"));
+    }
+    let ledger = &world.ledger;
+    // While little is known, some are early on each connection.
+    if ledger.early > 2 * world.dialogues().len() as u64 + ledger.requests * early / 1000 {
+        return Err(format!("{} of {} requests left too early", ledger.early, ledger.requests));
     }
     Ok(())
 }

@@ -135,13 +135,16 @@ impl<'a> Script<'a> {
         let target = match self.setup.answers {
             Answers::Equal => online,
             Answers::Shorter => rng.within(1..=online.max(1)),
+            Answers::OneLess => online.saturating_sub(1).max(1),
+            Answers::Other => rng.size(&self.setup.response_size),
             Answers::Longer => online + rng.size(0..=3_000),
         };
         let len = usize::try_from(rng.size(&self.setup.request_size)).expect("small");
         let delay = rng.time(&self.setup.target_delay);
         let unasked = rng.size(&self.setup.unasked);
         let unasked_after = rng.time(&(0..=200_000));
-        Request { offset: 0, len, gate: 0, online, target, unasked, unasked_after, delay, burst: 0 }
+        let pause = rng.chance(self.setup.pauses).then(|| rng.time(&self.setup.pause));
+        Request { offset: 0, len, gate: 0, online, target, unasked, unasked_after, delay, pause, burst: 0 }
     }
 
     /// `first`: the length of the first request.

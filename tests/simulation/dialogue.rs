@@ -29,6 +29,8 @@ pub(crate) struct Request {
     pub(crate) unasked_after: Duration,
     /// How long the target takes.
     pub(crate) delay: Duration,
+    /// How long it pauses after the first half of its response.
+    pub(crate) pause: Option<Duration>,
     /// Index of the first request sent with the same acknowledgment.
     pub(crate) burst: usize,
 }

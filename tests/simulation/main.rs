@@ -144,5 +144,9 @@ families! {
     stray_resets,
     nonsense,
     old_segments,
+    one_byte_less,
+    other_lengths,
+    pauses,
+    other_lengths_and_pauses,
     everything_at_once,
 }

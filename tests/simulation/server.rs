@@ -15,6 +15,9 @@ pub(crate) struct Ledger {
     pub(crate) arrived: Vec<Vec<u32>>,
     /// Upstream offset, by dialogue, that the replayer knows to be acknowledged.
     pub(crate) heard: Vec<u64>,
+    /// Requests that arrived, and those that did while the response to another was still under way.
+    pub(crate) requests: u64,
+    pub(crate) early: u64,
     /// Bytes that the target acknowledged and then threw away.
     pub(crate) wasted: u64,
     pub(crate) faults: Vec<String>,
@@ -26,6 +29,8 @@ impl Ledger {
             arrived: dialogues.iter().map(|dialogue| vec![0; dialogue.requests.len()]).collect(),
             heard: vec![0; dialogues.len()],
             dialogues,
+            requests: 0,
+            early: 0,
             wasted: 0,
             faults: Vec::new(),
         }
@@ -142,7 +147,16 @@ impl Server {
         let request = &ledger.dialogues[id].requests[index];
         let start = self.responses.back().map_or(now, |(at, _)| (*at).max(now)) + request.delay;
         let said = if std::mem::take(&mut self.forewarned) { setup.interim } else { 0 };
-        self.responses.push_back((start, request.target - said));
+        ledger.requests += 1;
+        ledger.early += u64::from(!self.responses.is_empty() || self.to_write > 0);
+        let rest = request.target - said;
+        match request.pause.filter(|_| rest > 1) {
+            Some(pause) => {
+                self.responses.push_back((start, rest / 2));
+                self.responses.push_back((start + pause, rest - rest / 2));
+            }
+            None => self.responses.push_back((start, rest)),
+        }
         if request.unasked > 0 {
             self.responses.push_back((start + request.unasked_after, request.unasked));
         }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tcpcopy::session::GateMode;
-use tcpcopy::wire::{FlowId, FlowKey, TcpHeader, Time};
+use tcpcopy::wire::{Flags, FlowId, FlowKey, TcpHeader, Time};
 
 use crate::dialogue::{Dialogue, FRAMING, parse_framing};
 use crate::packet::{FIN, RST, SYN, Segment};
@@ -54,6 +54,8 @@ struct Flow {
     closed: bool,
     /// The target has said something since it had all that left.
     replied: bool,
+    /// The last segment of the target ended a write.
+    pushed: bool,
     /// The last burst that left: its gate, where it begins, and what had been received then.
     gate: u64,
     burst: u64,
@@ -90,6 +92,7 @@ impl Flow {
             echo: None,
             closed: false,
             replied: false,
+            pushed: false,
             gate: 0,
             burst: 0,
             received_then: 0,
@@ -213,7 +216,8 @@ impl Flow {
         }
         // Measured from any burst: what a shorter answer lacked, or an earlier one had too much, is forgotten.
         let enough = self.credit >= ahead(gate, self.answer());
-        let some = self.replied && now >= self.received_at + SHORTEST_QUIET;
+        // A write that has ended may be all of it, by what was learned of others.
+        let some = self.replied && (self.pushed || now >= self.received_at + SHORTEST_QUIET);
         enough || some || now >= self.sent_at + SHORTEST_SILENCE
     }
 }
@@ -333,6 +337,9 @@ impl Watch {
         }
         let before = flow.received;
         flow.receive(now, header);
+        if header.payload_len > 0 {
+            flow.pushed = header.flags.contains(Flags::PSH) || header.flags.fin();
+        }
         let spoke = flow.received > before;
         let Ok(acked) = u64::try_from(acked) else { return };
         if flow.irs.is_none() {

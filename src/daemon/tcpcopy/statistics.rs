@@ -13,6 +13,9 @@ use crate::replayer::{Histogram, Target, Unused};
 use crate::session::{End, Outcome};
 use crate::wire::{Mapping, Time};
 
+/// Requests that leave so much later than they were captured are behind.
+const BEHIND: Duration = Duration::from_millis(500);
+
 /// A target that is awaited for so long answers nothing.
 const UNREACHABLE: Duration = Duration::from_secs(3);
 
@@ -63,6 +66,9 @@ pub(super) struct Statistics {
     memory: Condition,
     /// Connections that no intercept takes the responses of.
     refused: Condition,
+    behind: Condition,
+    /// How late requests leave, by the last round.
+    lag: Duration,
     /// Targets that are known, and those that are silent.
     targets: Vec<(SocketAddr, Condition)>,
     ready: bool,
@@ -81,6 +87,8 @@ impl Statistics {
             sampling: Condition::default(),
             memory: Condition::default(),
             refused: Condition::default(),
+            behind: Condition::default(),
+            lag: Duration::ZERO,
             targets: Vec::new(),
             ready: false,
         }
@@ -109,6 +117,7 @@ impl Statistics {
         self.watch_sampling(now, &totals);
         self.watch_refusals(now, &totals);
         self.watch_targets(now, &totals.workers.targets);
+        self.watch_lag(now, &totals);
         notify::status(&self.status(now, &totals, peers));
         self.before = totals;
         self.before_at = now;
@@ -238,6 +247,29 @@ impl Statistics {
         }
     }
 
+    fn watch_lag(&mut self, now: Time, totals: &Totals) {
+        let Snapshot { replay, backlog, .. } = &totals.workers;
+        let left = replay.lag.since(&self.before.workers.replay.lag).quantile(990).unwrap_or_default();
+        self.lag = left.max(backlog.oldest);
+        let lag = self.lag.as_millis();
+        match self.behind.look(now, u64::from(self.lag >= BEHIND)) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::REPLAY_BEHIND,
+                lag_ms = lag,
+                waiting = backlog.waiting,
+                "the replay is {lag} ms behind production: requests wait for responses of the target; it is slower than \
+                 production, or its responses end where the replay cannot tell"
+            ),
+            Some(Turn::Ends { lasted, .. }) => tracing::info!(
+                MESSAGE_ID = message_id::REPLAY_KEEPS_UP,
+                lag_ms = lag,
+                seconds = lasted.as_secs(),
+                "the replay keeps up with production again: requests leave within {lag} ms"
+            ),
+        }
+    }
+
     fn status(&self, now: Time, totals: &Totals, peers: &Peers) -> String {
         if !self.ready {
             return format!("waiting for {}", peers.missing());
@@ -247,7 +279,8 @@ impl Statistics {
         let exchanges = rate(after.exchanges.total(), before.exchanges.total(), time);
         let ended = after.exchanges.total() - before.exchanges.total();
         let answered = after.exchanges.of(Outcome::Answered) - before.exchanges.of(Outcome::Answered);
-        let share = match (answered * 1000).checked_div(ended) {
+        // What waits to leave is not answered.
+        let share = match (answered * 1000).checked_div(ended + totals.workers.backlog.waiting) {
             Some(permille) => format!(" ({}.{} % answered in full)", permille / 10, permille % 10),
             None => String::new(),
         };
@@ -257,6 +290,9 @@ impl Statistics {
             grouped(exchanges),
             peers.summary()
         )];
+        if self.behind.is_on() {
+            text.push(format!("requests leave {} ms late", grouped(saturated(self.lag.as_millis()))));
+        }
         let silent = self.targets.iter().filter(|(_, condition)| condition.is_on());
         text.extend(silent.map(|(address, _)| format!("target {address} silent")));
         text.extend(condition::named([
@@ -269,12 +305,12 @@ impl Statistics {
 
     /// The line `stats`: what was counted since the start, and the rates over `time`, which has passed since the last
     /// such line.
+    #[expect(clippy::too_many_lines, reason = "one field of the line each")]
     pub(super) fn log(&mut self, totals: &Totals, time: Duration) {
-        let Snapshot { replay, intake, responses, response_rejects, delay, .. } = &totals.workers;
+        let Snapshot { replay, intake, responses, response_rejects, delay, backlog, .. } = &totals.workers;
         let embedded = totals.responses_dropped.is_some();
         let logged = &self.logged.workers;
         let micros = |times: &Histogram, permille| times.quantile(permille).map(|time| time.as_micros());
-        let response = &replay.response_time;
         tracing::info!(
             MESSAGE_ID = message_id::STATS,
             captured = intake.packets,
@@ -294,8 +330,14 @@ impl Statistics {
             delays = powers(delay),
             delay_p50_us = micros(delay, 500),
             delay_p99_us = micros(delay, 990),
-            response_p50_us = micros(response, 500),
-            response_p99_us = micros(response, 990),
+            lag_p50_us = micros(&replay.lag.since(&logged.replay.lag), 500),
+            lag_p99_us = micros(&replay.lag.since(&logged.replay.lag), 990),
+            lag_max_us = replay.lag_max.as_micros(),
+            waiting = backlog.waiting,
+            waiting_longest_us = backlog.oldest.as_micros(),
+            early = replay.early,
+            response_p50_us = micros(&replay.response_time, 500),
+            response_p99_us = micros(&replay.response_time, 990),
             segments = replay.segments,
             trains = totals.workers.sent.trains,
             bytes = replay.bytes,
@@ -329,6 +371,10 @@ impl Statistics {
         );
         self.logged = totals.clone();
     }
+}
+
+fn saturated(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }
 
 /// A histogram for one field of a log line, coarser than it is.

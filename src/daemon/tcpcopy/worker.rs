@@ -22,7 +22,7 @@ use crate::daemon::queues::{self, AnySource, BATCHES, Intake};
 use crate::daemon::spacing::Spacing;
 use crate::daemon::threads::{self, Ended, Handle, Outbox};
 use crate::daemon::wait::{Woken, rest_and_wait, watch};
-use crate::replayer::{self, Claim, Histogram, Replayer, Target};
+use crate::replayer::{self, Backlog, Claim, Histogram, Replayer, Target};
 use crate::wire::{FlowId, Outgoing, Reject, Tally, Time};
 
 const WAKER: Token = Token(0);
@@ -78,6 +78,8 @@ pub(super) struct Snapshot {
     /// Accounted, with the buffers of the tunnels.
     pub(super) memory: usize,
     pub(super) targets: Vec<Target>,
+    /// Requests that wait to leave.
+    pub(super) backlog: Backlog,
     /// There may be more in the queue than was received.
     pub(super) behind: bool,
 }
@@ -96,6 +98,7 @@ impl Snapshot {
         self.buffered += other.buffered;
         self.memory += other.memory;
         self.behind |= other.behind;
+        self.backlog.merge(&other.backlog);
         for target in &other.targets {
             match self.targets.iter_mut().find(|known| known.address == target.address) {
                 Some(known) => known.merge(target),
@@ -399,11 +402,12 @@ impl Worker {
         self.spacing = Spacing::new(coalesce);
     }
 
-    fn counters(&self) -> Report {
+    fn counters(&mut self) -> Report {
         Report::Counters { worker: self.index, snapshot: Box::new(self.snapshot()) }
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&mut self) -> Snapshot {
+        let backlog = self.replayer.backlog(self.clock.now());
         let (responses, response_rejects) = self.responses.counters();
         Snapshot {
             responses,
@@ -414,6 +418,7 @@ impl Worker {
             memory: self.replayer.memory(),
             targets: self.replayer.targets().to_vec(),
             behind: self.source_ready,
+            backlog,
             ..self.totals.clone()
         }
     }

@@ -97,7 +97,7 @@ fn client_segments_that_cannot_belong_to_the_connection_change_nothing() {
 #[test]
 fn a_connection_that_is_never_joined_ends_by_itself() {
     let now = Time::from_micros(1);
-    let join = || Session::join(now, Arc::default(), &client_header(100, 500, pa(), 3));
+    let join = || Session::join(now, Arc::default(), Arc::default(), &client_header(100, 500, pa(), 3));
     let mut b = Bench { session: join(), now, events: Vec::new(), timestamps: false };
     b.client(100, 500, pa(), b"mid");
     assert_eq!(b.client(103, 500, Flags::FIN | A, b""), Taken::BeforeJoin);
@@ -242,7 +242,7 @@ fn an_old_half_open_connection_on_the_target_is_reset() {
 fn a_connection_captured_mid_stream_joins_at_a_request_boundary() {
     let now = Time::from_micros(1);
     let header = client_header(100, 500, pa(), 3);
-    let session = Session::join(now, Arc::default(), &header);
+    let session = Session::join(now, Arc::default(), Arc::default(), &header);
     let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
     assert_eq!(b.client(100, 500, pa(), b"mid"), Taken::BeforeJoin);
     assert_eq!(b.client(103, 500, pa(), b"dle"), Taken::BeforeJoin);
@@ -255,7 +255,7 @@ fn a_connection_captured_mid_stream_joins_at_a_request_boundary() {
 #[test]
 fn a_connection_captured_mid_stream_joins_behind_no_hole() {
     let now = Time::from_micros(1);
-    let session = Session::join(now, Arc::default(), &client_header(100, 500, pa(), 3));
+    let session = Session::join(now, Arc::default(), Arc::default(), &client_header(100, 500, pa(), 3));
     let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
     b.client(100, 500, pa(), b"mid");
     assert_eq!(b.client(104, 900, pa(), b"torn"), Taken::BeforeJoin, "a byte of it was lost");
@@ -266,7 +266,7 @@ fn a_connection_captured_mid_stream_joins_behind_no_hole() {
 #[test]
 fn a_connection_captured_mid_stream_is_not_joined_within_a_request() {
     let now = Time::from_micros(1);
-    let session = Session::join(now, Arc::default(), &client_header(100, 500, pa(), 4));
+    let session = Session::join(now, Arc::default(), Arc::default(), &client_header(100, 500, pa(), 4));
     let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
     b.client(100, 500, pa(), b"post");
     b.client(104, 500, A, &[b'x'; 600]);
@@ -407,7 +407,7 @@ fn a_cut_payload_counts_as_lost() {
 #[test]
 fn data_cut_off_a_syn_count_as_lost() {
     let syn = client_header(0, 0, Flags::SYN, 9);
-    let mut session = Session::open(Time::ZERO, Arc::default(), &syn);
+    let mut session = Session::open(Time::ZERO, Arc::default(), Arc::default(), &syn);
     assert_eq!(session.handle_client(Time::ZERO, &syn, b""), Taken::Cut);
     let mut ledger = Ledger::default();
     session.settle(&mut ledger);

@@ -6,7 +6,7 @@ use super::*;
 fn timestamps_are_echoed_and_cost_room() {
     let syn = TcpHeader { options: options(true), ..client_header(0, 0, Flags::SYN, 0) };
     let now = Time::from_micros(5_000_000);
-    let session = Session::open(now, Arc::default(), &syn);
+    let session = Session::open(now, Arc::default(), Arc::default(), &syn);
     let mut b = Bench { session, now, events: Vec::new(), timestamps: true };
     b.run();
     b.target(0, 1, Flags::SYN | A, 0);
@@ -40,7 +40,7 @@ fn windows_are_scaled_if_both_sides_do() {
 fn data_on_a_syn_is_replayed() {
     let now = Time::from_micros(1);
     let syn = client_header(0, 0, Flags::SYN, 4);
-    let session = Session::open(now, Arc::default(), &syn);
+    let session = Session::open(now, Arc::default(), Arc::default(), &syn);
     let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
     assert_eq!(b.client(0, 0, Flags::SYN, b"fast"), Taken::Data);
     b.run();
@@ -55,7 +55,7 @@ fn data_on_a_syn_arrive_once_whatever_the_online_server_did_with_them() {
         [&[], &[(1, pa(), b"fast")], &[(0, Flags::SYN, b""), (1, pa(), b"fast")], &[(1, pa(), b"faster")]];
     for segments in again {
         let now = Time::from_micros(1);
-        let session = Session::open(now, Arc::default(), &client_header(0, 0, Flags::SYN, 4));
+        let session = Session::open(now, Arc::default(), Arc::default(), &client_header(0, 0, Flags::SYN, 4));
         let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
         b.client(0, 0, Flags::SYN, b"fast");
         b.client(0, 0, Flags::SYN, b"fast");
@@ -77,7 +77,7 @@ fn data_on_a_syn_arrive_once_whatever_the_online_server_did_with_them() {
 fn stamped() -> Bench {
     let syn = TcpHeader { options: options(true), ..client_header(0, 0, Flags::SYN, 0) };
     let now = Time::from_micros(5_000_000);
-    let session = Session::open(now, Arc::default(), &syn);
+    let session = Session::open(now, Arc::default(), Arc::default(), &syn);
     let mut b = Bench { session, now, events: Vec::new(), timestamps: true };
     b.run();
     b.target(0, 1, Flags::SYN | A, 0);
@@ -129,7 +129,7 @@ fn a_segment_behind_a_hole_outdates_nothing() {
 fn congestion_notification_is_not_offered_and_not_minded() {
     let now = Time::from_micros(1);
     let flags = Flags::SYN | Flags::ECE | Flags::CWR;
-    let session = Session::open(now, Arc::default(), &client_header(0, 0, flags, 0));
+    let session = Session::open(now, Arc::default(), Arc::default(), &client_header(0, 0, flags, 0));
     let mut b = Bench { session, now, events: Vec::new(), timestamps: false };
     assert_eq!(b.client(0, 0, flags, b""), Taken::Control);
     assert_eq!(b.run(), [sent(Flags::SYN, 0, 0, b"")]);

@@ -3,7 +3,9 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::super::candidates::WriteEnd;
 use super::super::gate::{Decision, Gate, Opened, View};
+use super::super::learned::Learned;
 use super::super::sender::{Ack, Acked, Sender, Sizes};
 use super::super::upstream::Mark;
 use super::*;
@@ -18,6 +20,7 @@ fn mark(gate: u64, captured: Time) -> Mark {
 /// A gate in the middle of its work: the view of the session is kept as the session keeps it.
 struct Course {
     gate: Gate,
+    learned: Learned,
     view: View,
 }
 
@@ -33,12 +36,17 @@ impl Course {
             last_sent: Time::ZERO,
             target_rtt: Some(MS),
             lag: Duration::ZERO,
+            greeting: false,
+            finished: false,
         };
-        Self { gate: Gate::default(), view }
+        Self { gate: Gate::default(), learned: Learned::default(), view }
     }
 
     fn receive(&mut self, bytes: u64) {
         if bytes > 0 {
+            let end = [WriteEnd::Short, WriteEnd::Whole, WriteEnd::None]
+                [usize::from(!bytes.is_multiple_of(3)) + usize::from(bytes.is_multiple_of(7))];
+            self.gate.arrived(self.view.now, self.view.received, end);
             self.view.received += bytes;
             self.view.last_received = self.view.now;
             self.view.quiet_since = self.view.now;
@@ -49,9 +57,9 @@ impl Course {
     fn wait(&mut self, config: &Config, mark: &Mark, steps: &[Step]) -> Opened {
         let mut steps = steps.iter();
         loop {
-            let wakes = match self.gate.decide(config, mark, &self.view) {
+            let wakes = match self.gate.decide(config, &self.learned, mark, &self.view) {
                 Decision::Open(how) => {
-                    self.gate.pass(mark, self.view.received, how);
+                    self.gate.pass(&self.learned, mark, &self.view, how);
                     self.view.last_sent = self.view.now;
                     return how;
                 }
@@ -119,7 +127,7 @@ proptest! {
             let latest = mark.captured.max(course.view.last_sent) + config.response_timeout;
             course.wait(&config, &mark, &steps);
             prop_assert!(course.view.now <= latest);
-            course.gate.answered_after(if soon { MS } else { MS * 900 });
+            course.gate.answered_after(&course.learned, if soon { MS } else { MS * 900 });
         }
     }
 

@@ -102,8 +102,11 @@ impl Course {
         let gated = config.gate == GateMode::Response;
         let join = input.one_in(8);
         let config = Arc::new(config);
-        let session =
-            if join { Session::join(now, config, &header) } else { Session::open(now, config, &header) };
+        let session = if join {
+            Session::join(now, config, Arc::default(), &header)
+        } else {
+            Session::open(now, config, Arc::default(), &header)
+        };
         let mut course = Self {
             session,
             ledger: Ledger::default(),

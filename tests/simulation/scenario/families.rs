@@ -39,6 +39,23 @@ fn disorder(leg: &mut Leg, rng: &mut Rng) {
     leg.duplicate = rng.within(0..=100);
 }
 
+/// Keep-alive connections with 50 to 100 requests a second, to a target that answers otherwise than production.
+fn keep_alive_load(setup: &mut Setup, answers: Answers) {
+    setup.answers = answers;
+    setup.clients = 2..=4;
+    setup.requests = 200..=300;
+    setup.request_size = 16..=300;
+    setup.response_size = 2..=1_400;
+    setup.think = 10_000..=20_000;
+    setup.client_rtt = 100..=1_000;
+    setup.target_delay = 0..=1_000;
+    for leg in [&mut setup.send, &mut setup.response, &mut setup.tunnel] {
+        *leg = Leg::perfect(100);
+    }
+    setup.keeps_up = Some((Duration::from_millis(5), 40));
+    setup.strict_gate = false;
+}
+
 /// Losses and disorder on a leg make the target fall silent in the middle of a response, so the
 /// gate's quiet rule may let a request go: that is by design.
 const SCENARIOS: &[Scenario] = &[
@@ -520,6 +537,37 @@ const SCENARIOS: &[Scenario] = &[
                 (leg.reorder, leg.held) = (100, rng.size(1_000..=2_000_000));
             }
             setup.strict_gate = false;
+        },
+    },
+    Scenario { name: "one_byte_less", seeds: 20, alter: |setup, _| keep_alive_load(setup, Answers::OneLess) },
+    Scenario {
+        name: "other_lengths",
+        seeds: 8,
+        alter: |setup, _| {
+            keep_alive_load(setup, Answers::Other);
+            setup.requests = 500..=700;
+        },
+    },
+    Scenario {
+        name: "pauses",
+        seeds: 20,
+        alter: |setup, rng| {
+            keep_alive_load(setup, Answers::Equal);
+            setup.pauses = rng.pick(&[500, 1000]);
+            setup.pause = 1_000..=400_000;
+            setup.keeps_up = Some((Duration::from_secs(3600), 1));
+        },
+    },
+    Scenario {
+        name: "other_lengths_and_pauses",
+        seeds: 8,
+        alter: |setup, rng| {
+            keep_alive_load(setup, Answers::Other);
+            setup.pauses = rng.pick(&[300, 1000]);
+            setup.pause = 1_000..=rng.pick(&[5_000, 10_000]);
+            setup.requests = 500..=700;
+            setup.think = 20_000..=40_000;
+            setup.keeps_up = Some((Duration::from_millis(50), 40));
         },
     },
     Scenario {

@@ -3,6 +3,7 @@
 mod families;
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use tcpcopy::session::{self, Latency};
 use tcpcopy::wire::MAX_TRAIN;
@@ -70,6 +71,10 @@ pub(crate) enum Answers {
     Shorter,
     /// As long or longer.
     Longer,
+    /// One byte less.
+    OneLess,
+    /// Of another length, whatever the online server's is.
+    Other,
 }
 
 /// What the target does to connections, against the online server's example.
@@ -157,6 +162,11 @@ pub(crate) struct Setup {
     pub(crate) expect: Expect,
     /// No request may leave before the response before it is complete.
     pub(crate) strict_gate: bool,
+    /// Chance that the target pauses in the middle of a response, and how long.
+    pub(crate) pauses: u64,
+    pub(crate) pause: RangeInclusive<u64>,
+    /// How late half of the requests may leave at most, and how many of a thousand may leave too early.
+    pub(crate) keeps_up: Option<(Duration, u64)>,
 }
 
 impl Setup {
@@ -210,6 +220,9 @@ impl Setup {
             },
             expect: Expect::Everything,
             strict_gate: true,
+            pauses: 0,
+            pause: 0..=0,
+            keeps_up: None,
         }
     }
 }
