@@ -205,7 +205,7 @@ const KEYS: &[Key] = &[
     },
     common::memory_limit(
         "\"256MiB\"",
-        "Memory for all tunnels; at the limit, those that are read slowly are ended",
+        "Memory for flows and tunnels; slow readers above their share are ended",
     ),
     common::coalesce("Handle responses that come thick together, once in this time; 0s: each at once"),
     common::queue("36540"),
