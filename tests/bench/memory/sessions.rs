@@ -57,10 +57,18 @@ impl<'a> Worker<'a> {
     }
 
     fn turn(&mut self) {
+        self.tell_claims();
         while self.replayer.poll_transmit(self.now, &mut self.out).is_some() {}
+        // Those of sessions that connect again.
+        self.tell_claims();
+        while self.replayer.poll_transmit(self.now, &mut self.out).is_some() {}
+    }
+
+    fn tell_claims(&mut self) {
         while let Some(claim) = self.replayer.poll_claim() {
             if let Claim::Claim(flow, _) = claim {
                 self.claimed = Some(flow);
+                self.replayer.handle_claim_told(self.now, flow, 0);
             }
         }
     }
