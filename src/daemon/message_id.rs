@@ -68,6 +68,10 @@ message_ids! {
     REPLAY_BEHIND = "5d0a1f3c9be24f6fa7c1d2a64be8f703";
     /// They leave in time again.
     REPLAY_KEEPS_UP = "c8427d1b6f6e4a0d9e53b7f0a1c96d24";
+    /// More connections replace others than `max-reconnects-per-second` allows: the rest waits.
+    RECONNECT_LIMIT_REACHED = "878143e79c3b4d42b780675155b70657";
+    /// Connections no longer wait for that limit.
+    RECONNECT_LIMIT_LEFT = "62a59c53fa79417791d8a3758a8e7b38";
     /// A worker makes no progress; the service manager's watchdog is not fed.
     WORKER_STUCK = "943d922c8f1a4a2eb57100aab3805311";
     /// Counters since the start, and rates since the last such line.

@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::reconnect::Waits;
 use super::replay::{Claim, Replayer};
+use super::table::Entry;
 use crate::session::End;
 use crate::wire::{FlowId, MIN_HEADERS_V4, MIN_HEADERS_V6, Scope, Time};
 
@@ -87,7 +89,7 @@ impl Replayer {
     /// before all of them have.
     pub fn handle_claim_told(&mut self, now: Time, id: FlowId, awaited: u64) {
         let Some((slot, entry)) = self.table.of_flow(id) else { return };
-        if !entry.session.wants_connection() {
+        if !entry.session.wants_connection() || entry.waits != Waits::No {
             return;
         }
         entry.awaited = awaited;
@@ -147,6 +149,10 @@ impl Replayer {
     /// Moves a session's connection to another address or port, or ends it if `most` have been tried.
     fn move_flow(&mut self, now: Time, slot: usize, most: u16) {
         let Some(entry) = self.table.entry(slot) else { return };
+        if entry.waits != Waits::No {
+            // The flow is that of a connection that was taken back.
+            return self.release(slot);
+        }
         entry.refused += 1;
         if entry.refused > most {
             return self.end_session(now, slot, End::ClaimRefused);
@@ -154,6 +160,7 @@ impl Replayer {
         if entry.session.wants_connection() {
             self.connect(now, slot);
         } else {
+            entry.budget.take_back();
             entry.session.move_connection(now);
         }
         self.table.wake(slot);
@@ -162,12 +169,19 @@ impl Replayer {
     /// The claim of a session's flow is held: the session connects.
     fn open_connection(&mut self, now: Time, slot: usize) {
         let mtu = self.mtu();
-        let Some(entry) = self.table.entry(slot).filter(|entry| entry.session.wants_connection()) else {
-            return;
-        };
+        let asks = |entry: &&mut Entry| entry.session.wants_connection() && entry.waits == Waits::No;
+        let Some(entry) = self.table.entry(slot).filter(asks) else { return };
+        let canary = entry.flow.is_some_and(|(id, _)| self.reconnect.is_canary(entry.target, id));
+        if self.reconnect.is_suspect(entry.target) && !canary {
+            // It has become so while the claim was under way.
+            return self.wait_in_turn(now, slot);
+        }
         let headers = if entry.target.is_ipv4() { MIN_HEADERS_V4 } else { MIN_HEADERS_V6 };
-        entry.session.connect(now, mtu.saturating_sub(headers));
         self.counters.connections += 1;
+        self.counters.reconnects += u64::from(!entry.budget.is_unused());
+        entry.budget.open(now);
+        entry.session.connect(now, mtu.saturating_sub(headers));
+        entry.session.send_syn_once(canary);
         self.table.wake(slot);
     }
 

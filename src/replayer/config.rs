@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use super::canary::TargetHealth;
 use crate::session;
 use crate::wire::flow::{SHARES, share_of};
 use crate::wire::{Mapping, Prefix};
@@ -17,6 +18,10 @@ pub struct Config {
     pub mappings: Vec<Mapping>,
     /// Targets that nothing may be sent to, whatever the mappings say: what is captured goes there.
     pub forbidden: Vec<SocketAddr>,
+    /// What is known of each target, shared with the other workers.
+    pub targets: Vec<Arc<TargetHealth>>,
+    /// Connections a second, of all workers together, beyond the first of each session, and to targets that are back.
+    pub reconnects_per_second: u32,
     /// Addresses of the replayed clients; those of the captured ones if empty.
     pub pools: Vec<Prefix>,
     /// Instead: this host's own.
@@ -55,6 +60,8 @@ impl Config {
     pub fn new(mappings: Vec<Mapping>) -> Self {
         Self {
             session: Arc::default(),
+            targets: TargetHealth::of(&mappings, &[]),
+            reconnects_per_second: 1_000,
             mappings,
             forbidden: Vec::new(),
             pools: Vec::new(),

@@ -64,6 +64,16 @@ pub struct Counters {
     pub claims_evicted: u64,
     /// Connections opened to the target.
     pub connections: u64,
+    /// Those of them that were not the first of their session.
+    pub reconnects: u64,
+    /// Reconnects that waited because there were more than [`super::Config::reconnects_per_second`] of them.
+    pub reconnects_delayed: u64,
+    /// Reconnects that waited because connections of their session had brought no progress.
+    pub backed_off: u64,
+    /// Connections that were tried while their target was suspect.
+    pub canaries: u64,
+    /// Connections that were taken back before the target had answered, because it was suspect.
+    pub taken_back: u64,
     /// Segments and payload bytes handed out for sending, retransmissions included.
     pub segments: u64,
     /// See `segments`.
@@ -106,6 +116,11 @@ impl Counters {
         self.claims_unconfirmed += other.claims_unconfirmed;
         self.claims_evicted += other.claims_evicted;
         self.connections += other.connections;
+        self.reconnects += other.reconnects;
+        self.reconnects_delayed += other.reconnects_delayed;
+        self.backed_off += other.backed_off;
+        self.canaries += other.canaries;
+        self.taken_back += other.taken_back;
         self.segments += other.segments;
         self.bytes += other.bytes;
         self.skipped_bytes += other.skipped_bytes;

@@ -16,7 +16,9 @@
 //! |---|---|
 //! | `replay` | the replayer: packets to sessions, sessions' wishes fulfilled |
 //! | `claims` | which flows may be claimed, and when they may be connected |
-//! | `resume` | what goes on after an outage, and when |
+//! | `budget` | how many connections a session may open, and how fast |
+//! | `canary` | whether a target answers; one connection a second while it does not |
+//! | `reconnect` | when sessions get the connections that they ask for |
 //! | `table` | the session table: by client connection, by replayed flow, by deadline |
 //! | `address` | pools, ports, selection |
 //! | `config`, `counters`, `histogram` | what it is told, what it tells |
@@ -24,19 +26,22 @@
 //! Imports `session` and `wire`.
 
 mod address;
+mod budget;
+mod canary;
 mod claims;
 mod config;
 mod counters;
 mod histogram;
+mod reconnect;
 mod replay;
-mod resume;
 mod table;
 #[cfg(test)]
 mod tests;
 
+pub use canary::TargetHealth;
 pub use claims::ClaimLoss;
 pub use config::{Config, Local};
 pub use counters::{Counters, Unused};
 pub use histogram::Histogram;
+pub use reconnect::Target;
 pub use replay::{Backlog, Claim, Replayer, Transmit};
-pub use resume::Target;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::candidates;
+use super::budget::Budget;
 use super::claims::Claims;
 use super::config::Config;
 use super::counters::{Counters, Unused};
-use super::resume::Resumption;
+use super::reconnect::{Reconnect, Waits};
 use super::table::Table;
 use crate::session::{Answer, End, Event, Learned, MidStream, Session};
 use crate::wire::{Counted, FlowId, FlowKey, Outgoing, Packet, TcpHeader, Time};
@@ -66,7 +67,7 @@ pub struct Replayer {
     pub(super) claiming: Claims,
     /// An intercept is there to take the responses.
     pub(super) reachable: bool,
-    pub(super) resumption: Resumption,
+    pub(super) reconnect: Reconnect,
     stopping: bool,
     /// A session has fallen behind its client since [`Replayer::take_behind`].
     behind: bool,
@@ -83,12 +84,12 @@ impl Replayer {
     /// A replayer without sessions, and without an intercept: see [`Replayer::set_reachable`].
     pub fn new(config: Arc<Config>) -> Self {
         Self {
+            reconnect: Reconnect::new(&config),
             config,
             table: Table::default(),
             claims: VecDeque::new(),
             claiming: Claims::default(),
             reachable: false,
-            resumption: Resumption::default(),
             stopping: false,
             behind: false,
             besides: 0,
@@ -145,6 +146,7 @@ impl Replayer {
     /// no more is captured of them; and those of a forbidden target end at once.
     pub fn configure(&mut self, now: Time, config: Arc<Config>) {
         self.config = config;
+        self.reconnect.configure(&self.config);
         self.end_forbidden(now);
         let forsaken = self.table.iter().map(|(_, entry)| entry.connection);
         let forsaken = forsaken.filter(|connection| {
@@ -178,6 +180,10 @@ impl Replayer {
                     reached += 1;
                     let what = entry.session.handle_client(now, &packet.header, packet.payload);
                     taken.get_or_insert(what);
+                    let granted = entry.budget.capture(&packet.header);
+                    if entry.waits == Waits::Request && (granted || entry.session.client_is_done()) {
+                        self.ask(now, slot);
+                    }
                     self.connect_if_new(now, slot);
                     self.table.wake(slot);
                 }
@@ -274,7 +280,8 @@ impl Replayer {
             } else {
                 Session::join(now, config, learned, &packet.header)
             };
-            first = self.table.insert(session, key, copy, target);
+            let budget = Budget::new(packet.header.seq.add(u32::from(packet.header.flags.syn())));
+            first = self.table.insert(session, budget, key, copy, target);
             self.counters.started += 1;
         }
         first
@@ -336,27 +343,34 @@ impl Replayer {
             self.counters.answers.count(Answer::Stray);
             return;
         };
+        let (target, connecting) = (entry.target, entry.session.is_connecting());
+        let handshake = entry.budget.answered(now, header);
         let answer = entry.session.handle_target(now, header);
-        let target = entry.target;
         self.counters.answers.count(answer);
         self.table.wake(slot);
-        self.note_answer(now, target, answer);
+        if let Some(handshake) = handshake {
+            self.note_handshake(target, handshake);
+        }
+        self.note_answer(now, target, answer, connecting);
     }
 
     /// Deadlines have passed.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.look_at_targets(now);
         self.expire_claims(now);
         while let Some((slot, entry)) = self.table.expired(now) {
             entry.session.handle_timeout(now);
+            let asks = matches!(entry.waits, Waits::Until(due) if now >= due);
             if let Some(since) = entry.session.stalled_since() {
                 let target = entry.target;
-                self.resumption.miss(target, since);
+                self.reconnect.miss(target, since);
+            }
+            if asks {
+                self.ask(now, slot);
             }
             self.table.wake(slot);
         }
-        if self.resumption.due().is_some_and(|due| now >= due) {
-            self.take_turn(now);
-        }
+        self.take_turns(now);
     }
 
     /// Ends all sessions, with a reset to the target each. No new ones begin.
@@ -373,7 +387,8 @@ impl Replayer {
 
     /// When [`Replayer::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Time> {
-        [self.table.next_deadline(), self.resumption.due(), self.claiming.due()].into_iter().flatten().min()
+        let deadlines = [self.table.next_deadline(), self.reconnect.due(self.reachable), self.claiming.due()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// The next thing to tell the intercepts.
@@ -395,10 +410,14 @@ impl Replayer {
             if let Some(entry) = self.table.entry(slot) {
                 if let Some(header) = entry.session.poll_transmit(now, out.payload()) {
                     let Some((_, src)) = entry.flow else { continue };
-                    let segment = entry.session.segment_size();
+                    let (dst, segment) = (entry.target, entry.session.segment_size());
+                    entry.budget.sent(now, &header);
+                    if header.flags.syn() {
+                        self.reconnect.syn_sent(now, dst);
+                    }
                     self.counters.segments += u64::from(header.payload_len.div_ceil(segment).max(1));
                     self.counters.bytes += u64::from(header.payload_len);
-                    return Some(Transmit { src, dst: entry.target, header, segment });
+                    return Some(Transmit { src, dst, header, segment });
                 }
                 if let Some(event) = entry.session.poll_event() {
                     self.handle_event(now, slot, event);
@@ -415,7 +434,7 @@ impl Replayer {
 
     fn handle_event(&mut self, now: Time, slot: usize, event: Event) {
         match event {
-            Event::Connect => self.connect(now, slot),
+            Event::Connect => self.ask(now, slot),
             Event::Exchange(exchange) => {
                 self.counters.exchanges.count(exchange.outcome);
                 self.counters.lag.record(exchange.late);
@@ -449,9 +468,6 @@ impl Replayer {
             return;
         }
         self.release(slot);
-        if !self.reachable {
-            return self.await_turn(slot);
-        }
         let Some(entry) = self.table.entry(slot) else { return };
         let (client, target, copy) = (entry.connection.client, entry.target, entry.copy);
         let refused = entry.refused;
@@ -473,11 +489,14 @@ impl Replayer {
         };
         if let Some(id) = self.table.assign(slot, local) {
             self.claims.push_back(Claim::Claim(id, FlowKey { client: local, server: target }));
+        }
+        if let Some(entry) = self.table.entry(slot) {
+            entry.waits = Waits::No;
             tracing::debug!(session = slot, %client, %target, address = %local, "session connects");
         }
     }
 
-    fn release(&mut self, slot: usize) {
+    pub(super) fn release(&mut self, slot: usize) {
         if let Some((id, flow)) = self.table.unassign(slot) {
             self.claims.push_back(Claim::Release(id, flow));
         }

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use slab::Slab;
 
+use super::budget::Budget;
+use super::reconnect::Waits;
 use crate::session::{Ledger, Session};
 use crate::wire::index::{Index, narrow, wide};
 use crate::wire::{FlowId, FlowKey, Time};
@@ -14,6 +16,10 @@ use crate::wire::{FlowId, FlowKey, Time};
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) session: Session,
+    /// The connections it may open.
+    pub(super) budget: Budget,
+    /// What it waits for, if it wants a connection.
+    pub(super) waits: Waits,
     /// The captured connection.
     pub(super) connection: FlowKey,
     /// Which copy of it this is.
@@ -171,6 +177,7 @@ impl Table {
     pub(super) fn insert(
         &mut self,
         session: Session,
+        budget: Budget,
         connection: FlowKey,
         copy: u16,
         target: SocketAddr,
@@ -178,6 +185,8 @@ impl Table {
         let serial = self.next_serial();
         let slot = self.entries.insert(Entry {
             session,
+            budget,
+            waits: Waits::No,
             connection,
             copy,
             sibling: None,
@@ -270,7 +279,11 @@ impl Table {
         self.account(slot, ledger);
         let Some(entry) = self.entries.get_mut(slot) else { return };
         entry.queued = false;
-        if let Some(deadline) = entry.session.poll_timeout()
+        let permit = match entry.waits {
+            Waits::Until(due) => Some(due),
+            Waits::No | Waits::Turn | Waits::Request => None,
+        };
+        if let Some(deadline) = [entry.session.poll_timeout(), permit].into_iter().flatten().min()
             && let Some(slot) = narrow(slot)
             && entry.armed.is_none_or(|armed| deadline < armed)
         {
@@ -383,7 +396,8 @@ mod tests {
         let syn = TcpHeader::bare(Seq(1), Seq(0), Flags::SYN, 1);
         for _ in 0..10 * STALE {
             let session = Session::open(Time::ZERO, Arc::default(), Arc::default(), &syn);
-            let slot = table.insert(session, connection, 0, connection.server);
+            let budget = Budget::new(syn.seq.add(1));
+            let slot = table.insert(session, budget, connection, 0, connection.server);
             table.wake(slot);
             table.settle(&mut Ledger::default());
             table.entry(slot).expect("there").session.end(Time::ZERO, End::Shed);

@@ -53,6 +53,22 @@ pub struct Config {
     pub buffer_limit: usize,
     /// Bytes that may leave as one train of segments, to be cut on the way; 0: each segment leaves by itself.
     pub max_train: u32,
+    /// A session without checks of its own: it never gives up, and asks for a connection whenever it has none.
+    #[cfg(test)]
+    pub relentless: bool,
+}
+
+impl Config {
+    #[cfg(test)]
+    pub(super) fn is_relentless(&self) -> bool {
+        self.relentless
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "tests have the setting")]
+    pub(super) fn is_relentless(&self) -> bool {
+        false
+    }
 }
 
 impl Default for Config {
@@ -67,6 +83,8 @@ impl Default for Config {
             gap_timeout: Duration::from_secs(3),
             buffer_limit: 64 << 20,
             max_train: 0,
+            #[cfg(test)]
+            relentless: false,
         }
     }
 }

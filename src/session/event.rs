@@ -139,6 +139,8 @@ pub enum End {
     ClientReset,
     /// The target reset it, and there was nothing left to say, or it did so again and again.
     TargetReset,
+    /// Its last connections to the target were established, and on none of them a new request byte was acknowledged.
+    NoProgress,
     /// The target did not answer.
     Unreachable,
     /// The target did not close its side after the client had.
@@ -163,6 +165,7 @@ crate::counted!(End {
     Completed => "completed",
     ClientReset => "client_reset",
     TargetReset => "target_reset",
+    NoProgress => "no_progress",
     Unreachable => "unreachable",
     Lingering => "lingering",
     Idle => "idle",

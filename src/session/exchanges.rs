@@ -79,6 +79,7 @@ impl From<End> for Outcome {
             End::TargetReset => Self::TargetReset,
             End::Completed
             | End::ClientReset
+            | End::NoProgress
             | End::Unreachable
             | End::Lingering
             | End::Idle

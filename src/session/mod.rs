@@ -26,6 +26,7 @@
 //! | `exchanges` | one report for each burst that left |
 //! | `ledger` | what became of every captured byte |
 //! | `connection`, `sender`, `receiver`, `rtt` | TCP toward the target |
+//! | `reconnect` | the session leaves a connection, or has it taken back, and goes on with another |
 //! | `replay`, `target` | the session, which ties these together; the target's segments |
 //!
 //! Imports `wire` only.
@@ -42,6 +43,7 @@ mod joining;
 mod learned;
 mod ledger;
 mod receiver;
+mod reconnect;
 mod replay;
 mod rtt;
 mod sender;
@@ -55,4 +57,4 @@ pub use config::{Config, GateMode, Latency, MidStream};
 pub use event::{Answer, End, Event, Exchange, Outcome, Taken};
 pub use learned::Learned;
 pub use ledger::{Fate, Ledger};
-pub use replay::Session;
+pub use replay::{ISS_STEP, Session};

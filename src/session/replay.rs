@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::client::Client;
 use super::config::{Config, Latency};
 use super::connection::{Connection, State};
-use super::event::{End, Event, Outcome, Taken};
+use super::event::{End, Event, Taken};
 use super::exchanges::Reports;
 use super::gate::{Decision, Gate};
 use super::joining::Joining;
@@ -24,8 +24,9 @@ const REST: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(60);
 
 /// By how much the initial sequence number of each connection of a session is ahead of the one
-/// before it: more than is ever in flight.
-const ISS_STEP: u32 = 1 << 24;
+/// before it: more than is ever in flight. The bytes of the connection number n, from 0, have the client's sequence
+/// numbers plus n times this.
+pub const ISS_STEP: u32 = 1 << 24;
 
 /// Where a session stands with its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub struct Session {
     pub(super) farewell: Option<TcpHeader>,
     pub(super) events: VecDeque<Event>,
     /// A connection was asked for, to begin with this upstream offset.
-    connecting: Option<u64>,
+    pub(super) connecting: Option<u64>,
     /// Where the last burst that passed begins, and when the target first answered it.
     pub(super) burst_start: u64,
     pub(super) first_answer: Option<Time>,
@@ -69,6 +70,10 @@ pub struct Session {
     joining: Joining,
     isn: Option<Seq>,
     syn_seen: bool,
+    /// The SYN is not repeated.
+    pub(super) syn_once: bool,
+    /// Since when the target answers no SYN of the session.
+    pub(super) unanswered_since: Option<Time>,
     /// How many connections were opened.
     connections: u32,
     /// How many exchanges are over.
@@ -123,6 +128,8 @@ impl Session {
             joining: Joining::default(),
             isn: None,
             syn_seen: false,
+            syn_once: false,
+            unanswered_since: None,
             connections: 0,
             exchanges: 0,
         }
@@ -181,6 +188,7 @@ impl Session {
         // earlier one on the same ports, or have it in TIME-WAIT.
         let iss = self.upstream.seq_at(base).sub(1).add(self.connections.wrapping_mul(ISS_STEP));
         self.connections = self.connections.wrapping_add(1);
+        self.syn_once = false;
         self.connection = Some(Connection::new(now, iss, base, &self.client, max_segment));
         self.burst_start = base;
         self.last_activity = now;
@@ -327,7 +335,7 @@ impl Session {
         let Some(connection) = &mut self.connection else { return };
         if connection.sender.timer().is_some_and(|timer| now >= timer) {
             connection.sender.handle_timer(now);
-            connection.syn_due = connection.state == State::SynSent;
+            connection.syn_due = connection.state == State::SynSent && !self.syn_once;
         }
     }
 
@@ -336,10 +344,11 @@ impl Session {
         self.connection.as_ref()?.sender.stalled_since()
     }
 
-    /// The target is back, or the way to it: what waits for a backed off timer leaves at `at`, if not
+    /// The target is back, or the way to it: data that wait for a backed off timer leave at `at`, if not
     /// before. Returns whether that is sooner.
     pub fn hasten(&mut self, at: Time) -> bool {
-        self.connection.as_mut().is_some_and(|connection| connection.sender.hasten(at))
+        let open = self.connection.as_mut().filter(|connection| connection.state == State::Open);
+        open.is_some_and(|connection| connection.sender.hasten(at))
     }
 
     /// When the hole in what was captured is taken for lost.
@@ -351,7 +360,10 @@ impl Session {
     fn expiry(&self) -> Option<(Time, End)> {
         let why = if self.phase == Phase::Joining { End::NotJoined } else { End::Idle };
         let idle = (self.last_activity + self.config.idle_timeout, why);
-        let Some(connection) = &self.connection else { return Some(idle) };
+        let unanswered = self.unanswered_since.map(|since| (since + self.config.give_up, End::Unreachable));
+        let Some(connection) = &self.connection else {
+            return [Some(idle), unanswered].into_iter().flatten().min_by_key(|(due, _)| *due);
+        };
         if let State::TimeWait(until) = connection.state {
             return Some((until, End::Completed));
         }
@@ -360,7 +372,7 @@ impl Session {
         let patience = if closed { self.config.idle_timeout } else { self.config.give_up };
         let stalled = connection.sender.stalled_since().map(|since| (since + patience, End::Unreachable));
         let linger = self.fin_acknowledged().then(|| (self.last_activity + LINGER, End::Lingering));
-        [Some(idle), stalled, linger].into_iter().flatten().min_by_key(|(due, _)| *due)
+        [Some(idle), unanswered, stalled, linger].into_iter().flatten().min_by_key(|(due, _)| *due)
     }
 
     /// When [`Session::handle_timeout`] is due, if nothing else happens before.
@@ -465,53 +477,6 @@ impl Session {
         match (self.upstream.close(), &self.connection) {
             (Some(Close::Fin(at)), Some(connection)) => connection.sender.una() > at,
             _ => false,
-        }
-    }
-
-    fn request_connection(&mut self, base: u64) {
-        self.connecting = Some(base);
-        self.events.push_back(Event::Connect);
-    }
-
-    /// Leaves the connection, and goes on with the next request at or after `from` on a new one.
-    pub(super) fn reconnect(&mut self, now: Time, from: u64) {
-        if let Some(connection) = self.connection.take()
-            && connection.state == State::Open
-        {
-            self.farewell = Some(connection.reset(now, &self.client));
-        }
-        self.resume(now, from);
-    }
-
-    /// The address and port of the connection belong to somebody else: begins anew on others, from
-    /// the first request that is not acknowledged. No reset, which would hit their connection.
-    pub fn move_connection(&mut self, now: Time) {
-        self.conclude_acknowledged(Outcome::Left);
-        let Some(connection) = self.connection.take() else { return };
-        let from = connection.sender.una();
-        if self.upstream.end() > from {
-            self.resume(now, from);
-        } else {
-            self.request_connection(from);
-        }
-    }
-
-    /// Without a connection: asks for one if a request is there, at or after `from`.
-    pub(super) fn resume(&mut self, now: Time, from: u64) {
-        let closed = self.upstream.close().is_some();
-        let boundary = self.upstream.restart_at_boundary(from);
-        let to = boundary.map_or(self.upstream.end(), |mark| mark.offset);
-        if to > from {
-            self.events.push_back(Event::Skipped(to - from));
-        }
-        match boundary {
-            Some(mark) if closed && mark.offset == self.upstream.end() => self.end(now, End::Completed),
-            Some(mark) => {
-                self.gate.restart(&mark);
-                self.request_connection(mark.offset);
-            }
-            None if closed => self.end(now, End::Completed),
-            None => self.upstream.skip(to),
         }
     }
 

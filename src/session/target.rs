@@ -50,6 +50,7 @@ impl Session {
             return Answer::Unacceptable;
         }
         connection.establish(now, header, &self.client, self.config.max_train);
+        self.unanswered_since = None;
         Answer::Accepted
     }
 
@@ -175,9 +176,9 @@ impl Session {
         }
         self.conclude_acknowledged(Outcome::TargetReset);
         self.connection = None;
-        self.resets += 1;
+        self.resets = self.resets.saturating_add(1);
         let all_acknowledged = self.upstream.close().is_some() && unacknowledged >= self.upstream.end();
-        if all_acknowledged || self.resets > MAX_RESETS {
+        if (all_acknowledged || self.resets > MAX_RESETS) && !self.config.is_relentless() {
             self.end(now, End::TargetReset);
         } else {
             self.resume(now, unacknowledged);

@@ -98,6 +98,11 @@ pub struct Settings {
     pub memory_limit: u64,
     /// The most sessions at a time, of all workers together.
     pub max_sessions: u32,
+    /// The most connections a second that replace others of their session, or resume after an outage; of all workers
+    /// together.
+    ///
+    /// The default, 1000, resumes a typical load within seconds and does not overload a target that has just started.
+    pub max_reconnects_per_second: u32,
     /// How long a session lives without a packet from either side.
     ///
     /// The default, 1 h, keeps idle connections open on the target as production has them open; those of clients
@@ -163,6 +168,7 @@ pub(super) struct Raw {
     capture: RawCapture,
     memory_limit: Text<Size>,
     max_sessions: Number<1, 10_000_000>,
+    max_reconnects_per_second: Number<1, 1_000_000>,
     idle_timeout: Text<Span>,
     mtu: Number<576, 65_535>,
     segmentation: Text<Segmentation>,
@@ -273,6 +279,7 @@ impl Settings {
             mid_stream: raw.mid_stream.0,
             memory_limit: raw.memory_limit.0.0,
             max_sessions: raw.max_sessions.to(),
+            max_reconnects_per_second: raw.max_reconnects_per_second.to(),
             idle_timeout: raw.idle_timeout.0.0,
             user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },

@@ -191,6 +191,15 @@ const KEYS: &[Key] = &[
         help: "Most sessions at a time; more are refused and counted",
     },
     Key {
+        name: "max-reconnects-per-second",
+        option: "max-reconnects-per-second",
+        short: None,
+        kind: Kind::Number,
+        value_name: "N",
+        default: "1000",
+        help: "Most connections a second beyond the first of each session, or after an outage",
+    },
+    Key {
         name: "idle-timeout",
         option: "idle-timeout",
         short: None,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
@@ -26,6 +27,7 @@ use crate::daemon::statistics::Rounds;
 use crate::daemon::threads::{self, Handle};
 use crate::daemon::wait::{wait, watch};
 use crate::doctor;
+use crate::replayer::TargetHealth;
 use crate::sys::links::LinkWatch;
 
 pub(super) const INBOX: Token = Token(0);
@@ -41,6 +43,8 @@ pub(super) struct Parts {
     pub(super) feed: Feed,
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
+    /// What the workers share of each target.
+    pub(super) targets: Vec<Arc<TargetHealth>>,
     pub(super) peers: Peers,
     pub(super) statistics: Statistics,
     /// In force.
@@ -133,8 +137,9 @@ impl Control {
         start::judge(&settings.warnings, doctor::online_host(&settings))?;
         // Only this can be refused; so it comes first.
         self.parts.feed.replace(&settings)?;
+        self.parts.targets = TargetHealth::of(&settings.mappings, &self.parts.targets);
         self.parts.peers.replace(&settings.intercepts);
-        self.parts.statistics.configure(settings.memory_limit, &settings.mappings);
+        self.parts.statistics.configure(&settings);
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
         // None are, or the settings would have been refused.
@@ -145,9 +150,9 @@ impl Control {
 
     /// Has the workers go by the settings that are in force.
     fn configure_workers(&self) {
-        let (settings, own) = (&self.parts.settings, self.parts.feed.own());
-        for (index, worker) in (0..).zip(&self.parts.workers) {
-            let configuration = configuration(settings, own, self.guard.forbidden(), index);
+        let Parts { settings, targets, feed, workers, .. } = &self.parts;
+        for (index, worker) in (0..).zip(workers) {
+            let configuration = configuration(settings, targets, feed.own(), self.guard.forbidden(), index);
             worker.orders.send(Order::Configure(Box::new(configuration)));
         }
     }

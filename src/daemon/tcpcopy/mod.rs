@@ -48,7 +48,7 @@ use super::start::{self, cannot};
 use super::threads;
 use crate::config::Action;
 use crate::config::tcpcopy::{PROGRAM, Segmentation, Settings};
-use crate::replayer;
+use crate::replayer::{self, TargetHealth};
 use crate::sys::handover::Kind;
 use crate::sys::links::LinkWatch;
 use crate::tunnel::Limits;
@@ -94,6 +94,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     // All that takes the others is open.
     privileges::give_up(&settings.user, feed::NEEDS)?;
 
+    let targets = TargetHealth::of(&settings.mappings, &[]);
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
     let mut workers = Vec::new();
@@ -103,7 +104,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
             clock,
             source,
             departures,
-            configuration: configuration(&settings, prepared.own(), Vec::new(), index),
+            configuration: configuration(&settings, &targets, prepared.own(), Vec::new(), index),
             origin,
         };
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
@@ -111,9 +112,21 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     }
     let feed = prepared.start(settings.rules)?;
     let peers = Peers::new(&settings.intercepts, workers.len());
-    let statistics = Statistics::new(clock.now(), settings.memory_limit, &settings.mappings);
-    let parts =
-        Parts { poll, clock, signals, links, feed, inbox, workers, peers, statistics, settings, level };
+    let statistics = Statistics::new(clock.now(), &settings);
+    let parts = Parts {
+        poll,
+        clock,
+        signals,
+        links,
+        feed,
+        inbox,
+        workers,
+        targets,
+        peers,
+        statistics,
+        settings,
+        level,
+    };
     Control::new(parts).map_err(cannot("poll"))?.run()
 }
 
@@ -136,15 +149,17 @@ fn tunnel_limits(sessions: u32) -> Limits {
     Limits { output: claims.saturating_add(1 << 20), ..Limits::default() }
 }
 
-/// What worker `index` goes by.
+/// What worker `index` goes by. `targets`: shared by all workers.
 fn configuration(
     settings: &Settings,
+    targets: &[Arc<TargetHealth>],
     own: Option<&Own>,
     forbidden: Vec<SocketAddr>,
     index: u16,
 ) -> Configuration {
+    let replay = replayer::Config { forbidden, ..replayer_config(settings, targets, own, index) };
     Configuration {
-        replay: Arc::new(replayer::Config { forbidden, ..replayer_config(settings, own, index) }),
+        replay: Arc::new(replay),
         intercepts: settings.intercepts.clone(),
         protocol: protocol(settings),
         coalesce: settings.coalesce,
@@ -160,7 +175,12 @@ fn protocol(settings: &Settings) -> Protocol {
     }
 }
 
-fn replayer_config(settings: &Settings, own: Option<&Own>, worker: u16) -> replayer::Config {
+fn replayer_config(
+    settings: &Settings,
+    targets: &[Arc<TargetHealth>],
+    own: Option<&Own>,
+    worker: u16,
+) -> replayer::Config {
     let share = |total: u64| total.div_ceil(u64::from(settings.workers.max(1)));
     let size = |total: u64| usize::try_from(share(total)).unwrap_or(usize::MAX);
     let session = session::Config {
@@ -181,6 +201,8 @@ fn replayer_config(settings: &Settings, own: Option<&Own>, worker: u16) -> repla
         session: Arc::new(session),
         mappings: settings.mappings.clone(),
         forbidden: Vec::new(),
+        targets: targets.to_vec(),
+        reconnects_per_second: settings.max_reconnects_per_second,
         pools: settings.pools.clone(),
         local: own.map(|own| own.local().clone()),
         copies: settings.copies,

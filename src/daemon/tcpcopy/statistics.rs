@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::peers::Peers;
 use super::worker::Snapshot;
+use crate::config::tcpcopy::Settings;
 use crate::daemon::condition::{self, Condition, Turn};
 use crate::daemon::statistics::{grouped, list, rate};
 use crate::daemon::{message_id, notify};
@@ -55,6 +56,7 @@ impl Totals {
 #[derive(Debug)]
 pub(super) struct Statistics {
     memory_limit: u64,
+    reconnect_limit: u32,
     mappings: Vec<Mapping>,
     /// At the round before.
     before: Totals,
@@ -69,17 +71,19 @@ pub(super) struct Statistics {
     behind: Condition,
     /// How late requests leave, by the last round.
     lag: Duration,
+    reconnects: Condition,
     /// Targets that are known, and those that are silent.
     targets: Vec<(SocketAddr, Condition)>,
     ready: bool,
 }
 
 impl Statistics {
-    /// Nothing is known yet. `memory_limit` is that of all sessions, in bytes.
-    pub(super) fn new(now: Time, memory_limit: u64, mappings: &[Mapping]) -> Self {
+    /// Nothing is known yet.
+    pub(super) fn new(now: Time, settings: &Settings) -> Self {
         Self {
-            memory_limit,
-            mappings: mappings.to_vec(),
+            memory_limit: settings.memory_limit,
+            reconnect_limit: settings.max_reconnects_per_second,
+            mappings: settings.mappings.clone(),
             before: Totals::default(),
             before_at: now,
             logged: Totals::default(),
@@ -89,15 +93,18 @@ impl Statistics {
             refused: Condition::default(),
             behind: Condition::default(),
             lag: Duration::ZERO,
+            reconnects: Condition::default(),
             targets: Vec::new(),
             ready: false,
         }
     }
 
-    /// The memory limit, and where sessions go, from now on.
-    pub(super) fn configure(&mut self, memory_limit: u64, mappings: &[Mapping]) {
-        self.memory_limit = memory_limit;
-        self.mappings = mappings.to_vec();
+    /// Goes by other settings.
+    pub(super) fn configure(&mut self, settings: &Settings) {
+        self.memory_limit = settings.memory_limit;
+        self.reconnect_limit = settings.max_reconnects_per_second;
+        self.mappings.clone_from(&settings.mappings);
+        let mappings = &self.mappings;
         self.targets.retain(|(address, _)| mappings.iter().any(|mapping| mapping.target == *address));
     }
 
@@ -116,6 +123,7 @@ impl Statistics {
         self.watch_drops(now, &totals);
         self.watch_sampling(now, &totals);
         self.watch_refusals(now, &totals);
+        self.watch_reconnects(now, &totals);
         self.watch_targets(now, &totals.workers.targets);
         self.watch_lag(now, &totals);
         notify::status(&self.status(now, &totals, peers));
@@ -217,6 +225,30 @@ impl Statistics {
         }
     }
 
+    fn watch_reconnects(&mut self, now: Time, totals: &Totals) {
+        let (after, before) = (&totals.workers.replay, &self.before.workers.replay);
+        let delayed = after.reconnects_delayed - before.reconnects_delayed;
+        match self.reconnects.look(now, delayed) {
+            None => {}
+            Some(Turn::Begins) => tracing::warn!(
+                MESSAGE_ID = message_id::RECONNECT_LIMIT_REACHED,
+                delayed,
+                limit = self.reconnect_limit,
+                "{delayed} connections to targets wait: more than {} a second replace others of their session or resume \
+                 after an outage (max-reconnects-per-second); if no target was away, find out why targets end \
+                 connections early",
+                self.reconnect_limit,
+            ),
+            Some(Turn::Ends { lasted, count }) => tracing::info!(
+                MESSAGE_ID = message_id::RECONNECT_LIMIT_LEFT,
+                delayed = count,
+                seconds = lasted.as_secs(),
+                "connections to targets no longer wait for max-reconnects-per-second: {count} waited in {} s",
+                lasted.as_secs(),
+            ),
+        }
+    }
+
     fn watch_targets(&mut self, now: Time, targets: &[Target]) {
         // What is no target any more is nobody's concern, though sessions may still wait for it.
         let wanted = |target: &&Target| self.mappings.iter().any(|mapping| mapping.target == target.address);
@@ -227,16 +259,11 @@ impl Statistics {
                 self.targets.len() - 1
             });
             let Some((_, condition)) = self.targets.get_mut(at) else { continue };
-            let silence = target.silence(now).filter(|silence| *silence >= UNREACHABLE);
+            let canary = target.canary.map(|since| now.since(since));
+            let silence = target.silence(now).max(canary).filter(|silence| *silence >= UNREACHABLE);
             match condition.look(now, u64::from(silence.is_some())) {
                 None => {}
-                Some(Turn::Begins) => tracing::warn!(
-                    MESSAGE_ID = message_id::TARGET_UNREACHABLE,
-                    target = %target.address,
-                    seconds = silence.unwrap_or_default().as_secs(),
-                    "the target answers nothing; sessions wait for it: is its service running, and its route for the \
-                     replayed clients in place?"
-                ),
+                Some(Turn::Begins) => warn_of_target(target, silence.unwrap_or_default()),
                 Some(Turn::Ends { lasted, .. }) => tracing::info!(
                     MESSAGE_ID = message_id::TARGET_BACK,
                     target = %target.address,
@@ -298,6 +325,7 @@ impl Statistics {
         text.extend(condition::named([
             (&self.memory, "memory limit"),
             (&self.sampling, "sampling reduced"),
+            (&self.reconnects, "reconnect limit"),
             (&self.drops, "queue drops"),
         ]));
         text.join("; ")
@@ -347,6 +375,13 @@ impl Statistics {
             started = replay.started,
             started_per_s = rate(replay.started, logged.replay.started, time),
             connections = replay.connections,
+            reconnects = replay.reconnects,
+            reconnects_delayed = replay.reconnects_delayed,
+            backed_off = replay.backed_off,
+            canaries = replay.canaries,
+            taken_back = replay.taken_back,
+            connections_waiting = totals.workers.targets.iter().map(|target| target.waiting).sum::<usize>(),
+            suspect_targets = totals.workers.targets.iter().filter(|target| target.canary.is_some()).count(),
             ended = list(&replay.ended),
             no_address = replay.no_address,
             claims_refused = replay.claims_refused,
@@ -375,6 +410,44 @@ impl Statistics {
 
 fn saturated(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+/// Says what is the matter with a target, and what is done about it.
+fn warn_of_target(target: &Target, silence: Duration) {
+    let Target { address, refuses, waiting, .. } = target;
+    let seconds = silence.as_secs();
+    let (reason, what) = match target.canary {
+        Some(_) if *refuses => (
+            "refuses",
+            format!(
+                "the target {address} has refused connections for {seconds} s; at most one connection per second is \
+                 tried, {waiting} sessions wait: start its service, or correct the port"
+            ),
+        ),
+        Some(_) => (
+            "unanswered_syns",
+            format!(
+                "the target {address} has not answered a SYN for {seconds} s; at most one connection per second is \
+                 tried, {waiting} sessions wait: check that it is up, and that its route for the replayed clients leads \
+                 to intercept"
+            ),
+        ),
+        None => (
+            "unacknowledged_data",
+            format!(
+                "the target {address} has not acknowledged data for {seconds} s; sessions wait for it: check that it is \
+                 up, and that its route for the replayed clients leads to intercept"
+            ),
+        ),
+    };
+    tracing::warn!(
+        MESSAGE_ID = message_id::TARGET_UNREACHABLE,
+        target = %address,
+        seconds,
+        reason,
+        waiting,
+        "{what}"
+    );
 }
 
 /// A histogram for one field of a log line, coarser than it is.

@@ -416,7 +416,7 @@ impl Worker {
             sessions: self.replayer.sessions(),
             buffered: self.replayer.buffered(),
             memory: self.replayer.memory(),
-            targets: self.replayer.targets().to_vec(),
+            targets: self.replayer.targets(),
             behind: self.source_ready,
             backlog,
             ..self.totals.clone()

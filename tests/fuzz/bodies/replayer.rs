@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tcpcopy::replayer::{Claim, ClaimLoss, Config, Replayer};
+use tcpcopy::replayer::{Claim, ClaimLoss, Config, Replayer, TargetHealth};
 use tcpcopy::session::{self, MidStream};
 use tcpcopy::wire::flow::split;
 use tcpcopy::wire::{
@@ -78,13 +78,16 @@ impl Course {
             port,
             target: address(target),
         };
+        let mappings = vec![
+            any(None, 80, TARGETS[0]),
+            any(Some("10.1.0.1"), 81, TARGETS[1]),
+            any(Some("fd01::1"), 80, TARGETS[2]),
+        ];
         let config = Config {
             session: Arc::new(session),
-            mappings: vec![
-                any(None, 80, TARGETS[0]),
-                any(Some("10.1.0.1"), 81, TARGETS[1]),
-                any(Some("fd01::1"), 80, TARGETS[2]),
-            ],
+            targets: TargetHealth::of(&mappings, &[]),
+            reconnects_per_second: input.of(&[1_000, 1_000_000]),
+            mappings,
             pools: pools.iter().map(|pool| pool.parse().expect("prefix")).collect(),
             local: None,
             copies: input.of(&[1, 1, 3]),

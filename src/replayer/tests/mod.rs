@@ -2,6 +2,7 @@
 
 mod claims;
 mod configuration;
+mod connections;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -43,7 +44,14 @@ struct Bench {
 }
 
 impl Bench {
+    /// Of a target that has answered before.
     fn new(config: Config) -> Self {
+        config.targets.iter().for_each(|health| health.answered(MS));
+        Self::at_start(config)
+    }
+
+    /// Of a target that nothing is known of.
+    fn at_start(config: Config) -> Self {
         let mut bench = Self {
             replayer: Replayer::new(Arc::new(config)),
             now: Time::from_micros(1_000_000),
@@ -176,61 +184,7 @@ fn next_sent(b: &mut Bench) -> Vec<Transmit> {
     }
 }
 
-/// Lets so many SYNs be sent in vain.
-fn try_in_vain(b: &mut Bench, times: usize) {
-    let mut sent = 0;
-    while sent < times {
-        sent += next_sent(b).len();
-    }
-}
-
 const MS: Duration = Duration::from_millis(1);
-
-#[test]
-fn an_intercept_that_is_back_gets_connections_by_and_by() {
-    let mut b = Bench::new(Config { max_sessions: 1000, ..config() });
-    b.replayer.set_reachable(b.now, false);
-    for port in 1..=250 {
-        b.syn(&format!("10.9.0.1:{port}"));
-    }
-    let back = b.now;
-    b.replayer.set_reachable(b.now, true);
-    assert_eq!(b.run().len(), 100);
-    assert_eq!((next_sent(&mut b).len(), b.now), (100, back + 10 * MS));
-    assert_eq!((next_sent(&mut b).len(), b.now), (50, back + 20 * MS));
-}
-
-#[test]
-fn an_intercept_that_is_back_is_tried_at_once() {
-    let mut b = Bench::new(config());
-    (1..=5).for_each(|port| drop(b.syn(&format!("10.9.0.1:{port}"))));
-    b.replayer.set_reachable(b.now, false);
-    try_in_vain(&mut b, 15);
-    let back = b.now + 50 * MS;
-    b.now = back;
-    b.replayer.set_reachable(b.now, true);
-    assert!(b.run().is_empty());
-    try_in_vain(&mut b, 5);
-    assert_eq!(b.now, back + MS * 4 / 10, "each at its own time");
-    next_sent(&mut b);
-    assert!(b.now > back + 3_000 * MS, "with the back-off as it was");
-}
-
-#[test]
-fn a_target_that_answers_one_after_a_silence_is_tried_by_all() {
-    let mut b = Bench::new(config());
-    b.syn("10.9.0.1:1");
-    b.target(addr("10.9.0.1:1"), header(500, 101, Flags::SYN | A, 0));
-    b.client("10.9.0.1:1", header(101, 1, A, 5), b"hello");
-    b.syn("10.9.0.2:2");
-    try_in_vain(&mut b, 8);
-    b.now += MS;
-    b.target(addr("10.9.0.1:1"), header(501, 101, A, 1));
-    let answered = b.now;
-    let sent: Vec<_> = (0..2).flat_map(|_| next_sent(&mut b)).map(|transmit| transmit.header.flags).collect();
-    assert_eq!(sent, [Flags::PSH | A, Flags::SYN]);
-    assert!(b.now < answered + MS);
-}
 
 #[test]
 fn a_session_that_ends_while_it_waits_gives_its_place_to_nobody() {
@@ -435,7 +389,7 @@ fn without_an_intercept_the_queue_for_connections_is_bounded_as_sessions_are() {
         b.client(CLIENT, header(n * 1_000, 0, Flags::SYN, 0), b"");
         b.client(CLIENT, header(n * 1_000 + 1, 0, Flags::RST, 0), b"");
     }
-    assert!(b.replayer.resumption.len() < 500, "{} wait", b.replayer.resumption.len());
+    assert!(b.replayer.reconnect.len() < 500, "{} wait", b.replayer.reconnect.len());
     b.replayer.set_reachable(b.now, true);
     b.run();
     assert!(b.counters().connections > 0);
@@ -489,6 +443,9 @@ fn bytes_that_reach_no_session_are_counted_for_each_copy() {
     // One copy is refused again and again until it gives up; the others go on without it.
     let copies = b.replayer.sessions();
     while b.replayer.sessions() == copies {
+        while b.claims.len() < copies {
+            next_sent(&mut b);
+        }
         let (id, _) = *b.claims.iter().max_by_key(|(id, _)| id.0 & u64::from(u32::MAX)).expect("claimed");
         b.replayer.handle_claim_loss(b.now, id, ClaimLoss::Taken);
         b.run();
@@ -555,7 +512,7 @@ fn deadlines_are_met() {
         b.replayer.handle_timeout(due);
         syns += b.run().iter().filter(|transmit| transmit.header.flags == Flags::SYN).count();
     }
-    assert_eq!((syns, b.replayer.sessions()), (3, 0), "after 1 s and 3 s");
+    assert_eq!((syns, b.replayer.sessions()), (4, 0), "after 1, 2 and 4 s");
     assert_eq!(b.counters().ended.of(End::Unreachable), 1);
 }
 
@@ -565,17 +522,14 @@ fn a_target_that_answers_nothing_is_known() {
     let local = b.syn(CLIENT).first().expect("a SYN").src;
     assert_eq!(b.replayer.targets(), []);
     let began = b.now;
-    for _ in 0..3 {
-        b.now = b.replayer.poll_timeout().expect("a retransmission");
-        b.replayer.handle_timeout(b.now);
-        b.run();
-    }
-    let silence = |b: &Bench| b.replayer.targets().first().expect("the target").silence(b.now);
-    assert_eq!(silence(&b), Some(b.now - began));
-    let syn_ack = header(7, 101, Flags::SYN | Flags::ACK, 0);
+    let tried: Vec<_> = (0..5).flat_map(|_| next_sent(&mut b)).collect();
+    let unanswered = |b: &Bench| b.replayer.targets().first().and_then(|target| target.canary);
+    assert_eq!(unanswered(&b), Some(began));
+    let syn = tried.iter().rfind(|sent| sent.header.flags == Flags::SYN).expect("a canary");
+    let syn_ack = header(7, syn.header.seq.add(1).0, Flags::SYN | Flags::ACK, 0);
     let (id, key) = *b.claims.first().expect("claimed");
     assert_eq!(key.client, local);
     b.replayer.handle_target(b.now, id, &syn_ack);
     b.run();
-    assert_eq!(silence(&b), None);
+    assert_eq!(unanswered(&b), None);
 }
