@@ -26,6 +26,8 @@ message_ids! {
     RESTART_NEEDED = "112ca608049641e9a6b603967407dfae";
     /// Somebody had changed the rules, or the sink was gone: they are back.
     RULES_BACK = "043fef38dbd747dda8e4dcc0140238c0";
+    /// A closed host dropped traffic of a kind that it had not seen before; an entry of `pass` would let it through.
+    STRAY_DROPPED = "058710cec410450aad4a77fd3b824b7e";
     /// The rules are not there and cannot be put back by the program.
     RULES_MISSING = "04718b9e107042b299266e2d5d4101c1";
     /// Less of production is replayed than was asked for: a limit is reached.

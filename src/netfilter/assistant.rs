@@ -43,7 +43,8 @@ const RAW: i32 = -300;
 const MANGLE: i32 = -150;
 
 const RESPONSES: &str = "responses";
-const BLACKHOLE: &str = "blackhole";
+/// Its counters count dropped fragments.
+pub(super) const BLACKHOLE: &str = "blackhole";
 /// Its counters count dropped ICMP errors.
 pub(super) const ERRORS: &str = "errors";
 /// The counter of its last rule counts what no other rule took: strays.
@@ -206,22 +207,23 @@ fn blackhole_chain(
 
 /// Where everything of a target comes that is no response; `None` where that is not looked at.
 fn closed_chain(spec: &AssistantSpec, family: Family) -> Option<Chain> {
-    let mut rules = match spec.place {
-        Place::Assistant => vec![rule([Match::DaddrLocal], [Statement::Return])],
+    let mut rules = fragments(spec, family);
+    match spec.place {
+        Place::Assistant => rules.insert(0, rule([Match::DaddrLocal], [Statement::Return])),
         Place::Target if spec.is_closed(family) => {
-            vec![rule([Match::TcpSport(spec.tunnel_port)], [Statement::Return])]
+            rules.push(rule([Match::TcpSport(spec.tunnel_port)], [Statement::Return]));
         }
         Place::Target => return None,
-    };
+    }
     if !spec.is_closed(family) {
-        rules.extend(fragments(spec, family));
         return Some(regular(CLOSED, rules));
     }
     rules.extend(never_forwarded(spec.place, family));
-    rules.extend(fragments(spec, family));
     rules.extend(spec.pass.iter().filter_map(|pass| pass_rule(spec, family, pass)));
     let by_ports = Statement::Count { set: STRAYS, key: SetKey::Ports };
-    rules.extend(WITH_PORTS.map(|protocol| rule([Match::L4Proto(protocol)], [by_ports.clone()])));
+    rules.extend(
+        WITH_PORTS.map(|protocol| rule([Match::L4Proto(protocol), Match::NotFragment], [by_ports.clone()])),
+    );
     rules.push(rule([], [Statement::Count { set: STRAY_PROTOCOLS, key: SetKey::Protocol }]));
     rules.push(rule([], [Statement::Counter, Statement::Drop]));
     Some(regular(CLOSED, rules))
@@ -269,7 +271,8 @@ fn pass_rule(spec: &AssistantSpec, family: Family, pass: &Pass) -> Option<Rule> 
     let protocol = pass.protocol.map(Match::L4Proto);
     let sport = pass.sport.clone().map(Match::Sports);
     let dport = pass.dport.clone().map(Match::Dports);
-    let matches = [from, to, protocol, sport, dport].into_iter().flatten();
+    let whole = (pass.sport.is_some() || pass.dport.is_some()).then_some(Match::NotFragment);
+    let matches = [from, to, protocol, whole, sport, dport].into_iter().flatten();
     Some(rule(matches, [Statement::SetMark(spec.accept_mark), Statement::Accept]))
 }
 

@@ -193,6 +193,7 @@ fn kernel_options(rule: &Rule, family: Family, queue: QueueKind) -> Vec<&'static
         | Match::Sports(_)
         | Match::Dports(_)
         | Match::Fragment
+        | Match::NotFragment
         | Match::HopLimit(_)
         | Match::NotIn { .. } => None,
     };

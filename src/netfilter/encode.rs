@@ -1,7 +1,7 @@
 //! A rule as the expressions the kernel evaluates.
 
 use std::ffi::CString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use nftnl::expr::{Bitwise, Cmp, CmpOp, Counter, Immediate, Meta, Register as CrateRegister, Verdict};
 use nftnl::{Chain as ChainMessage, Rule as RuleMessage};
@@ -85,6 +85,7 @@ fn needs_tcp(condition: &Match) -> bool {
         | Match::Sports(_)
         | Match::Dports(_)
         | Match::Fragment
+        | Match::NotFragment
         | Match::HopLimit(_)
         | Match::Length(_)
         | Match::LengthAtMost(_)
@@ -124,7 +125,8 @@ fn add_match(rule: &mut RuleMessage<'_>, family: Family, condition: &Match) {
         Match::Dports(ports) => {
             add_range(rule, &transport(2, 2), ports.start().to_be_bytes(), ports.end().to_be_bytes());
         }
-        Match::Fragment => add_fragment(rule, family),
+        Match::Fragment => add_fragment(rule, family, true),
+        Match::NotFragment => add_fragment(rule, family, false),
         Match::HopLimit(hops) => equal(rule, &network(7, 1), &[*hops]),
         // The check of the protocol itself, which the caller has added.
         Match::Tcp => {}
@@ -154,12 +156,7 @@ fn add_match(rule: &mut RuleMessage<'_>, family: Family, condition: &Match) {
             equal(rule, &transport(header.quoted.destination, header.address), &octets(to.ip()));
             equal(rule, &transport(header.quoted.port, 2), &to.port().to_be_bytes());
         }
-        Match::QuotedTcpWithOptionsTo(to) => {
-            rule.add_expr(&transport(Quoted::BEGIN, 1));
-            rule.add_expr(&Cmp::new(CmpOp::Neq, [PLAIN_IPV4].as_slice()));
-            equal(rule, &transport(header.quoted.protocol, 1), &[TCP]);
-            equal(rule, &transport(header.quoted.destination, header.address), &to.octets());
-        }
+        Match::QuotedTcpWithOptionsTo(to) => add_quoted_with_options(rule, header, *to),
         Match::NotIn { set, client } => {
             load_flow(rule, header, *client, Register::R1);
             rule.add_expr(&Expr::not_in(&c_string(set), Register::R1));
@@ -249,16 +246,25 @@ fn load_key(rule: &mut RuleMessage<'_>, header: Header, key: SetKey) {
     }
 }
 
+fn add_quoted_with_options(rule: &mut RuleMessage<'_>, header: Header, to: Ipv4Addr) {
+    let transport = |offset, length| Expr::payload(Base::Transport, offset, length, Register::R1);
+    rule.add_expr(&transport(Quoted::BEGIN, 1));
+    rule.add_expr(&Cmp::new(CmpOp::Neq, [PLAIN_IPV4].as_slice()));
+    equal(rule, &transport(header.quoted.protocol, 1), &[TCP]);
+    equal(rule, &transport(header.quoted.destination, header.address), &to.octets());
+}
+
 /// IPv4 says it in the header, by an offset or that more follows (RFC 791); IPv6 by an extension header.
-fn add_fragment(rule: &mut RuleMessage<'_>, family: Family) {
+fn add_fragment(rule: &mut RuleMessage<'_>, family: Family, is_one: bool) {
     match family {
         Family::Ip => {
             const OFFSET_OR_MORE: u16 = 0x3fff;
             rule.add_expr(&Expr::payload(Base::Network, 6, 2, Register::R1));
             rule.add_expr(&Bitwise::new(OFFSET_OR_MORE.to_be_bytes().as_slice(), [0_u8, 0].as_slice()));
-            rule.add_expr(&Cmp::new(CmpOp::Neq, [0_u8, 0].as_slice()));
+            let compare = if is_one { CmpOp::Neq } else { CmpOp::Eq };
+            rule.add_expr(&Cmp::new(compare, [0_u8, 0].as_slice()));
         }
-        Family::Ip6 => equal(rule, &Expr::has_fragment_header(), &[1]),
+        Family::Ip6 => equal(rule, &Expr::has_fragment_header(), &[u8::from(is_one)]),
     }
 }
 

@@ -8,6 +8,7 @@ use super::link::{Failure, Link};
 use super::message::Captured;
 use super::readback::{self, Presence};
 use super::ruleset::{Family, Ruleset, TableName};
+use super::strays::{self, Strays};
 
 /// Rules in force, and the socket they were installed through.
 ///
@@ -175,6 +176,11 @@ impl Installed {
     /// What the rules of an online host have counted since they were installed.
     pub fn captured(&mut self) -> io::Result<Captured> {
         readback::counted(&mut self.link, &self.ruleset)
+    }
+
+    /// What an intercept's rules have dropped although it was no response, in each table.
+    pub fn strays(&mut self) -> io::Result<Vec<(Family, Strays)>> {
+        strays::read(&mut self.link, &self.ruleset)
     }
 
     fn put(&mut self, ruleset: &Ruleset) -> Result<(), InstallError> {

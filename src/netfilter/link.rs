@@ -87,7 +87,7 @@ impl Link {
             libc::NFT_MSG_GETTABLE,
             libc::NLM_F_ACK,
             family.protocol(),
-            Some(name),
+            &[(message::TABLE_NAME, name.as_str())],
             &mut |_, attributes| {
                 flags = Some(attributes.number(message::TABLE_FLAGS).map_or(0, u32::from_be_bytes));
             },
@@ -107,33 +107,56 @@ impl Link {
         name: &TableName,
         each: &mut dyn FnMut(Attributes<'_>),
     ) -> io::Result<()> {
-        self.ask(kind, libc::NLM_F_DUMP, family.protocol(), Some(name), &mut |found, attributes| {
-            // Dumps of chains hold those of other tables too.
-            let ours = attributes.string(message::TABLE_NAME) == Some(name.as_str().as_bytes());
-            if found == family.protocol() && ours {
-                each(attributes);
-            }
-        })
+        self.ask(
+            kind,
+            libc::NLM_F_DUMP,
+            family.protocol(),
+            &[(message::TABLE_NAME, name.as_str())],
+            &mut |found, attributes| {
+                // Dumps of chains hold those of other tables too.
+                let ours = attributes.string(message::TABLE_NAME) == Some(name.as_str().as_bytes());
+                if found == family.protocol() && ours {
+                    each(attributes);
+                }
+            },
+        )
     }
 
     /// Calls `each` with every object of one kind in all tables, and its family (`NFPROTO_*`).
     pub(super) fn dump_all(&mut self, kind: i32, each: &mut dyn FnMut(u8, Attributes<'_>)) -> io::Result<()> {
         const NFPROTO_UNSPEC: u8 = 0;
-        self.ask(kind, libc::NLM_F_DUMP, NFPROTO_UNSPEC, None, each)
+        self.ask(kind, libc::NLM_F_DUMP, NFPROTO_UNSPEC, &[], each)
     }
 
+    /// Calls `each` with every element of a set of a table.
+    pub(super) fn dump_set(
+        &mut self,
+        family: Family,
+        name: &TableName,
+        set: &str,
+        each: &mut dyn FnMut(Attributes<'_>),
+    ) -> io::Result<()> {
+        const ELEMENTS: u16 = 3;
+        let about = [(message::TABLE_NAME, name.as_str()), (message::SET_NAME, set)];
+        let kind = libc::NFT_MSG_GETSETELEM;
+        self.ask(kind, libc::NLM_F_DUMP, family.protocol(), &about, &mut |_, attributes| {
+            let elements = attributes.nested(ELEMENTS).into_iter().flatten();
+            elements.for_each(|(_, element)| each(Attributes::new(element)));
+        })
+    }
+
+    /// Sends a request with names as attributes, and reads the answer to its end.
     fn ask(
         &mut self,
         kind: i32,
         flags: i32,
         family: u8,
-        name: Option<&TableName>,
+        about: &[(u16, &str)],
         each: &mut dyn FnMut(u8, Attributes<'_>),
     ) -> io::Result<()> {
         self.discard_leftovers();
         self.sequence = self.sequence.wrapping_add(1);
         let number = self.sequence;
-        let about = name.map(|name| (message::TABLE_NAME, name.as_str()));
         self.socket.send(&message::request(kind, flags, number, family, about))?;
         let deadline = Instant::now() + ANSWER_LIMIT;
         let mut interrupted = false;

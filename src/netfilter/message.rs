@@ -152,9 +152,20 @@ pub(super) fn has_expression(rule: &Attributes<'_>, name: &[u8]) -> bool {
 
 /// The counter of a rule, if it has one.
 pub(super) fn rule_counter(rule: &Attributes<'_>) -> Option<Counters> {
+    let (_, counter) = expressions(rule).find(|(name, _)| *name == b"counter")?;
+    counter_values(&counter)
+}
+
+/// The counter of a set's element, if it has one.
+pub(super) fn element_counter(element: &Attributes<'_>) -> Option<Counters> {
+    const ELEMENT_EXPRESSION: u16 = 7;
+    const EXPRESSION_DATA: u16 = 2;
+    counter_values(&element.nested(ELEMENT_EXPRESSION)?.nested(EXPRESSION_DATA)?)
+}
+
+fn counter_values(counter: &Attributes<'_>) -> Option<Counters> {
     const COUNTER_BYTES: u16 = 1;
     const COUNTER_PACKETS: u16 = 2;
-    let (_, counter) = expressions(rule).find(|(name, _)| *name == b"counter")?;
     let packets = u64::from_be_bytes(counter.number(COUNTER_PACKETS)?);
     let bytes = u64::from_be_bytes(counter.number(COUNTER_BYTES)?);
     Some(Counters { packets, bytes })
@@ -204,17 +215,18 @@ pub struct Captured {
     pub over_limit: Counters,
 }
 
-/// A request to nf_tables: `NFT_MSG_GET*` for what `family` (`NFPROTO_*`) has, with one attribute at most.
+/// A request to nf_tables: `NFT_MSG_GET*` for what `family` (`NFPROTO_*`) has, with names as attributes.
 pub(super) fn request(
     kind: i32,
     flags: i32,
     sequence: u32,
     family: u8,
-    attribute: Option<(u16, &str)>,
+    attributes: &[(u16, &str)],
 ) -> Vec<u8> {
     const HEADERS: usize = 20;
-    let attribute = attribute.map(|(kind, text)| (kind, text, 4 + text.len() + 1));
-    let length = HEADERS + attribute.map_or(0, |(.., length)| length.next_multiple_of(4));
+    let attribute_length = |text: &str| 4 + text.len() + 1;
+    let padded = |(_, text): &(u16, &str)| attribute_length(text).next_multiple_of(4);
+    let length = HEADERS + attributes.iter().map(padded).sum::<usize>();
     let kind = libc::NFNL_SUBSYS_NFTABLES << 8 | kind;
     let narrow = |number: i32| u16::try_from(number).expect("netlink kinds and flags have 16 bits");
     let mut bytes = Vec::with_capacity(length);
@@ -224,12 +236,13 @@ pub(super) fn request(
     bytes.extend(sequence.to_ne_bytes());
     bytes.extend(0_u32.to_ne_bytes());
     bytes.extend([family, 0, 0, 0]);
-    if let Some((kind, text, length)) = attribute {
-        bytes.extend(u16::try_from(length).expect("names are short").to_ne_bytes());
+    for (kind, text) in attributes {
+        bytes.extend(u16::try_from(attribute_length(text)).expect("names are short").to_ne_bytes());
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(text.as_bytes());
+        bytes.push(0);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
     }
-    bytes.resize(length, 0);
     bytes
 }
 
@@ -239,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_request_reads_back() {
-        let bytes = request(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, 7, 2, Some((TABLE_NAME, "tcpcopy")));
+        let bytes = request(libc::NFT_MSG_GETTABLE, libc::NLM_F_ACK, 7, 2, &[(TABLE_NAME, "tcpcopy")]);
         assert_eq!(bytes.len(), 32);
         let message = Message::parse(&bytes).unwrap();
         assert_eq!(message.sequence, 7);
@@ -253,7 +266,7 @@ mod tests {
 
     #[test]
     fn short_or_lying_messages_are_refused() {
-        let bytes = request(libc::NFT_MSG_GETTABLE, 0, 7, 2, Some((TABLE_NAME, "tcpcopy")));
+        let bytes = request(libc::NFT_MSG_GETTABLE, 0, 7, 2, &[(TABLE_NAME, "tcpcopy")]);
         for length in 0..20 {
             let cut = &bytes[..length];
             assert!(Message::parse(cut).is_none_or(|message| message.content().is_none()), "{length}");

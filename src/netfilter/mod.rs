@@ -25,6 +25,7 @@ mod online;
 mod readback;
 mod ruleset;
 mod sink_table;
+mod strays;
 mod text;
 mod watch;
 mod xtables;
@@ -41,4 +42,5 @@ pub use ruleset::{
     BadTableName, Chain, Device, End, Families, Family, Hook, Match, Queues, Rule, Ruleset, Set, Statement,
     Table, TableName,
 };
+pub use strays::{Strays, strays};
 pub use watch::{Change, RulesWatch};

@@ -297,6 +297,9 @@ pub enum Match {
     Dports(RangeInclusive<u16>),
     /// The packet is a fragment of a larger one; the first fragment counts.
     Fragment,
+    /// The packet is no fragment. To be set before ports are compared for a packet to pass: Linux up to 6.18 at least
+    /// takes the first bytes of a later fragment for ports.
+    NotFragment,
     /// The hop limit of IPv6.
     HopLimit(u8),
     /// TCP.

@@ -115,6 +115,10 @@ fn write_match(f: &mut Formatter<'_>, family: Family, condition: &Match) -> fmt:
             Family::Ip => "ip frag-off & 0x3fff != 0",
             Family::Ip6 => "exthdr frag exists",
         }),
+        Match::NotFragment => f.write_str(match family {
+            Family::Ip => "ip frag-off & 0x3fff == 0",
+            Family::Ip6 => "exthdr frag missing",
+        }),
         Match::HopLimit(hops) => write!(f, "ip6 hoplimit {hops}"),
         Match::Tcp => f.write_str("meta l4proto tcp"),
         Match::TcpSport(port) => write!(f, "tcp sport {port}"),

@@ -1,75 +1,16 @@
 //! ICMP errors about replayed packets, which carry clients' addresses, do not reach clients.
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 use tcpcopy::netfilter::{Installed, OnlineSpec, online};
 use tcpcopy::sys::raw::RawSender;
 use tcpcopy::wire::{Flags, Outgoing, Seq, TcpHeader};
 
-use crate::support::{in_namespace, online_example, run};
+use crate::support::{Host, in_namespace, ip, online_example, sysctl, wait_for};
 
 /// The ports of packets that are sent: the mapping's target, and another one.
 const TARGET: u16 = 80;
 const OTHER: u16 = 81;
-
-/// A host in a network namespace of its own, which is this process's.
-struct Host(Child);
-
-impl Host {
-    fn new() -> Self {
-        let child = Command::new("unshare").args(["-n", "sleep", "60"]).spawn().unwrap();
-        let host = Self(child);
-        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
-        let path = format!("/proc/{}/ns/net", host.pid());
-        wait_for(|| std::fs::read_link(&path).is_ok_and(|other| other != own));
-        host
-    }
-
-    fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-
-    fn run(&self, line: &str) -> String {
-        let pid = self.pid();
-        let arguments: Vec<&str> = ["-t", &pid, "-n"].into_iter().chain(line.split(' ')).collect();
-        run("nsenter", &arguments)
-    }
-
-    /// Connects it: `name` here and there, with addresses `.1` and `.2` of a network of each family.
-    fn connect(&self, name: &str, network: u8) {
-        let pid = self.pid();
-        ip(&format!("link add {name} type veth peer name {name} netns {pid}"));
-        for (end, run) in
-            [(1, &ip as &dyn Fn(&str)), (2, &|line: &str| drop(self.run(&format!("ip {line}"))))]
-        {
-            run(&format!("link set {name} up"));
-            run(&format!("address add 10.9.{network}.{end}/24 dev {name}"));
-            run(&format!("address add fd09:{network}::{end}/64 dev {name} nodad"));
-        }
-        self.run("ip link set lo up");
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn ip(line: &str) {
-    run("ip", &line.split(' ').collect::<Vec<_>>());
-}
-
-fn wait_for(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "nothing came");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// The network: a client behind network 1; network 2, on which no target answers; and behind network 4 a router that
 /// refuses to forward to network 3. The client counts ICMP errors by the port that they quote.
@@ -109,10 +50,6 @@ fn network() -> (Host, Host, Host) {
         client.run(&format!("nft add rule inet witness in icmpv6 type 1 @th,400,16 {port} counter"));
     }
     (client, silent, router)
-}
-
-fn sysctl(setting: &str) {
-    run("sysctl", &["-q", setting]);
 }
 
 /// Errors that have reached the client, by the port that they quote, of both families.

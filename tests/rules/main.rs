@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod closed;
 mod content;
 mod errors;
 mod nat;

@@ -1,7 +1,8 @@
 //! What these tests share.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tcpcopy::netfilter::{Capture, Device, Families, OnlineSpec, OwnResponses, Queues, TableName};
 use tcpcopy::wire::flow::SHARES;
@@ -75,7 +76,13 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 pub(crate) fn nft_load(text: &str) {
-    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut nft = Command::new("nft");
+    nft.args(["-f", "-"]);
+    load(nft, text);
+}
+
+fn load(mut nft: Command, text: &str) {
+    let mut nft = nft.stdin(Stdio::piped()).spawn().unwrap();
     nft.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(nft.wait().unwrap().success(), "nft refuses:\n{text}");
 }
@@ -92,4 +99,72 @@ pub(crate) fn make_sink() -> Device {
     let listed = run("ip", &["-o", "link", "show", name]);
     let index = listed.split(':').next().unwrap().trim().parse().unwrap();
     Device { name: name.to_owned(), index }
+}
+
+/// A host in a network namespace of its own, which is this process's.
+pub(crate) struct Host(Child);
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        let child = Command::new("unshare").args(["-n", "sleep", "60"]).spawn().unwrap();
+        let host = Self(child);
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let path = format!("/proc/{}/ns/net", host.pid());
+        wait_for(|| std::fs::read_link(&path).is_ok_and(|other| other != own));
+        host
+    }
+
+    pub(crate) fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+
+    pub(crate) fn run(&self, line: &str) -> String {
+        let pid = self.pid();
+        let arguments: Vec<&str> = ["-t", &pid, "-n"].into_iter().chain(line.split(' ')).collect();
+        run("nsenter", &arguments)
+    }
+
+    /// Loads nft rules there.
+    pub(crate) fn load(&self, text: &str) {
+        let mut nft = Command::new("nsenter");
+        nft.args(["-t", &self.pid(), "-n", "nft", "-f", "-"]);
+        load(nft, text);
+    }
+
+    /// Connects it: `name` here and there, with addresses `.1` and `.2` of a network of each family.
+    pub(crate) fn connect(&self, name: &str, network: u8) {
+        let pid = self.pid();
+        ip(&format!("link add {name} type veth peer name {name} netns {pid}"));
+        for (end, run) in
+            [(1, &ip as &dyn Fn(&str)), (2, &|line: &str| drop(self.run(&format!("ip {line}"))))]
+        {
+            run(&format!("link set {name} up"));
+            run(&format!("address add 10.9.{network}.{end}/24 dev {name}"));
+            run(&format!("address add fd09:{network}::{end}/64 dev {name} nodad"));
+        }
+        self.run("ip link set lo up");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) fn ip(line: &str) {
+    run("ip", &line.split(' ').collect::<Vec<_>>());
+}
+
+pub(crate) fn wait_for(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "nothing came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub(crate) fn sysctl(setting: &str) {
+    run("sysctl", &["-q", setting]);
 }

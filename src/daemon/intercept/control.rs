@@ -13,6 +13,7 @@ use super::feed::Feed;
 use super::rules::Rules;
 use super::spec;
 use super::statistics::{Statistics, Totals};
+use super::strays::Strays;
 use super::worker::{self, Order, Report};
 use crate::config::intercept::Settings;
 use crate::daemon::clock::Clock;
@@ -43,6 +44,7 @@ pub(super) struct Parts {
     pub(super) workers: Vec<Handle<Order>>,
     pub(super) feed: Feed,
     pub(super) statistics: Statistics,
+    pub(super) strays: Strays,
     pub(super) shared: Shared,
     pub(super) acceptor: Handle<acceptor::Order>,
     pub(super) bridge: bridge::Handle,
@@ -189,7 +191,12 @@ impl Control {
     }
 
     fn ask_for_reports(&mut self) {
+        match self.parts.rules.strays() {
+            Ok(counters) => self.parts.strays.take(counters),
+            Err(error) => tracing::debug!(%error, "the counters of dropped packets cannot be read"),
+        }
         self.totals = Totals {
+            strays: self.parts.strays.to_string(),
             turned_away: self.parts.shared.door.turned_away(),
             legacy: self.parts.bridge.counters(),
             tunnel_bytes: self.parts.shared.budget.used(),

@@ -28,6 +28,7 @@ mod routing;
 mod rules;
 mod statistics;
 mod strangers;
+mod strays;
 mod turns;
 mod worker;
 
@@ -59,6 +60,7 @@ use listener::Listener;
 use rules::Rules;
 use statistics::Statistics;
 use strangers::Room;
+use strays::Strays;
 use worker::Worker;
 
 /// The token of each thread's waker.
@@ -194,6 +196,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         workers,
         feed,
         statistics: Statistics::new(clock.now()),
+        strays: Strays::default(),
         shared,
         acceptor,
         bridge,

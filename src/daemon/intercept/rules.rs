@@ -17,7 +17,8 @@ use crate::daemon::queues::kind_name;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::start::cannot;
 use crate::netfilter::{
-    AssistantSpec, Change, Installed, Presence, RulesWatch, Ruleset, TableName, assistant, present,
+    self, AssistantSpec, Change, Family, Installed, Presence, RulesWatch, Ruleset, Strays, TableName,
+    assistant, present,
 };
 use crate::wire::{Prefix, Time};
 
@@ -174,6 +175,14 @@ impl Rules {
                 tracing::warn!(%error, "cannot look at the rules, trying again");
                 self.next_check = now + REINSTALL;
             }
+        }
+    }
+
+    /// What the rules have dropped beside responses.
+    pub(super) fn strays(&mut self) -> io::Result<Vec<(Family, Strays)>> {
+        match &mut self.installed {
+            Some(installed) => installed.strays(),
+            None => netfilter::strays(&self.ruleset),
         }
     }
 

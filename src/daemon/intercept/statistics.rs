@@ -21,6 +21,8 @@ pub(super) struct Totals {
     pub(super) kernel_dropped: Option<u64>,
     /// By the acceptor.
     pub(super) turned_away: Tally<TurnedAway>,
+    /// By the rules of a closed host, beside responses: each kind with its count.
+    pub(super) strays: String,
     /// By the bridge to C tcpcopys.
     pub(super) legacy: Tally<Legacy>,
     /// What the tunnels' buffers take, and may take.
@@ -234,6 +236,7 @@ impl Statistics {
             unclaimed_dropped = outcome(Outcome::UnclaimedDropped),
             unclaimed_accepted = outcome(Outcome::UnclaimedAccepted),
             hold_full = outcome(Outcome::HoldFull),
+            strays = totals.strays,
             unreadable = outcome(Outcome::Unreadable),
             rejects = list(rejects),
             held,
