@@ -221,7 +221,12 @@ pub fn remove_table(name: &TableName) -> Result<Vec<Family>, InstallError> {
     remove_through(&mut Link::open().map_err(InstallError::Socket)?, name)
 }
 
-fn remove_through(link: &mut Link, name: &TableName) -> Result<Vec<Family>, InstallError> {
+/// The families in which there is a table called `name`.
+pub fn table_families(name: &TableName) -> Result<Vec<Family>, InstallError> {
+    families_through(&mut Link::open().map_err(InstallError::Socket)?, name)
+}
+
+fn families_through(link: &mut Link, name: &TableName) -> Result<Vec<Family>, InstallError> {
     let mut families = Vec::new();
     for family in Family::ALL {
         match link.table_flags(family, name) {
@@ -231,6 +236,11 @@ fn remove_through(link: &mut Link, name: &TableName) -> Result<Vec<Family>, Inst
             Err(error) => return Err(InstallError::Receive(error)),
         }
     }
+    Ok(families)
+}
+
+fn remove_through(link: &mut Link, name: &TableName) -> Result<Vec<Family>, InstallError> {
+    let families = families_through(link, name)?;
     if !families.is_empty() {
         let transaction = batch::remove(name, &families);
         link.commit(&transaction).map_err(|failure| explain(failure, &transaction, name))?;

@@ -33,7 +33,7 @@ mod xtables;
 pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
 pub use backstop::{Backstop, BackstopError};
 pub use encode::QueueKind;
-pub use install::{InstallError, Installed, remove_table};
+pub use install::{InstallError, Installed, remove_table, table_families};
 pub use message::{Captured, Counters};
 pub use nat::{Direction, NewAddress, Redirection, redirections};
 pub use online::{Capture, DUP_TO_V4, DUP_TO_V6, OnlineSpec, OwnResponses, online};

@@ -23,6 +23,7 @@ mod control;
 mod door;
 mod feed;
 mod listener;
+mod lockout;
 mod readiness;
 mod routing;
 mod rules;
@@ -100,6 +101,7 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
     let ruleset = netfilter::assistant(&spec);
     let names: Vec<_> =
         ruleset.tables.iter().map(|table| format!("{} {}", table.family, ruleset.name)).collect();
+    lockout::refuse_first_lockout(&spec)?;
     let routing = Backstop::new(&spec).put();
     Installed::install(&ruleset)?;
     routing.map_err(|error| {

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use super::lockout;
 use super::routing::Routing;
 use crate::config::RulesBy;
 use crate::daemon::exit::{Code, Failure};
@@ -17,8 +18,8 @@ use crate::daemon::queues::kind_name;
 use crate::daemon::quiet::Quiet;
 use crate::daemon::start::cannot;
 use crate::netfilter::{
-    self, AssistantSpec, Change, Family, Installed, Presence, RulesWatch, Ruleset, Strays, TableName,
-    assistant, present,
+    self, AssistantSpec, Change, Family, Installed, Place, Presence, RulesWatch, Ruleset, Strays, TableName,
+    Unclaimed, assistant, present,
 };
 use crate::wire::{Prefix, Time};
 
@@ -51,6 +52,9 @@ impl Rules {
     /// Puts both layers in force, routing first, unless they are the operator's. The queues must be there.
     pub(super) fn install(spec: &AssistantSpec, by: RulesBy) -> Result<Self, Failure> {
         let ruleset = assistant(spec);
+        if by == RulesBy::Program {
+            lockout::refuse_first_lockout(spec)?;
+        }
         let watch = RulesWatch::open(ruleset.name.clone()).map_err(cannot("watch the rules"))?;
         let routing = Routing::install(spec, by)?;
         let installed = match by {
@@ -62,6 +66,9 @@ impl Rules {
             Some(_) => None,
             None => missing(&present(&ruleset)),
         };
+        if spec.place == Place::Target && spec.unclaimed == Unclaimed::Drop {
+            tell_open_families(spec);
+        }
         Ok(Self {
             spec: spec.clone(),
             ruleset,
@@ -118,6 +125,7 @@ impl Rules {
         }
         let ruleset = assistant(&spec);
         if let Some(installed) = &mut self.installed {
+            lockout::refuse_lockout(&spec)?;
             let before = self.routing.replace(&spec).map_err(|error| Failure::new(Code::System, error))?;
             if let Err(error) = installed.replace(&ruleset) {
                 self.routing.restore(before);
@@ -237,6 +245,18 @@ impl Rules {
             }
             None => "stopped; the rules are as you made them",
         }
+    }
+}
+
+/// Says once what is not closed on the target without `clients`.
+fn tell_open_families(spec: &AssistantSpec) {
+    let has_targets = |family| spec.targets.iter().any(|target| Family::of(target.ip()) == family);
+    if Family::ALL.into_iter().any(|family| has_targets(family) && !spec.is_closed(family)) {
+        tracing::info!(
+            "only responses of the targets, their fragments and ICMP errors about them are dropped here; other traffic of \
+             this host to replayed clients goes on. To close it, replay with a pool (tcpcopy -c) and name the pool in \
+             `clients`"
+        );
     }
 }
 
