@@ -195,6 +195,8 @@ impl Channel {
         };
         let records = initiator.finish(answer).ok_or(Closed::NotProven(key))?;
         self.came.consume(ANSWER);
+        // The answer proves the key. One record may hold the welcome and all that follows it.
+        self.opened_up = true;
         self.layer = Layer::Sealed { records: Box::new(records), key };
         Ok(true)
     }

@@ -45,7 +45,17 @@ fn take(from: &mut impl Endpoint) -> Vec<u8> {
 
 /// Both ends up to the welcome, and all that the client sent.
 fn connected() -> (Client, Server, Vec<u8>) {
-    let (mut client, mut server) = (client(&secret(1)), server(&[9, 1]));
+    let (mut client, mut server, sent) = greeted(HELLO);
+    server.welcome(Time::ZERO, welcome());
+    carry(Time::ZERO, &mut server, &mut client);
+    assert_eq!(client.poll_event(), Some(ClientEvent::Connected { workers: 4 }));
+    (client, server, sent)
+}
+
+/// Both ends up to the client's hello, and all that the client sent.
+fn greeted(greeting: Hello) -> (Client, Server, Vec<u8>) {
+    let mut client = Client::keyed(Time::ZERO, greeting, limits(1 << 20), &secret(1), ephemeral(101));
+    let mut server = server(&[9, 1]);
     let opening = take(&mut client);
     assert_eq!(opening.len(), OPENING);
     server.handle_bytes(Time::ZERO, &opening);
@@ -56,11 +66,24 @@ fn connected() -> (Client, Server, Vec<u8>) {
     assert_eq!(client.poll_event(), None);
     let hello = take(&mut client);
     server.handle_bytes(Time::ZERO, &hello);
-    assert_eq!(server.poll_event(), Some(ServerEvent::Hello(HELLO)));
-    server.welcome(Time::ZERO, welcome());
-    carry(Time::ZERO, &mut server, &mut client);
-    assert_eq!(client.poll_event(), Some(ClientEvent::Connected { workers: 4 }));
+    assert_eq!(server.poll_event(), Some(ServerEvent::Hello(greeting)));
     (client, server, [opening, hello].concat())
+}
+
+#[test]
+fn what_follows_the_welcome_may_come_in_the_same_record() {
+    for targets in 0..200_u16 {
+        let features = Features::HOST_STATE;
+        let (mut client, mut server, _) = greeted(Hello { features, ..HELLO });
+        let target = |n| std::net::SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), n);
+        let scope = Scope { targets: (0..targets).map(target).collect(), clients: None };
+        server.welcome(Time::ZERO, Welcome { features, ..welcome() });
+        server.host(None, Some(&scope));
+        client.handle_bytes(Time::ZERO, &take(&mut server));
+        let events: Vec<_> = std::iter::from_fn(|| client.poll_event()).collect();
+        assert_eq!(events, [ClientEvent::Connected { workers: 4 }, ClientEvent::Host], "{targets} targets");
+        assert_eq!(client.scope(), Some(&scope));
+    }
 }
 
 /// Both ends, connected.
