@@ -83,11 +83,12 @@ impl Link {
     /// The flags of a table, or `None` if there is none of that name.
     pub(super) fn table_flags(&mut self, family: Family, name: &TableName) -> io::Result<Option<u32>> {
         let mut flags = None;
+        let about = [(message::TABLE_NAME, name.as_str())];
         let answer = self.ask(
             libc::NFT_MSG_GETTABLE,
             libc::NLM_F_ACK,
             family.protocol(),
-            &[(message::TABLE_NAME, name.as_str())],
+            &about,
             &mut |_, attributes| {
                 flags = Some(attributes.number(message::TABLE_FLAGS).map_or(0, u32::from_be_bytes));
             },
@@ -107,19 +108,14 @@ impl Link {
         name: &TableName,
         each: &mut dyn FnMut(Attributes<'_>),
     ) -> io::Result<()> {
-        self.ask(
-            kind,
-            libc::NLM_F_DUMP,
-            family.protocol(),
-            &[(message::TABLE_NAME, name.as_str())],
-            &mut |found, attributes| {
-                // Dumps of chains hold those of other tables too.
-                let ours = attributes.string(message::TABLE_NAME) == Some(name.as_str().as_bytes());
-                if found == family.protocol() && ours {
-                    each(attributes);
-                }
-            },
-        )
+        let about = [(message::TABLE_NAME, name.as_str())];
+        self.ask(kind, libc::NLM_F_DUMP, family.protocol(), &about, &mut |found, attributes| {
+            // Dumps of chains hold those of other tables too.
+            let ours = attributes.string(message::TABLE_NAME) == Some(name.as_str().as_bytes());
+            if found == family.protocol() && ours {
+                each(attributes);
+            }
+        })
     }
 
     /// Calls `each` with every object of one kind in all tables, and its family (`NFPROTO_*`).
@@ -154,10 +150,26 @@ impl Link {
         about: &[(u16, &str)],
         each: &mut dyn FnMut(u8, Attributes<'_>),
     ) -> io::Result<()> {
-        self.discard_leftovers();
+        let number = self.next_sequence();
+        let request = message::request(kind, flags, number, family, about);
+        self.converse(&request, number, each)
+    }
+
+    /// The sequence number of the next request.
+    pub(super) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
-        let number = self.sequence;
-        self.socket.send(&message::request(kind, flags, number, family, about))?;
+        self.sequence
+    }
+
+    /// Sends a request with that sequence number, and calls `each` with what comes before its end.
+    pub(super) fn converse(
+        &mut self,
+        request: &[u8],
+        number: u32,
+        each: &mut dyn FnMut(u8, Attributes<'_>),
+    ) -> io::Result<()> {
+        self.discard_leftovers();
+        self.socket.send(request)?;
         let deadline = Instant::now() + ANSWER_LIMIT;
         let mut interrupted = false;
         loop {

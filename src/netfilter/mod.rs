@@ -6,6 +6,7 @@
 //! | rules become text for `nft -f` | `Display` of [`Ruleset`]; `nftables/*.nft` are printed so |
 //! | rules become one netlink batch, and go into the kernel | [`Installed`] |
 //! | somebody else changes them | [`RulesWatch`] tells, [`present`] compares, [`Installed::restore`] puts them back |
+//! | what was claimed stays closed, whatever becomes of the rules | [`ClaimedFlows`] |
 //! | rules that outlive the process are taken away | [`remove_table`] |
 //! | the ruleset is flushed or edited | [`Backstop`]: routing drops the same, on an assistant and on the target |
 //! | rules of others that lead connections elsewhere | [`redirections()`] reads them |
@@ -15,6 +16,7 @@
 mod assistant;
 mod backstop;
 mod batch;
+mod claimed;
 mod content;
 mod encode;
 mod install;
@@ -32,6 +34,7 @@ mod xtables;
 
 pub use assistant::{AssistantSpec, Place, Unclaimed, assistant};
 pub use backstop::{Backstop, BackstopError};
+pub use claimed::ClaimedFlows;
 pub use encode::QueueKind;
 pub use install::{InstallError, Installed, remove_table, table_families};
 pub use message::{Captured, Counters};

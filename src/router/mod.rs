@@ -25,6 +25,9 @@
 //!
 //! [`Settings::max_flows`] is shared fairly among the claimers, see `shares`.
 
+mod closed;
+#[cfg(test)]
+mod closed_tests;
 mod counters;
 mod hold;
 mod owners;
@@ -165,6 +168,8 @@ pub struct Router {
     settled: Time,
     verdicts: VecDeque<(u32, Verdict)>,
     evicted: VecDeque<(ConnId, FlowId)>,
+    /// With [`Unclaimed::Accept`], flows that were claimed and are to stay closed.
+    retired: VecDeque<FlowKey>,
     counters: Counters,
 }
 
@@ -191,6 +196,7 @@ impl Router {
             settled: now + settings.settle,
             verdicts: VecDeque::new(),
             evicted: VecDeque::new(),
+            retired: VecDeque::new(),
             counters: Counters::default(),
             settings,
         }
@@ -504,36 +510,6 @@ impl Router {
         if live { self.settings.max_idle } else { self.settings.linger }
     }
 
-    /// Nobody claimed a response in time.
-    fn give_up(&mut self, now: Time, waiting: &Waiting) {
-        if self.settings.unclaimed == Unclaimed::Drop {
-            self.counters.outcomes.count(Outcome::UnclaimedDropped);
-            return;
-        }
-        let replayed = self.flows.find(&waiting.key).is_some()
-            || self.ownerless.find(&waiting.key).and_then(|slot| self.ownerless.value(slot))
-                == Some(&Ownerless::Released);
-        if replayed || now < self.settled {
-            self.counters.outcomes.count(Outcome::UnclaimedDropped);
-            self.verdicts.push_back((waiting.packet, Verdict::Drop));
-        } else {
-            self.counters.outcomes.count(Outcome::UnclaimedAccepted);
-            self.verdicts.push_back((waiting.packet, Verdict::Accept));
-            self.remember(now, waiting.key, Ownerless::Foreign);
-        }
-    }
-
-    fn remember(&mut self, now: Time, key: FlowKey, state: Ownerless) {
-        if let Some(slot) = self.ownerless.find(&key) {
-            self.ownerless.remove(&mut self.remembered, slot);
-        } else if self.ownerless.len() >= self.settings.max_flows
-            && let Some(slot) = self.remembered.idlest()
-        {
-            self.ownerless.remove(&mut self.remembered, slot);
-        }
-        self.ownerless.insert(&mut self.remembered, now, key, state);
-    }
-
     /// Makes room for a claim: orphans go first, then a flow of the instance that is furthest above its fair share. A
     /// claimer that has its share makes room itself, unless all of its flows are busy.
     fn make_room(&mut self, now: Time, claimer: OwnerId) -> Result<(), Refusal> {
@@ -578,6 +554,9 @@ impl Router {
         self.by_id.remove(&(owner, flow), |slot| name_of(&self.flows, slot));
         let (key, _) = self.flows.remove(self.owners.flows_mut(owner), slot)?;
         self.owners.lost(owner);
+        if self.settings.unclaimed == Unclaimed::Accept {
+            self.retired.push_back(key);
+        }
         Some(key)
     }
 }

@@ -90,6 +90,11 @@ impl<T> Table<T> {
         self.entries.get(slot.index()).map(|entry| &entry.value)
     }
 
+    /// All flows, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&FlowKey, &T)> {
+        self.entries.iter().map(|(_, entry)| (&entry.key, &entry.value))
+    }
+
     /// When the flow was last used.
     pub(super) fn last(&self, slot: Slot) -> Time {
         self.entries.get(slot.index()).map_or(Time::ZERO, |entry| entry.last)

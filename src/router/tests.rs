@@ -7,17 +7,17 @@ use super::*;
 use crate::wire::{Flags, Seq};
 
 const TARGET: ([u8; 4], u16) = ([10, 0, 0, 2], 80);
-const A: ConnId = ConnId(1);
-const B: ConnId = ConnId(2);
+pub(super) const A: ConnId = ConnId(1);
+pub(super) const B: ConnId = ConnId(2);
 const C: ConnId = ConnId(3);
-const ANN: Identity = Identity { tenant: Tenant::Key([1; 4]), instance: 100, worker: 0 };
-const BOB: Identity = Identity { tenant: Tenant::Key([2; 4]), instance: 200, worker: 0 };
+pub(super) const ANN: Identity = Identity { tenant: Tenant::Key([1; 4]), instance: 100, worker: 0 };
+pub(super) const BOB: Identity = Identity { tenant: Tenant::Key([2; 4]), instance: 200, worker: 0 };
 
-fn key(port: u16) -> FlowKey {
+pub(super) fn key(port: u16) -> FlowKey {
     FlowKey { client: ([10, 9, 0, 1], port).into(), server: TARGET.into() }
 }
 
-fn at(millis: u64) -> Time {
+pub(super) fn at(millis: u64) -> Time {
     // Later than the time in which nothing is let through.
     Time::from_micros((20_000 + millis) * 1000)
 }
@@ -26,11 +26,11 @@ fn header(flags: Flags) -> TcpHeader {
     TcpHeader::bare(Seq(1), Seq(2), flags, 100)
 }
 
-fn response(key: FlowKey, flags: Flags) -> Packet<'static> {
+pub(super) fn response(key: FlowKey, flags: Flags) -> Packet<'static> {
     Packet { src: key.server, dst: key.client, header: header(flags), payload: &[] }
 }
 
-fn settings(unclaimed: Unclaimed) -> Settings {
+pub(super) fn settings(unclaimed: Unclaimed) -> Settings {
     Settings { max_flows: 4, max_held: 4, ..Settings::new(vec![TARGET.into()], unclaimed) }
 }
 
@@ -42,7 +42,7 @@ fn router(unclaimed: Unclaimed) -> Router {
     router
 }
 
-fn ack(router: &mut Router, now: Time, port: u16) -> Disposition {
+pub(super) fn ack(router: &mut Router, now: Time, port: u16) -> Disposition {
     router.handle_response(now, u32::from(port), &response(key(port), Flags::ACK))
 }
 

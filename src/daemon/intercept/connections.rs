@@ -21,6 +21,10 @@ use crate::tunnel::{
 };
 use crate::wire::{Counted, FlowId, FlowKey, Scope, Tally, TcpHeader, Time, flow::SPLIT_SEED};
 
+mod claims;
+
+pub(super) use claims::Unconfirmed;
+
 /// Log lines about connections, and the time between two after the first ones: 32 tcpcopy may come at once.
 const LOG_BURST: u32 = 100;
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
@@ -132,6 +136,8 @@ pub(super) struct Connections {
     scope: Scope,
     /// What this intercept does beyond the first release.
     features: Features,
+    /// Claims that were taken in this turn, and are to be confirmed.
+    unconfirmed: Vec<Unconfirmed>,
     denied: Tally<Denied>,
     /// Until when headers are to leave at once.
     hurry: Time,
@@ -164,6 +170,7 @@ impl Connections {
             readiness: shared.readiness,
             scope,
             features,
+            unconfirmed: Vec::new(),
             denied: Tally::default(),
             hurry: Time::ZERO,
             quiet: Quiet::new(LOG_BURST, LOG_INTERVAL),
@@ -493,9 +500,10 @@ impl Connections {
                     connection.server.refused(flow, ClaimRefusal::HostOpen);
                 }
                 Some(ServerEvent::Claim { flow, key }) => {
-                    if claim(now, connection, flow, key, router) && self.features.has(Features::CONFIRMATION)
+                    if claims::claim(now, connection, flow, key, router)
+                        && self.features.has(Features::CONFIRMATION)
                     {
-                        connection.server.confirmed(flow);
+                        self.unconfirmed.push(Unconfirmed { conn, flow, key });
                     }
                 }
                 Some(ServerEvent::Release(flow)) => router.release(now, conn, flow),
@@ -558,27 +566,6 @@ fn instance(new: &Newcomer) -> Instance {
 /// The part of the scope that a tcpcopy may claim.
 fn permitted(scope: &Scope, permit: &Permit) -> Scope {
     permit.as_ref().map_or_else(|| scope.clone(), |clients| scope.limited_to(clients))
-}
-
-/// Returns whether the claim is held.
-fn claim(now: Time, connection: &mut Connection, flow: FlowId, key: FlowKey, router: &mut Router) -> bool {
-    let why = match router.claim(now, connection.id, flow, key) {
-        Ok(waited) => {
-            for Held { header, arrived } in waited {
-                let sent = connection.server.response(flow, &header, now.since(arrived));
-                router.count(if sent { Outcome::ForwardedLate } else { Outcome::TunnelFull });
-            }
-            return true;
-        }
-        Err(Refusal::Taken) => ClaimRefusal::Taken,
-        Err(Refusal::ForeignTarget) => ClaimRefusal::ForeignTarget,
-        Err(Refusal::ForeignClient) => ClaimRefusal::ForeignClient,
-        Err(Refusal::TableFull) => ClaimRefusal::TableFull,
-        // The connection was replaced and is about to be closed.
-        Err(Refusal::NotConnected) => return false,
-    };
-    connection.server.refused(flow, why);
-    false
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use mio::{Events, Poll, Token};
 
 use super::acceptor;
 use super::bridge;
+use super::closures::Keeper;
 use super::connections::Shared;
 use super::feed::Feed;
 use super::rules::Rules;
@@ -40,6 +41,8 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) signals: Signals,
     pub(super) rules: Rules,
+    /// With `unclaimed = accept`.
+    pub(super) closures: Option<Keeper>,
     pub(super) inbox: Receiver<Report>,
     pub(super) workers: Vec<Handle<Order>>,
     pub(super) feed: Feed,
@@ -114,6 +117,9 @@ impl Control {
             let now = self.parts.clock.now();
             self.read_reports()?;
             self.parts.rules.keep(now);
+            if let Some(closures) = &mut self.parts.closures {
+                closures.keep(now, &self.parts.workers);
+            }
             self.tell_readiness();
             if self.rounds.is_due(now) {
                 self.ask_for_reports();
@@ -123,7 +129,8 @@ impl Control {
 
     /// Has the workers tell every tcpcopy whether this host is closed, if that has changed.
     fn tell_readiness(&self) {
-        if self.parts.shared.readiness.set(self.parts.rules.open()) {
+        let claimed = || self.parts.closures.as_ref().and_then(Keeper::open);
+        if self.parts.shared.readiness.set(self.parts.rules.open().or_else(claimed)) {
             for worker in &self.parts.workers {
                 worker.orders.send(Order::TellReadiness);
             }
@@ -144,6 +151,9 @@ impl Control {
                 self.parts.feed.replace(&self.parts.settings)?;
                 return Err(failure);
             }
+        }
+        if let Some(closures) = &mut self.parts.closures {
+            closures.replace(&spec(&settings, self.parts.feed.queues()));
         }
         // Before the workers look at the keys of their tunnels.
         self.parts.shared.door.set(&settings.keys, &settings.legacy);

@@ -18,6 +18,7 @@
 mod acceptor;
 mod bridge;
 mod budget;
+mod closures;
 mod connections;
 mod control;
 mod door;
@@ -51,10 +52,11 @@ use super::threads;
 use crate::config::intercept::{PROGRAM, Settings, Unclaimed};
 use crate::config::{Action, RulesBy};
 use crate::doctor;
-use crate::netfilter::{self, AssistantSpec, Backstop, Installed, Place, Queues, TableName};
+use crate::netfilter::{self, AssistantSpec, Backstop, ClaimedFlows, Installed, Place, Queues, TableName};
 use crate::router::FLOW_MEMORY;
 use crate::sys::capabilities::Capability;
 use acceptor::Acceptor;
+use closures::Keeper;
 use connections::Shared;
 use control::{Control, Parts};
 use listener::Listener;
@@ -119,6 +121,7 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
 fn remove_rules(table: &str) -> Result<(), Failure> {
     let table = table_name(table);
     let families = netfilter::remove_table(&table)?;
+    ClaimedFlows::remove(&table)?;
     let routing = Backstop::remove(&table).map_err(|error| {
         Failure::system(
             "cannot remove the rules of the routing policy",
@@ -149,7 +152,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let listener = Listener::bind(&settings)?;
     let address = listener.address();
     let (inlets, feed) = feed::open(&settings)?;
-    let rules = Rules::install(&spec(&settings, feed.queues()), settings.rules)?;
+    let (rules, closures) = close(&settings, feed.queues())?;
     feed.start()?;
 
     // Rules and verdicts go on needing this one.
@@ -194,6 +197,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         clock,
         signals,
         rules,
+        closures,
         inbox,
         workers,
         feed,
@@ -206,6 +210,13 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         level,
     };
     Control::new(parts).map_err(cannot("poll"))?.run()
+}
+
+/// Puts in force what keeps this host closed. The queues must be there.
+fn close(settings: &Settings, queues: Option<Queues>) -> Result<(Rules, Option<Keeper>), Failure> {
+    let spec = spec(settings, queues);
+    let rules = Rules::install(&spec, settings.rules)?;
+    Ok((rules, Keeper::install(settings, &spec)?))
 }
 
 /// `memory-limit` has room for fewer flows than `max-flows` says.

@@ -12,6 +12,7 @@ use mio::{Events, Poll, Token};
 
 use super::WAKER;
 use super::budget;
+use super::closures::Closures;
 use super::connections::{Connections, Denied, Newcomer, Shared};
 use super::feed::Inlet;
 use crate::capture::{self, Captured, Checksums, NfQueue, Received, Source};
@@ -40,6 +41,8 @@ pub(super) enum Order {
     Configure(Box<Settings>),
     /// To tell every tcpcopy whether this host is closed.
     TellReadiness,
+    /// To put all flows that were claimed into the kernel's sets, which are new.
+    RefillClosures,
     /// To end.
     Stop,
 }
@@ -100,6 +103,8 @@ pub(super) struct Worker {
     inlet_ready: bool,
     accept_mark: u32,
     router: Router,
+    /// With `unclaimed = accept`, the kernel's sets of claimed flows.
+    closures: Option<Closures>,
     connections: Connections,
     /// What the router takes, in the budget of all.
     memory: budget::Flows,
@@ -128,6 +133,10 @@ impl Worker {
         for fd in fds {
             watch(poll.registry(), fd, RESPONSES)?;
         }
+        let now = clock.now();
+        let mut router = Router::new(now, router_settings(settings));
+        let spec = super::spec(settings, None);
+        let closures = Closures::new(now, settings, &spec, index, &mut router)?;
         Ok(Self {
             index,
             poll,
@@ -138,7 +147,8 @@ impl Worker {
             checksums: Checksums::default(),
             inlet_ready: true,
             accept_mark: settings.accept_mark,
-            router: Router::new(clock.now(), router_settings(settings)),
+            router,
+            closures,
             memory: shared.budget.open_flows(),
             connections: Connections::new(
                 FIRST_CONNECTION,
@@ -202,6 +212,9 @@ impl Worker {
                 self.connections.displaced(now, displaced);
             }
             self.memory.set(self.router.memory());
+            if let Some(closures) = &mut self.closures {
+                closures.turn(now, &mut self.router, &mut self.connections);
+            }
             self.connections.flush(now, &mut self.router);
         }
     }
@@ -234,6 +247,11 @@ impl Worker {
                     self.connections.keys_changed(now, &mut self.router);
                     self.connections.set_scope(scope(&settings));
                     self.spacing = Spacing::new(settings.coalesce);
+                }
+                Order::RefillClosures => {
+                    if let Some(closures) = &mut self.closures {
+                        closures.refill(&self.router);
+                    }
                 }
                 Order::TellReadiness => self.connections.tell_readiness(),
                 Order::Stop => return false,
