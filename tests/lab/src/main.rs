@@ -78,7 +78,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Run(options) => return isolated(&|| runner::run(&options)),
         Command::One { name, context } => return isolated(&|| runner::one(&name, &context)),
         Command::Stray { service, client, seconds, seed } => {
-            println!("{} strays sent", forge::send(service, client, seed, after(seconds))?);
+            println!("{} strays made", forge::send(service, client, seed, after(seconds))?);
         }
         Command::Watch { targets, seconds } => return Ok(leak::watch(&targets, after(seconds))? == 0),
         Command::Demo { seconds } => return isolated(&|| demo::run(seconds)),

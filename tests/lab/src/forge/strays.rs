@@ -47,7 +47,7 @@ struct Shared {
     /// Whether the online host sends nothing.
     silent_online: AtomicBool,
     rounds: AtomicU64,
-    sent: AtomicU64,
+    made: AtomicU64,
 }
 
 impl Strays {
@@ -84,9 +84,9 @@ impl Strays {
         Ok(strays)
     }
 
-    /// Packets sent so far, those that a kernel refused to send left out.
-    pub(crate) fn sent(&self) -> u64 {
-        self.shared.sent.load(Ordering::Relaxed)
+    /// Packets made so far, those that a kernel refused to send included.
+    pub(crate) fn made(&self) -> u64 {
+        self.shared.made.load(Ordering::Relaxed)
     }
 
     /// Has the router send errors, or none. It sends them from the start.
@@ -112,7 +112,7 @@ impl Strays {
         for thread in self.threads.drain(..) {
             thread.join().map_err(|_panic| anyhow!("a generator of strays panicked"))??;
         }
-        Ok(self.sent())
+        Ok(self.made())
     }
 }
 
@@ -126,7 +126,7 @@ impl Drop for Strays {
 }
 
 /// Sends strays of every kind on the calling thread's host, as the target would, from `service` to `client`, for so long.
-/// Returns how many the kernel took.
+/// Returns how many there were.
 pub(crate) fn send(service: SocketAddr, client: IpAddr, seed: u64, until: Instant) -> Result<u64> {
     let shared = Arc::new(Shared::default());
     let from = [service.ip()].into_iter().find(IpAddr::is_ipv4);
@@ -140,7 +140,7 @@ pub(crate) fn send(service: SocketAddr, client: IpAddr, seed: u64, until: Instan
         // The pace, not a condition.
         std::thread::sleep(PACE);
     }
-    Ok(shared.sent.load(Ordering::Relaxed))
+    Ok(shared.made.load(Ordering::Relaxed))
 }
 
 fn both<T>(of: impl Fn(Family) -> Result<T>) -> Result<[T; 2]> {
@@ -205,9 +205,8 @@ impl Sender {
         let [v4, v6] = &self.sockets;
         let to = SockAddr::from(SocketAddr::new(ends.destination(), 0));
         let socket = if ends.destination().is_ipv4() { v4 } else { v6 };
-        if socket.send_to(packet, &to).is_ok() {
-            self.shared.sent.fetch_add(1, Ordering::Relaxed);
-        }
+        let _ = socket.send_to(packet, &to);
+        self.shared.made.fetch_add(1, Ordering::Relaxed);
     }
 
     fn stray(&mut self, kind: Kind, from: IpAddr, flow: Flow) {

@@ -1,11 +1,15 @@
-//! Rules that the operator makes (`rules = "manual"`): the programs use them, and leave them as they are.
+//! Rules that the operator makes (`rules = "manual"`): the programs use them, and leave them as they are. On the assistant the
+//! operator has them made by `intercept rules load`.
 //!
-//! The queues are fed by iptables, since not every kernel this runs on has nft's own expression.
+//! The queues of the online host are fed by iptables, since not every kernel this runs on has nft's own expression.
+
+use std::fs;
 
 use anyhow::{Result, ensure};
 
 use super::{Context, Offloads, Scenario};
 use crate::chain::{Chain, Setup, keep_alive};
+use crate::daemon::Program;
 use crate::load::Pace;
 use crate::namespace::{Namespace, run};
 use crate::network::{Family, Role};
@@ -24,15 +28,6 @@ const ONLINE: &str = "table ip tcpcopy {
 }";
 const COPIES: &str = "-t raw -A OUTPUT -o tcpcopy0 -p tcp -j NFQUEUE --queue-num 36520";
 
-/// What `nftables/assistant.nft` says but for the queue.
-const ASSISTANT: &str = "table ip intercept {
-    chain blackhole {
-        type filter hook prerouting priority -299;
-        ip saddr 10.91.2.2 tcp sport 80 drop
-    }
-}";
-const RESPONSES: &str = "-t raw -A PREROUTING -s 10.91.2.2 -p tcp --sport 80 -j NFQUEUE --queue-num 36540";
-
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![Scenario::new("topology/rules-by-hand", Offloads::Both, by_hand)]
 }
@@ -44,7 +39,12 @@ fn by_hand(context: &Context) -> Result<String> {
     let mut chain = Chain::prepare(setup, &context.scratch)?;
     of(&chain, Role::Online)?.ip("link add tcpcopy0 type ifb\nlink set tcpcopy0 up\n")?;
     load(of(&chain, Role::Online)?, ONLINE, COPIES)?;
-    load(of(&chain, Role::Assistant)?, ASSISTANT, RESPONSES)?;
+    // tcpcopy sends nothing before intercept has read back all of its rules and its routing.
+    let file = context.scratch.join("intercept.toml");
+    fs::write(&file, "target = [\"10.91.2.2:80\"]\nworkers = 1\n")?;
+    let path = Program::Intercept.path()?;
+    let mut rules = of(&chain, Role::Assistant)?.command(path);
+    run(rules.args(["rules", "load", "--config"]).arg(&file), None)?;
 
     chain.start_intercepts()?;
     chain.start_tcpcopies()?;
@@ -52,10 +52,10 @@ fn by_hand(context: &Context) -> Result<String> {
     let requests = chain.load(pace, keep_alive(20), context.seconds(2))?;
     chain.run(requests)?;
     let comparison = chain.expect_perfect(1)?;
-    for log in [chain.tcpcopy(0)?.output()?, chain.intercept(0)?.output()?] {
-        ensure!(log.contains("would put in force"), "nothing is said of other rules:\n{log}");
-        ensure!(log.contains("rules=\"manual\""), "the rules are said to be its own:\n{log}");
-    }
+    let log = chain.tcpcopy(0)?.output()?;
+    ensure!(log.contains("would put in force"), "nothing is said of other rules:\n{log}");
+    let log = chain.intercept(0)?.output()?;
+    ensure!(log.contains("rules=\"manual\""), "the rules are said to be its own:\n{log}");
     // Without the operator's rules nothing is captured, and nobody puts them back.
     run(of(&chain, Role::Online)?.command("nft").args(["delete", "table", "ip", "tcpcopy"]), None)?;
     let requests = chain.load(pace, keep_alive(20), context.seconds(1))?;
@@ -73,7 +73,6 @@ fn by_hand(context: &Context) -> Result<String> {
     let clear =
         |namespace: &Namespace| run(namespace.command("nft").args(["delete", "table", "ip", "raw"]), None);
     clear(of(&chain, Role::Online)?)?;
-    clear(of(&chain, Role::Assistant)?)?;
     run(of(&chain, Role::Online)?.command("nft").args(["delete", "table", "ip", "tcpcopy"]), None)?;
     of(&chain, Role::Online)?.ip("link delete tcpcopy0\n")?;
     chain.finish()?;

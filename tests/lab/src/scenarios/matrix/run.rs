@@ -117,7 +117,7 @@ impl Run {
         self.chain.stop_daemons()?;
         self.strays.pass(self.length.0)?;
         self.check_leaks()?;
-        let kept = self.strays.sent();
+        let kept = self.strays.made();
         self.control()?;
         self.strays.finish()?;
         // It is gone if the event flushed the target's ruleset.
