@@ -134,7 +134,7 @@ fn wrong_command_lines_are_usage_errors() {
                 [..],
             "use \"nfqueue\", or unclaimed = \"drop\"",
         ),
-        (&["rules"][..], "'rules load' or 'rules remove'"),
+        (&["rules"][..], "'rules load', 'rules show' or 'rules remove'"),
         (&["rules", "remove", "--now"][..], "--now"),
     ] {
         assert_refused(INTERCEPT, options, 64, fragment);

@@ -17,6 +17,8 @@ pub(super) enum Request {
     Show(String),
     /// To put the rules in force that these options make, and end.
     LoadRules(Options),
+    /// To print the rules that these options make, and end.
+    ShowRules(Options),
     /// To take the rules away, from the table that these options name.
     RemoveRules(Options),
     /// To make a key, in this file.
@@ -100,6 +102,11 @@ pub fn command(program: &'static Program) -> Command {
                         .arg(config(program)),
                 )
                 .subcommand(
+                    Command::new("show")
+                        .about("Print both layers of the configuration, and the commands that add and remove them")
+                        .arg(config(program)),
+                )
+                .subcommand(
                     Command::new("remove")
                         .about("Take the rules away: responses are no longer dropped")
                         .arg(config(program))
@@ -154,7 +161,7 @@ fn request(program: &'static Program, matches: &ArgMatches) -> Request {
     }
     if let Some(("rules", matches)) = matches.subcommand() {
         let file = |matches: &ArgMatches| matches.get_one::<PathBuf>("config").cloned();
-        // clap requires one of the two.
+        // clap requires one of them.
         return match matches.subcommand() {
             Some(("remove", remove)) => {
                 let table = program.keys.iter().find(|key| key.name == TABLE);
@@ -162,6 +169,7 @@ fn request(program: &'static Program, matches: &ArgMatches) -> Request {
                 let settings = named.into_iter().collect();
                 Request::RemoveRules(Options { file: file(remove), settings, ..Options::default() })
             }
+            Some(("show", show)) => Request::ShowRules(Options { file: file(show), ..Options::default() }),
             load => Request::LoadRules(Options {
                 file: load.and_then(|(_, load)| file(load)),
                 ..Options::default()
@@ -194,7 +202,8 @@ fn complaint(program: &Program, error: &clap::Error) -> String {
             format!("there is no command '{name}'")
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "'rules' needs to be told what to do with them: 'rules load' or 'rules remove'".to_owned()
+            "'rules' needs to be told what to do with them: 'rules load', 'rules show' or 'rules remove'"
+                .to_owned()
         }
         ErrorKind::InvalidValue
             if context(ContextKind::InvalidValue).is_none_or(|value| value.is_empty()) =>

@@ -48,11 +48,16 @@ pub enum Action<S> {
     Print(String),
     /// To put the netfilter rules of these settings in force and end (`intercept rules load`).
     LoadRules(S),
+    /// To print the rules of these settings and end (`intercept rules show`).
+    ShowRules(S),
     /// To take its netfilter rules away (`intercept rules remove`), from the tables of this name.
     RemoveRules(String),
     /// To make a key for the tunnel (`keygen`), in this file or on standard output.
     MakeKey(Option<PathBuf>),
 }
+
+/// What is to be done with the rules of the settings.
+type RulesAction<S> = fn(S) -> Action<S>;
 
 /// Why there are no settings. Each message is one line that says what, where, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -162,21 +167,22 @@ fn load<R: DeserializeOwned, S>(
     surroundings: Surroundings<'_>,
     settle: impl FnOnce(&Layers, R) -> Result<S, ConfigError>,
 ) -> Result<Action<S>, ConfigError> {
-    let (options, load_rules) = match command_line::read(program, arguments)? {
+    let (options, rules_action): (_, Option<RulesAction<S>>) = match command_line::read(program, arguments)? {
         command_line::Request::Show(text) => return Ok(Action::Print(text)),
         command_line::Request::RemoveRules(options) => {
             return table_to_remove(program, options, surroundings).map(Action::RemoveRules);
         }
         command_line::Request::MakeKey(file) => return Ok(Action::MakeKey(file)),
-        command_line::Request::LoadRules(options) => (options, true),
-        command_line::Request::Settings(options) => (options, false),
+        command_line::Request::LoadRules(options) => (options, Some(Action::LoadRules)),
+        command_line::Request::ShowRules(options) => (options, Some(Action::ShowRules)),
+        command_line::Request::Settings(options) => (options, None),
     };
     let inputs = Inputs {
         file: options.file.as_deref(),
         default_file: Some(surroundings.default_file),
         environment: surroundings.environment,
         options: options.settings,
-        rules_only: load_rules,
+        rules_only: rules_action.is_some(),
     };
     let layers = Layers::read(program, &inputs)?;
     let raw = layers.extract::<R>()?;
@@ -187,7 +193,7 @@ fn load<R: DeserializeOwned, S>(
     if options.check {
         return Ok(Action::Print("the configuration is valid\n".to_owned()));
     }
-    Ok(if load_rules { Action::LoadRules(settings) } else { Action::Run(settings) })
+    Ok(rules_action.unwrap_or(Action::Run)(settings))
 }
 
 /// The table that `rules remove` is about: the option names it, or the configuration, of which nothing else is checked.

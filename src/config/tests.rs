@@ -304,6 +304,8 @@ fn intercept_is_configured() {
     let environment = [("INTERCEPT_TARGET", "10.0.0.9:80")];
     let load = Setting { options: "rules load", environment: &environment, ..Setting::default() }.intercept();
     assert!(matches!(&load, Ok(Action::LoadRules(settings)) if settings.targets.len() == 1), "{load:?}");
+    let show = Setting { options: "rules show", environment: &environment, ..Setting::default() }.intercept();
+    assert!(matches!(&show, Ok(Action::ShowRules(settings)) if settings.targets.len() == 1), "{show:?}");
 }
 
 /// Of a configuration that is wrong, only the table is looked at; of one that cannot be read, nothing with `--table`.

@@ -36,8 +36,10 @@ pub(super) fn reload(apply: impl FnOnce() -> Result<Vec<&'static str>, Failure>)
 pub(super) fn settings<S>(loaded: Result<Action<S>, ConfigError>) -> Result<S, Failure> {
     match loaded? {
         Action::Run(settings) => Ok(settings),
-        Action::Print(_) | Action::LoadRules(_) | Action::RemoveRules(_) | Action::MakeKey(_) => {
-            Err(Failure::new(Code::Software, "the command line no longer asks to run"))
-        }
+        Action::Print(_)
+        | Action::LoadRules(_)
+        | Action::ShowRules(_)
+        | Action::RemoveRules(_)
+        | Action::MakeKey(_) => Err(Failure::new(Code::Software, "the command line no longer asks to run")),
     }
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::namespace::{run, sh};
-use super::systemd::{Journal, Service};
+use super::systemd::{Journal, Manager, Service};
 use super::{INTERCEPT, assert_has, configure, site};
 use tcpcopy::daemon::message_id;
 
@@ -67,7 +67,7 @@ fn edits() -> Vec<String> {
     edits
 }
 
-fn restores_every_edit(journal: &Journal, configuration: &str) {
+fn restores_every_edit(journal: &Journal, manager: &Manager, configuration: &str) {
     sh("ip -6 address add fd00:9::1/64 dev nowhere nodad");
     configure("intercept", configuration);
     let intercept = Service::start(INTERCEPT, &["--config", "/run/intercept.toml"], &[]);
@@ -76,10 +76,15 @@ fn restores_every_edit(journal: &Journal, configuration: &str) {
     for edit in edits() {
         run("sh", &["-c", &edit]);
         let edited = Instant::now();
-        while state() != before {
+        loop {
+            let looked = edited.elapsed();
             let now = state();
-            let difference: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
-            assert!(edited.elapsed() < RESTORED_WITHIN, "{edit}: missing {difference:#?}");
+            if now == before {
+                break;
+            }
+            let lost: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
+            let new: Vec<_> = now.iter().filter(|line| !before.contains(line)).collect();
+            assert!(looked < RESTORED_WITHIN, "{edit}: lost {lost:#?}, new {new:#?}");
         }
         let back = journal.wait_for(message_id::RULES_BACK);
         assert!(back.value("WHAT").is_some_and(|what| !what.is_empty()), "{edit}: {back:?}");
@@ -92,17 +97,17 @@ const TARGETS: &str = "target = ['10.9.0.9:80', '[fd00:9::9]:80']\nbind = '127.0
 
 #[test]
 fn edits_on_an_assistant_are_undone_within_a_second() {
-    site("edits::edits_on_an_assistant_are_undone_within_a_second", |journal, _| {
-        restores_every_edit(journal, TARGETS);
+    site("edits::edits_on_an_assistant_are_undone_within_a_second", |journal, manager| {
+        restores_every_edit(journal, manager, TARGETS);
     });
 }
 
 #[test]
 fn edits_on_the_target_are_undone_within_a_second() {
-    site("edits::edits_on_the_target_are_undone_within_a_second", |journal, _| {
+    site("edits::edits_on_the_target_are_undone_within_a_second", |journal, manager| {
         sh("ip address add 10.9.0.9/32 dev nowhere");
         sh("ip -6 address add fd00:9::9/64 dev nowhere nodad");
-        restores_every_edit(journal, &format!("{TARGETS}on-target = true\n"));
+        restores_every_edit(journal, manager, &format!("{TARGETS}on-target = true\n"));
     });
 }
 
@@ -186,6 +191,40 @@ fn a_reload_opens_nothing() {
     });
 }
 
+/// What `rules show` prints is what `rules load` does, and an intercept with manual rules takes it for complete.
+#[test]
+fn shown_rules_are_those_that_are_loaded() {
+    site("edits::shown_rules_are_those_that_are_loaded", |journal, manager| {
+        configure("intercept", TARGETS);
+        run(INTERCEPT, &["rules", "load", "--config", "/run/intercept.toml"]);
+        let loaded = state();
+        let shown = run(INTERCEPT, &["rules", "show", "--config", "/run/intercept.toml"]);
+        let (rules, commands) = shown.split_once("# The second layer.").expect("two layers");
+        assert!(rules.contains("table ip intercept") && rules.contains("table ip6 intercept"), "{rules}");
+        let (to_add, to_remove) = commands.split_once("# What removes both.").expect("commands that remove");
+        let commands = |text: &str| -> Vec<String> {
+            text.lines().filter_map(|line| line.strip_prefix("# ")).map(str::to_owned).collect()
+        };
+        for command in commands(to_remove).iter().filter(|command| !command.starts_with("nft ")) {
+            let _ = Command::new("sh").args(["-c", command]).output().expect("a shell");
+        }
+        let routing_is_gone = |lines: &[String]| !lines.iter().any(|line| line.contains("ip rule: 7"));
+        assert!(routing_is_gone(&state()) && !routing_is_gone(&loaded));
+        for command in commands(to_add) {
+            // This kernel may have no dummy devices.
+            run("sh", &["-c", &format!("{command} || {}", command.replace("dummy", "ifb"))]);
+        }
+        assert_eq!(state(), loaded);
+        configure("intercept", &format!("{TARGETS}rules = 'manual'\n"));
+        let environment = [("WATCHDOG_USEC", "2000000")];
+        let intercept = Service::start(INTERCEPT, &["--config", "/run/intercept.toml"], &environment);
+        journal.wait_for(message_id::READY);
+        manager.wait_for("STATUS=0 tunnels, 0 flows, 0 responses/s; rules closed");
+        assert_eq!(intercept.stop(), Some(0));
+        assert_eq!(state(), loaded, "manual: nothing is changed");
+    });
+}
+
 /// The port of the tunnel can be held by the service manager.
 #[test]
 fn the_port_is_taken_over_from_the_service_manager() {
@@ -208,13 +247,12 @@ fn the_port_is_taken_over_from_the_service_manager() {
             let intercept = Service::start(activate, &arguments, &environment);
             // The first connection starts it.
             let port = listen.rsplit(':').next().expect("a port");
+            // A connection to a port that is not open yet could meet itself.
             let deadline = Instant::now() + Duration::from_secs(10);
-            let first = loop {
-                match std::net::TcpStream::connect(format!("127.0.0.1:{port}")) {
-                    Ok(stream) => break stream,
-                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
-                }
-            };
+            while !run("ss", &["-Hltn"]).contains(&format!(":{port} ")) {
+                assert!(Instant::now() < deadline, "{activate} does not listen");
+            }
+            let first = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("it listens");
             assert_has(&journal.wait_for(message_id::READY), &[("LISTEN", address)]);
             drop(first);
             std::net::TcpStream::connect(address).expect("it listens");

@@ -61,7 +61,21 @@ impl Inbox {
     }
 }
 
+impl Inbox {
+    /// Takes what is there, so that the sender does not have to wait for room.
+    fn discard(&self) {
+        self.socket.set_nonblocking(true).expect("a socket");
+        let mut buffer = [0; 1];
+        while self.socket.recv(&mut buffer).is_ok() {}
+        self.socket.set_nonblocking(false).expect("a socket");
+    }
+}
+
 impl Journal {
+    pub(crate) fn discard(&self) {
+        self.0.discard();
+    }
+
     pub(crate) fn listen() -> Self {
         fs::create_dir_all("/run/systemd/journal").expect("a directory below /run");
         Self(Inbox::bind("/run/systemd/journal/socket"))
@@ -110,6 +124,10 @@ impl Entry {
 }
 
 impl Manager {
+    pub(crate) fn discard(&self) {
+        self.0.discard();
+    }
+
     pub(crate) fn listen() -> Self {
         Self(Inbox::bind(NOTIFY))
     }

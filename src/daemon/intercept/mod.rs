@@ -83,6 +83,7 @@ pub fn main() -> ExitCode {
     exit::run(PROGRAM.name, || match Settings::load(std::env::args_os())? {
         Action::Print(text) => exit::print(&text),
         Action::LoadRules(settings) => load_rules(&settings),
+        Action::ShowRules(settings) => show_rules(&settings),
         Action::RemoveRules(table) => remove_rules(&table),
         Action::MakeKey(file) => keygen::make(file.as_deref()),
         Action::Run(settings) => {
@@ -115,6 +116,20 @@ fn load_rules(settings: &Settings) -> Result<(), Failure> {
     exit::print(&format!(
         "loaded table {} and the routing behind it: this host is closed to the targets, whether intercept runs or not\n",
         names.join(" and ")
+    ))
+}
+
+/// Both layers as text, for those who manage them by hand, and the commands that open the host.
+fn show_rules(settings: &Settings) -> Result<(), Failure> {
+    let spec = spec(settings, feed::queues(settings)?);
+    let lines = |commands: Vec<String>| format!("# {}\n", commands.join("\n# "));
+    exit::print(&format!(
+        "# The first layer, for nft -f:\n\n{}\n\
+         # The second layer. On the target itself, the MTU is that of the real route to the clients:\n{}\n\
+         # What removes both. First delete the targets' route for replayed clients that leads here:\n{}",
+        netfilter::assistant(&spec),
+        lines(Backstop::new(&spec).commands_to_add()),
+        lines(Backstop::commands_to_remove(&spec.table)),
     ))
 }
 

@@ -60,7 +60,7 @@ pub fn main() -> ExitCode {
     exit::run(PROGRAM.name, || match Settings::load(std::env::args_os())? {
         Action::Print(text) => exit::print(&text),
         Action::MakeKey(file) => keygen::make(file.as_deref()),
-        Action::LoadRules(_) | Action::RemoveRules(_) => {
+        Action::LoadRules(_) | Action::ShowRules(_) | Action::RemoveRules(_) => {
             Err(Failure::new(Code::Usage, "the rules come and go with tcpcopy"))
         }
         Action::Run(settings) => {

@@ -161,7 +161,31 @@ entries tcpcopy FAILED EXIT_CODE=78 || fail "the journal: failed"
 entries intercept READY RULES LISTEN || fail "the journal: intercept"
 entries intercept RULES_BACK WHAT || fail "the journal: rules"
 
+# The socket unit holds the port while intercept is stopped, and starts nothing.
+systemctl is-active --quiet intercept.socket || fail "intercept.socket is not active"
+systemctl stop intercept
+timeout 5 bash -c ': >/dev/tcp/127.0.0.1/36524' || fail "the tunnel's port is not held while intercept is stopped"
+! systemctl is-active --quiet intercept || fail "a connection has started intercept"
+systemctl start intercept || fail "intercept does not start with its socket"
+entries intercept READY LISTEN || fail "the journal: intercept with its socket"
+
+# Removed: closed until the printed commands are run, which need nothing of the package.
+closed() {
+  nft list chain ip intercept blackhole >/dev/null && ip rule | grep -q '^74:.*lookup 1952688480' &&
+    ip route show table 1952688480 | grep -q '^default dev intercept-a960'
+}
+closed || fail "not both layers are in force"
+apt-get remove --quiet --yes tcpcopy tcpcopy-intercept >"$results/remove" 2>&1 || fail "remove: $(tail -n 3 "$results/remove")"
+closed || fail "removing the package has opened the host"
 apt-get purge --quiet --yes tcpcopy tcpcopy-intercept >"$results/purge" 2>&1 || fail "purge: $(tail -n 3 "$results/purge")"
+closed || fail "purging the package has opened the host"
+for said in remove purge; do
+  sed -n 's/^  //p' "$results/$said" | grep -E '^(nft|while|ip) ' >"$results/commands-$said"
+  [[ -s $results/commands-$said ]] || fail "$said does not say how to open the host"
+done
+bash "$results/commands-purge" >>"$results/events-output" 2>&1 || true
+! ip rule | grep -q 1952688480 || fail "rules of the routing policy are left: $(ip rule)"
+! ip link | grep -q intercept- || fail "the device is left"
 [[ -z $(nft list tables) ]] || fail "rules are left: $(nft list tables)"
 [[ ! -e /etc/tcpcopy ]] || fail "purge leaves $(ls -R /etc/tcpcopy)"
 say "$failures failures"

@@ -297,14 +297,27 @@ expect_entries() {
   [[ -n $name ]] && ! happens "$name" || entries "$@" || fail "the journal: $*"
 }
 
-# Taken away: nothing of it is left, and the detector of leaks is seen to work.
+# Taken away. The assistant stays closed until the printed commands are run, and then the detector of leaks is seen to work.
 remove() {
   on online apt-get purge --quiet --yes tcpcopy >"$results/online-purge" 2>&1 || fail "purge: $(tail -n 3 "$results/online-purge")"
   [[ ! -e /run/hosts/online/root/etc/tcpcopy ]] || fail "purge leaves $(ls -R /run/hosts/online/root/etc/tcpcopy)"
   [[ -z $(on online nft list tables | grep tcpcopy) ]] || fail "rules are left on the online host"
   on assistant apt-get remove --quiet --yes tcpcopy-intercept >"$results/assistant-remove" 2>&1 ||
     fail "remove: $(tail -n 3 "$results/assistant-remove")"
+  connect_to_target
+  expect_leaks 0
+  # Each layer alone holds.
+  on assistant nft flush ruleset
+  connect_to_target
+  expect_leaks 0
+  sed -n 's/^  //p' "$results/assistant-remove" | grep -E '^(nft|while|ip) ' >"$results/commands-that-open"
+  on assistant bash <"$results/commands-that-open" 2>>"$results/events-output" || true
   [[ -z $(on assistant nft list tables | grep intercept) ]] || fail "rules are left on the assistant"
-  on client timeout 3 python3 -c 'import socket; socket.create_connection(("10.91.2.2", 80))' || true
+  ! on assistant ip link | grep -q intercept- || fail "the device is left on the assistant"
+  connect_to_target
   expect_leaks some
+}
+
+connect_to_target() {
+  on client timeout 3 python3 -c 'import socket; socket.create_connection(("10.91.2.2", 80))' || true
 }
