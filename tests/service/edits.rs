@@ -87,6 +87,8 @@ fn restores_every_edit(journal: &Journal, manager: &Manager, configuration: &str
             assert!(looked < RESTORED_WITHIN, "{edit}: lost {lost:#?}, new {new:#?}");
         }
         let back = journal.wait_for(message_id::RULES_BACK);
+        journal.discard();
+        manager.discard();
         assert!(back.value("WHAT").is_some_and(|what| !what.is_empty()), "{edit}: {back:?}");
     }
     assert_eq!(intercept.stop(), Some(0));

@@ -180,7 +180,7 @@ closed || fail "removing the package has opened the host"
 apt-get purge --quiet --yes tcpcopy tcpcopy-intercept >"$results/purge" 2>&1 || fail "purge: $(tail -n 3 "$results/purge")"
 closed || fail "purging the package has opened the host"
 for said in remove purge; do
-  sed -n 's/^  //p' "$results/$said" | grep -E '^(nft|while|ip) ' >"$results/commands-$said"
+  sed -n 's/\r$//; s/^  //p' "$results/$said" | grep -E '^(nft|while|ip) ' >"$results/commands-$said"
   [[ -s $results/commands-$said ]] || fail "$said does not say how to open the host"
 done
 bash "$results/commands-purge" >>"$results/events-output" 2>&1 || true

@@ -310,7 +310,7 @@ remove() {
   on assistant nft flush ruleset
   connect_to_target
   expect_leaks 0
-  sed -n 's/^  //p' "$results/assistant-remove" | grep -E '^(nft|while|ip) ' >"$results/commands-that-open"
+  sed -n 's/\r$//; s/^  //p' "$results/assistant-remove" | grep -E '^(nft|while|ip) ' >"$results/commands-that-open"
   on assistant bash <"$results/commands-that-open" 2>>"$results/events-output" || true
   [[ -z $(on assistant nft list tables | grep intercept) ]] || fail "rules are left on the assistant"
   ! on assistant ip link | grep -q intercept- || fail "the device is left on the assistant"
