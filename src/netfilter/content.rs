@@ -278,3 +278,59 @@ fn equal_to(compare: &Expression, register: u32) -> Option<&[u8]> {
     let equal = compare.number(SREG) == register && compare.number(OP) == EQUAL;
     compare.data(DATA).filter(|_| equal)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = u16::try_from(value.len() + 4).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// A rule of one expression.
+    fn rule(name: &str, data: &[Vec<u8>]) -> RuleContent {
+        let name = attribute(1, format!("{name}\0").as_bytes());
+        let expression = [name, attribute(2, &data.concat())].concat();
+        RuleContent::read(&Attributes::new(&attribute(4, &attribute(1, &expression))))
+    }
+
+    fn queue(number: u16, total: u16, flags: u16) -> RuleContent {
+        let numbers = [(1, number), (2, total), (3, flags)];
+        rule("queue", &numbers.map(|(kind, value)| attribute(kind, &value.to_be_bytes())))
+    }
+
+    fn target(number: u16, total: u16, flags: u16) -> RuleContent {
+        let info: Vec<u8> = [number, total, flags, 0].into_iter().flat_map(u16::to_ne_bytes).collect();
+        rule("target", &[attribute(1, b"NFQUEUE\0"), attribute(2, &3_u32.to_be_bytes()), attribute(3, &info)])
+    }
+
+    #[test]
+    fn a_queue_is_the_same_by_both_ways_and_another_one_with_bypass() {
+        let plain = rule("queue", &[attribute(1, &7_u16.to_be_bytes()), attribute(2, &1_u16.to_be_bytes())]);
+        assert_eq!(plain, queue(7, 1, 0), "the kernel reports flags of zero");
+        assert_eq!(plain, target(7, 1, 0));
+        for other in [
+            queue(8, 1, 0),
+            queue(7, 2, 0),
+            queue(7, 1, 1),
+            target(8, 1, 0),
+            target(7, 2, 0),
+            target(7, 1, 1),
+        ] {
+            assert_ne!(plain, other);
+        }
+    }
+
+    #[test]
+    fn an_unknown_attribute_counts_unless_it_is_zero() {
+        let base = [attribute(1, &1_u32.to_be_bytes())];
+        let with = |value: u32| [base.as_slice(), &[attribute(9, &value.to_be_bytes())]].concat();
+        assert_eq!(rule("meta", &base), rule("meta", &with(0)));
+        assert_ne!(rule("meta", &base), rule("meta", &with(1)));
+        assert_ne!(rule("meta", &base), rule("socket", &base));
+    }
+}
