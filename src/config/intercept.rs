@@ -224,8 +224,8 @@ const KEYS: &[Key] = &[
         short: None,
         kind: Kind::Text,
         value_name: "NAME",
-        default: "\"intercept\"",
-        help: "Netfilter table to make for the rules; each intercept on a host needs its own",
+        default: "\"auto\"",
+        help: "Netfilter table to make for the rules; auto: intercept, or intercept-PORT with another port than 36524",
     },
     common::rules("Who puts the netfilter rules in force: auto, or manual, which is you"),
     common::user(),
@@ -283,6 +283,19 @@ struct RawCapture {
     source: Text<CaptureSource>,
 }
 
+/// The port that intercept listens on unless it is told otherwise.
+const DEFAULT_PORT: u16 = 36524;
+
+/// The table of an intercept that listens on `port`. Two on one host differ in their ports, so that their tables do
+/// unless somebody names them.
+pub(super) fn table_name(table: Table, port: u16) -> String {
+    match (table.0.as_str(), port) {
+        ("auto", DEFAULT_PORT) => PROGRAM.name.to_owned(),
+        ("auto", port) => format!("{}-{port}", PROGRAM.name),
+        _ => table.0,
+    }
+}
+
 impl Settings {
     /// Reads the command line (which begins with the program's name), the environment and the file.
     pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Action<Self>, ConfigError> {
@@ -337,7 +350,7 @@ impl Settings {
             coalesce: raw.coalesce.0.0,
             queue: raw.queue.to(),
             accept_mark: raw.accept_mark.to(),
-            table: raw.table.0.0,
+            table: table_name(raw.table.0, raw.port.to()),
             rules: raw.rules.0,
             user: raw.user.0.0,
             log: LogSettings { program: PROGRAM.name, level: raw.log.0 },

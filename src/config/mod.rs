@@ -207,6 +207,7 @@ fn table_to_remove(
     #[derive(serde::Deserialize)]
     struct Raw {
         table: value::Text<endpoint::Table>,
+        port: value::Number<1, 65_535>,
     }
 
     let is_named = !options.settings.is_empty();
@@ -218,7 +219,7 @@ fn table_to_remove(
         rules_only: true,
     };
     match Layers::read(program, &inputs).and_then(|layers| layers.extract::<Raw>()) {
-        Ok(raw) => Ok(raw.table.0.0),
+        Ok(raw) => Ok(intercept::table_name(raw.table.0, raw.port.to())),
         Err(error) if is_named => Err(error),
         Err(error) => Err(ConfigError::Value(format!(
             "{error}; to remove the rules all the same, name their table, as in '{} rules remove --table intercept'",

@@ -321,6 +321,8 @@ fn rules_are_removed_from_the_table_of_the_configuration() {
         ("rules remove", None, &[][..], "intercept"),
         ("rules remove", Some("table = 'first'\ntarget = []\n"), &[], "first"),
         ("rules remove", Some("table = 'first'\n"), &variable, "second"),
+        ("rules remove", Some("target = []\n"), &[], "intercept"),
+        ("rules remove", Some("port = 36600\n"), &[], "intercept-36600"),
         ("rules remove --table third", Some("table = 'first'\n"), &variable, "third"),
         ("rules remove --table third", Some("table = [[[\n"), &[], "third"),
     ] {
@@ -349,6 +351,16 @@ fn what_passes_is_named_with_care() {
     let passes: Vec<_> = settings.pass.iter().map(ToString::to_string).collect();
     assert_eq!(passes, ["udp dport 53", "to 10.9.0.0/16 from 10.0.0.9"]);
     assert_eq!(settings.table, "second");
+    for (options, table) in
+        [("", "intercept"), ("-p 36600", "intercept-36600"), ("-p 36600 --table intercept", "intercept")]
+    {
+        let options = format!("--target 10.0.0.9:80 --insecure {options}");
+        let Ok(Action::Run(settings)) = (Setting { options: &options, ..Setting::default() }).intercept()
+        else {
+            panic!("{options}");
+        };
+        assert_eq!(settings.table, table, "{options}");
+    }
     for (entry, fragments) in [
         ("udp port 53", ["pass", "\"port\" is neither a protocol", "udp dport 53"]),
         ("from 10.0.0.8 udp", ["pass", "\"from 10.0.0.8\" is no target's", "from 10.0.0.9 udp dport 53"]),

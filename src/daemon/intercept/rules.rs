@@ -238,12 +238,14 @@ impl Rules {
     }
 
     /// What is said of them at the end.
-    pub(super) fn farewell(&self) -> &'static str {
+    pub(super) fn farewell(&self) -> String {
         match self.installed {
-            Some(_) => {
-                "stopped; the host stays closed to the targets, by rules and by routing: `intercept rules remove` opens it"
-            }
-            None => "stopped; the rules are as you made them",
+            Some(_) => format!(
+                "stopped; the host stays closed to the targets, by rules and by routing: `intercept rules remove --table \
+                 {}` opens it",
+                self.table()
+            ),
+            None => "stopped; the rules are as you made them".to_owned(),
         }
     }
 }
