@@ -567,7 +567,7 @@ const SCENARIOS: &[Scenario] = &[
             setup.pause = 1_000..=rng.pick(&[5_000, 10_000]);
             setup.requests = 500..=700;
             setup.think = 20_000..=40_000;
-            setup.keeps_up = Some((Duration::from_millis(50), 40));
+            setup.keeps_up = Some((Duration::from_millis(100), 40));
         },
     },
     Scenario {
