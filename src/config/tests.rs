@@ -241,7 +241,7 @@ fn unknown_and_foreign_options_are_explained() {
     for (options, fragment) in [
         ("-i eth0 -F tcp -d", "'-i' of the C intercept"),
         ("rules", "'rules remove'"),
-        ("rules show", "show"),
+        ("rules list", "list"),
         ("", "--target"),
         ("--target 10.0.0.9:80", "all addresses are reachable from other hosts"),
         ("--target 10.0.0.9:80 -b 10.0.0.8", "10.0.0.8 is reachable from other hosts"),
