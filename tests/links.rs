@@ -4,6 +4,8 @@ mod namespace;
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::time::{Duration, Instant};
 
 use namespace::{again, is_inside, isolated, run, sh};
@@ -150,6 +152,9 @@ fn a_sink_says_nothing_of_its_own() {
 #[test]
 fn two_sinks_live_side_by_side() {
     isolated("two_sinks_live_side_by_side", || {
+        // What any user can take is no obstacle.
+        let squatted = UnixAddress::from_abstract_name("tcpcopy sink sink-one").unwrap();
+        let _squatter = UnixDatagram::bind_addr(&squatted).unwrap();
         let (one, two) = (Sink::create("sink-one").unwrap(), Sink::create("sink-two").unwrap());
         assert_ne!(one.index(), two.index());
         one.ipv6().unwrap();

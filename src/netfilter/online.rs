@@ -5,7 +5,8 @@
 //!   Each packet is duplicated once at most, however many captures it matches. A connection outside the percentage is left
 //!   out first, by one hash a packet; then follow pure acknowledgements, the clients' prefixes (`clients`), and the
 //!   greatest rate. What is left out never gets to `dup`, which is the expensive part.
-//! - `copies` (output) queues what leaves through the sink, and keeps our own packets out of connection tracking.
+//! - `copies` (output) queues what leaves through the sink, and keeps our own packets out of connection tracking, where
+//!   there is one.
 //! - `sink` (output, one priority later) drops what the queue did not take: a verdict `accept` on a copy ends here.
 //!
 //! Where replayed packets carry the clients' addresses, ICMP errors about them go to real clients, and name the target:
@@ -94,6 +95,9 @@ pub struct OnlineSpec {
     pub pure_acks: bool,
     /// If they are not, whether those that end clients' handshakes are captured all the same.
     pub handshake_acks: bool,
+    /// Whether connections are tracked on this host. What tcpcopy sends is kept out of that then; otherwise the rule that
+    /// does so would load the module that tracks them.
+    pub conntrack: bool,
     /// The responses that tcpcopy takes itself, if it does.
     pub responses: Option<OwnResponses>,
 }
@@ -242,8 +246,8 @@ fn icmp_errors(family: Family) -> &'static [RangeInclusive<u8>] {
 }
 
 fn copies_chain(spec: &OnlineSpec) -> Chain {
-    let mut rules =
-        vec![Rule { matches: vec![Match::Mark(spec.mark)], statements: vec![Statement::Notrack] }];
+    let untracked = || Rule { matches: vec![Match::Mark(spec.mark)], statements: vec![Statement::Notrack] };
+    let mut rules: Vec<Rule> = spec.conntrack.then(untracked).into_iter().collect();
     // Any user may bind a socket to the sink (SO_BINDTODEVICE). What it sends is no copy, and could fill the queues.
     rules.push(Rule {
         matches: vec![Match::Oif(spec.sink.clone()), Match::FromSocket],

@@ -168,7 +168,8 @@ impl Replayer {
 
     /// The claim of a session's flow is held: the session connects.
     fn open_connection(&mut self, now: Time, slot: usize) {
-        let mtu = self.mtu();
+        let Some(target) = self.table.entry(slot).map(|entry| entry.target) else { return };
+        let mtu = self.mtu(target.ip());
         let asks = |entry: &&mut Entry| entry.session.wants_connection() && entry.waits == Waits::No;
         let Some(entry) = self.table.entry(slot).filter(asks) else { return };
         let canary = entry.flow.is_some_and(|(id, _)| self.reconnect.is_canary(entry.target, id));

@@ -39,6 +39,8 @@ pub struct Config {
     pub worker: u16,
     /// Longest IP packet sent, in bytes.
     pub mtu: u16,
+    /// Targets to which it is shorter.
+    pub path_mtus: Vec<(IpAddr, u16)>,
     /// Most sessions at a time.
     pub max_sessions: usize,
     /// Most memory that all sessions together may take, in bytes: what they hold, what they are, and what is taken
@@ -72,9 +74,16 @@ impl Config {
             workers: 1,
             worker: 0,
             mtu: 1500,
+            path_mtus: Vec::new(),
             max_sessions: usize::MAX,
             memory_limit: usize::MAX,
         }
+    }
+
+    /// The longest IP packet to a target, in bytes.
+    pub(super) fn mtu_toward(&self, target: IpAddr) -> u16 {
+        let path = self.path_mtus.iter().find(|(address, _)| *address == target);
+        path.map_or(self.mtu, |(_, mtu)| self.mtu.min(*mtu))
     }
 
     /// Whether a client's connections from this port are replayed: what rules and filters select too.

@@ -1,7 +1,7 @@
 //! The replayer: packets to sessions, sessions' wishes fulfilled.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -204,8 +204,8 @@ impl Replayer {
     }
 
     /// Bytes of a packet to the target, at most.
-    pub(super) fn mtu(&self) -> u16 {
-        self.config.mtu
+    pub(super) fn mtu(&self, target: IpAddr) -> u16 {
+        self.config.mtu_toward(target)
     }
 
     /// A session that begins asks for its flow at once, so that its claim leaves in this turn.

@@ -8,15 +8,17 @@
     reason = "constants of C headers, small and positive, in the widths that libnftnl and libc take"
 )]
 
-use std::ffi::{CStr, c_char, c_void};
-use std::io;
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::time::Duration;
+use std::{fmt, io};
 
 use nftnl::nftnl_sys as sys;
-use nftnl::{MsgType, NlMsg, ProtoFamily};
+use nftnl::{Batch, MsgType, NlMsg, ProtoFamily};
 use socket2::SockRef;
+
+use super::netlink;
 
 /// Room for the answers to a large batch, and for the events of somebody else's.
 const RECEIVE_BUFFER: libc::c_int = 8 << 20;
@@ -108,6 +110,46 @@ struct Aligned([u8; 16 << 10]);
 impl Default for Buffer {
     fn default() -> Self {
         Self(Box::new(Aligned([0; 16 << 10])))
+    }
+}
+
+/// An empty table of family `ip` that only this process can change or remove, and that goes with it (table flag `owner`,
+/// Linux 5.12): a lock among those who have CAP_NET_ADMIN in a network namespace.
+pub struct OwnedTable {
+    _socket: Socket,
+}
+
+impl OwnedTable {
+    /// Makes it. `EPERM` if another process has it, or without CAP_NET_ADMIN.
+    pub fn create(name: &str) -> io::Result<Self> {
+        const NFT_TABLE_F_OWNER: u32 = 2;
+        let name = CString::new(name)?;
+        let mut batch = Batch::new();
+        batch.add(&TableMessage::new(&name, ProtoFamily::Ipv4, Some(NFT_TABLE_F_OWNER)), MsgType::Add);
+        let batch = batch.finalize();
+        let socket = Socket::open(&[])?;
+        socket.send(&batch.iter().flatten().copied().collect::<Vec<u8>>())?;
+        let mut buffer = Buffer::default();
+        let mut answered = false;
+        while let Some(messages) = socket.receive(&mut buffer)? {
+            for bytes in messages {
+                let bytes = bytes?;
+                for message in netlink::messages(bytes) {
+                    match message.ok().and_then(|message| message.error()).and_then(Result::ok) {
+                        Some(0) => answered = true,
+                        Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                        None => {}
+                    }
+                }
+            }
+        }
+        if answered { Ok(Self { _socket: socket }) } else { Err(io::ErrorKind::TimedOut.into()) }
+    }
+}
+
+impl fmt::Debug for OwnedTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedTable").finish_non_exhaustive()
     }
 }
 

@@ -57,19 +57,7 @@ pub struct NextHop {
 /// for the neighbour's address yet: a packet sent the usual way does that.
 pub fn next_hop(address: IpAddr, mark: u32) -> io::Result<Option<NextHop>> {
     let mut rtnetlink = Rtnetlink::open()?;
-    let family = family_number(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 });
-    let route = rtnetlink.ask(
-        RTM_GETROUTE,
-        |writer| {
-            let octets = octets(address);
-            let bits = u8::try_from(octets.len() * 8).unwrap_or_default();
-            // `struct rtmsg`: family, destination length, and what is not asked about.
-            writer.put(&[family, bits, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-            writer.attribute(RTA_DST, &octets);
-            writer.attribute(RTA_MARK, &mark.to_ne_bytes());
-        },
-        parse_route,
-    )?;
+    let route = route_toward(&mut rtnetlink, address, mark)?;
     let Some(route) = route else { return Ok(None) };
     let neighbour = route.gateway.unwrap_or(address);
     let destination = rtnetlink.ask(
@@ -97,6 +85,31 @@ pub fn next_hop(address: IpAddr, mark: u32) -> io::Result<Option<NextHop>> {
             mtu: route.mtu.map_or(link.mtu, |of_route| of_route.min(link.mtu)),
         })
     }))
+}
+
+/// The longest IP packet that packets with `mark` may have on their way to `address`, as far as this host knows: by the
+/// interface, the route, or what a router said to packets of the host's own. `None` to this host itself.
+pub fn mtu(address: IpAddr, mark: u32) -> io::Result<Option<u32>> {
+    let mut rtnetlink = Rtnetlink::open()?;
+    let Some(route) = route_toward(&mut rtnetlink, address, mark)? else { return Ok(None) };
+    let link = rtnetlink.link(Which::Index(route.interface))?;
+    Ok([route.mtu, link.map(|link| link.mtu)].into_iter().flatten().min())
+}
+
+fn route_toward(rtnetlink: &mut Rtnetlink, address: IpAddr, mark: u32) -> io::Result<Option<Route>> {
+    let family = family_number(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 });
+    rtnetlink.ask(
+        RTM_GETROUTE,
+        |writer| {
+            let octets = octets(address);
+            let bits = u8::try_from(octets.len() * 8).unwrap_or_default();
+            // `struct rtmsg`: family, destination length, and what is not asked about.
+            writer.put(&[family, bits, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            writer.attribute(RTA_DST, &octets);
+            writer.attribute(RTA_MARK, &mark.to_ne_bytes());
+        },
+        parse_route,
+    )
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -11,17 +11,17 @@
 //! any gateway to be on the link.
 //!
 //! Ours are recognised by an alias. A device with the name and without the alias is not touched. Two processes of one
-//! network namespace cannot have one sink: the owner holds an abstract Unix socket of the sink's name, which the
-//! kernel frees however it ends, so that a device whose socket is free is a dead process's, and is made anew.
+//! network namespace cannot have one sink: the owner holds an empty nftables table of the sink's name with the flag
+//! `owner`, which the kernel removes however it ends, so that a device without such a table is a dead process's, and is made
+//! anew. Only who has CAP_NET_ADMIN can make that table: other users of the host cannot keep a sink from being made.
 
+use super::capabilities::{Capability, has_capability};
+use super::nfnl::OwnedTable;
+use super::rtnetlink::{Rtnetlink, Which};
+use super::tun;
 use std::fs::File;
 use std::io;
 use std::net::Ipv6Addr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-
-use super::rtnetlink::{Rtnetlink, Which};
-use super::tun;
 
 /// `IFLA_IFALIAS` of every sink.
 const ALIAS: &str = "tcpcopy sink";
@@ -117,8 +117,8 @@ pub struct Sink {
     rtnetlink: Rtnetlink,
     /// The device itself, for a tun.
     _tun: Option<File>,
-    /// Says that we live.
-    _claim: UnixDatagram,
+    /// Says that we live. Goes after the device.
+    _claim: OwnedTable,
 }
 
 impl Sink {
@@ -208,16 +208,17 @@ fn check_name(name: &str) -> Result<(), SinkError> {
     }
 }
 
-fn claim(name: &str) -> Result<UnixDatagram, SinkError> {
-    SocketAddr::from_abstract_name(format!("{ALIAS} {name}"))
-        .and_then(|address| UnixDatagram::bind_addr(&address))
-        .map_err(|source| {
-            if source.kind() == io::ErrorKind::AddrInUse {
-                SinkError::InUse { name: name.to_owned() }
-            } else {
-                SinkError::request("claiming", name, source)
-            }
-        })
+fn claim(name: &str) -> Result<OwnedTable, SinkError> {
+    let table = format!("tcpcopy-sink-{name}");
+    OwnedTable::create(&table).map_err(|source| {
+        // The kernel says the same of a table that is another process's and of a process that may make none.
+        let is_permitted = has_capability(Capability::NetAdmin).unwrap_or(true);
+        if source.raw_os_error() == Some(libc::EPERM) && is_permitted {
+            SinkError::InUse { name: name.to_owned() }
+        } else {
+            SinkError::request("claiming", name, source)
+        }
+    })
 }
 
 fn remove_leftover(rtnetlink: &mut Rtnetlink, name: &str) -> Result<(), SinkError> {

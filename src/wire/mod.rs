@@ -28,7 +28,7 @@ mod train;
 pub use flow::{FlowId, FlowKey};
 pub use mapping::Mapping;
 pub use options::{TcpOptions, Timestamps};
-pub use outgoing::{MAX_HEADERS_V4, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Train};
+pub use outgoing::{Fragments, MAX_HEADERS_V4, MIN_HEADERS_V4, MIN_HEADERS_V6, Outgoing, Train};
 pub use packet::{Packet, Reject, is_damaged, parse};
 pub use pass::Pass;
 pub use prefix::Prefix;

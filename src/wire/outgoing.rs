@@ -32,6 +32,17 @@ const IPV6_HEADER: usize = 40;
 pub struct Outgoing {
     buffer: Vec<u8>,
     options: Vec<u8>,
+    fragments: Fragments,
+}
+
+/// What the headers of IPv4 packets say of fragments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fragments {
+    /// Don't fragment. Such a packet needs no identification (RFC 6864).
+    #[default]
+    Forbidden,
+    /// Routers may fragment the packet, which has this identification: 0 if the kernel is to choose one as it is sent.
+    Allowed(u16),
 }
 
 /// A packet that is a train of segments; see [`Outgoing::finish_train`].
@@ -62,7 +73,11 @@ struct Headers {
 
 impl Default for Outgoing {
     fn default() -> Self {
-        Self { buffer: vec![0; HEADROOM], options: Vec::with_capacity(options::MAX_WRITTEN) }
+        Self {
+            buffer: vec![0; HEADROOM],
+            options: Vec::with_capacity(options::MAX_WRITTEN),
+            fragments: Fragments::Forbidden,
+        }
     }
 }
 
@@ -71,6 +86,11 @@ impl Outgoing {
     pub fn payload(&mut self) -> &mut Vec<u8> {
         self.buffer.truncate(HEADROOM);
         &mut self.buffer
+    }
+
+    /// What IPv4 headers say of fragments from now on; until this is called they forbid them.
+    pub fn set_fragments(&mut self, fragments: Fragments) {
+        self.fragments = fragments;
     }
 
     /// Puts the headers in front of the payload and returns the whole packet, checksums filled in.
@@ -111,7 +131,7 @@ impl Outgoing {
         let tcp = tcp_header(src.port(), dst.port(), header, self.options.len());
         let tcp_headers = u32::try_from(tcp.len() + self.options.len()).ok()?;
         let tcp_len = u16::try_from(header.payload_len.checked_add(tcp_headers)?).ok()?;
-        let ip = ipv4_header(tcp_len, src.ip().octets(), dst.ip().octets())?;
+        let ip = ipv4_header(tcp_len, src.ip().octets(), dst.ip().octets(), self.fragments)?;
         let mut out = [0; MAX_HEADERS_V4];
         let bytes = ip.iter().chain(&tcp).chain(&self.options);
         out.iter_mut().zip(bytes).for_each(|(room, byte)| *room = *byte);
@@ -144,7 +164,7 @@ impl Outgoing {
         let sum = sum(covered) + sum(&[0, TCP]) + sum(&tcp_len.to_be_bytes());
         let ip_start = match (src.ip(), dst.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let ip = ipv4_header(tcp_len, from.octets(), to.octets())?;
+                let ip = ipv4_header(tcp_len, from.octets(), to.octets(), self.fragments)?;
                 self.prepend(tcp_start, &ip, sum, kind)
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
@@ -193,14 +213,18 @@ fn tcp_header(src_port: u16, dst_port: u16, header: &TcpHeader, options: usize) 
     [s0, s1, d0, d1, n0, n1, n2, n3, a0, a1, a2, a3, offset, flags, w0, w1, 0, 0, 0, 0]
 }
 
-/// An IPv4 header (RFC 791, 3.1) without options, of a packet that is not to be fragmented. `None` if the packet
-/// would be too long.
-fn ipv4_header(payload: u16, from: [u8; 4], to: [u8; 4]) -> Option<[u8; IPV4_HEADER]> {
+/// An IPv4 header (RFC 791, 3.1) without options. `None` if the packet would be too long.
+fn ipv4_header(payload: u16, from: [u8; 4], to: [u8; 4], fragments: Fragments) -> Option<[u8; IPV4_HEADER]> {
     const DONT_FRAGMENT: u8 = 0x40;
+    let (flags, identification) = match fragments {
+        Fragments::Forbidden => (DONT_FRAGMENT, 0),
+        Fragments::Allowed(identification) => (0, identification),
+    };
+    let [i0, i1] = identification.to_be_bytes();
     let [l0, l1] = payload.checked_add(20)?.to_be_bytes();
     let [f0, f1, f2, f3] = from;
     let [t0, t1, t2, t3] = to;
-    let start = [0x45, 0, l0, l1, 0, 0, DONT_FRAGMENT, 0, HOP_LIMIT, TCP];
+    let start = [0x45, 0, l0, l1, i0, i1, flags, 0, HOP_LIMIT, TCP];
     let [c0, c1] = checksum(sum(&start) + sum(&from) + sum(&to));
     let [v, tos, _, _, i0, i1, flags, offset, ttl, protocol] = start;
     Some([v, tos, l0, l1, i0, i1, flags, offset, ttl, protocol, c0, c1, f0, f1, f2, f3, t0, t1, t2, t3])
@@ -214,4 +238,28 @@ fn ipv6_header(payload: u16, from: [u8; 16], to: [u8; 16]) -> [u8; IPV6_HEADER] 
     ip[8..24].copy_from_slice(&from);
     ip[24..].copy_from_slice(&to);
     ip
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Seq;
+    use super::*;
+
+    #[test]
+    fn ipv4_packets_say_whether_they_may_be_fragmented() {
+        let (src, dst) = (SocketAddr::from(([10, 0, 0, 1], 5)), SocketAddr::from(([10, 0, 0, 2], 80)));
+        let header = TcpHeader::bare(Seq(1), Seq(2), Flags::ACK, 3);
+        let mut out = Outgoing::default();
+        for (fragments, field) in [
+            (Fragments::Forbidden, [0, 0, 0x40, 0]),
+            (Fragments::Allowed(0), [0, 0, 0, 0]),
+            (Fragments::Allowed(0x1234), [0x12, 0x34, 0, 0]),
+        ] {
+            out.set_fragments(fragments);
+            out.payload();
+            let packet = out.finish(src, dst, &header).expect("one family");
+            assert_eq!(packet[4..8], field);
+            assert_eq!(checksum(sum(&packet[..20])), [0, 0]);
+        }
+    }
 }

@@ -110,6 +110,7 @@ fn the_batch_installs_what_the_text_says() {
                     rulesets.push(online(&OnlineSpec {
                         share,
                         max_packets_per_second: rate,
+                        conntrack: workers > 1,
                         sink: sink.clone(),
                         queues,
                         pure_acks,

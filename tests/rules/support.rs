@@ -25,6 +25,7 @@ pub(crate) fn online_example() -> OnlineSpec {
         mark: 0x7463_7079,
         pure_acks: false,
         handshake_acks: true,
+        conntrack: true,
         responses: None,
     }
 }

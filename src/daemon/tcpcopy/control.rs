@@ -7,9 +7,11 @@ use std::sync::mpsc::Receiver;
 
 use mio::{Events, Poll, Token};
 
+use super::HostNow;
 use super::configuration;
 use super::feed::Feed;
 use super::guard::Guard;
+use super::paths::Paths;
 use super::peers::Peers;
 use super::statistics::{Statistics, Totals};
 use super::worker::{Order, Report};
@@ -58,6 +60,7 @@ pub(super) struct Control {
     /// Which workers' responses would be taken.
     reachable: Vec<bool>,
     guard: Guard,
+    paths: Paths,
     /// `ready` was said.
     ready: bool,
     rounds: Rounds,
@@ -67,13 +70,15 @@ pub(super) struct Control {
 }
 
 impl Control {
-    pub(super) fn new(parts: Parts) -> io::Result<Self> {
+    /// `paths` are those that the workers go by.
+    pub(super) fn new(parts: Parts, paths: Paths) -> io::Result<Self> {
         let registry = parts.poll.registry();
         watch(registry, parts.signals.as_fd(), SIGNALS)?;
         watch(registry, parts.links.as_fd(), LINKS)?;
         Ok(Self {
             reachable: vec![false; parts.workers.len()],
             guard: Guard::default(),
+            paths,
             ready: false,
             rounds: Rounds::new(parts.clock.now(), (0..parts.settings.workers).map(threads::worker)),
             trimmer: Trimmer::default(),
@@ -143,16 +148,23 @@ impl Control {
         self.parts.level.set(settings.log.level);
         self.parts.settings = settings;
         // None are, or the settings would have been refused.
-        self.guard.look(&self.parts.settings);
+        self.look_at_host();
         self.configure_workers();
         Ok(fixed)
+    }
+
+    /// Looks at what of this host bears on the replay; true if it is other than before.
+    fn look_at_host(&mut self) -> bool {
+        let settings = &self.parts.settings;
+        self.guard.look(settings) | self.paths.look(settings)
     }
 
     /// Has the workers go by the settings that are in force.
     fn configure_workers(&self) {
         let Parts { settings, targets, feed, workers, .. } = &self.parts;
+        let host = HostNow { guard: &self.guard, paths: &self.paths };
         for (index, worker) in (0..).zip(workers) {
-            let configuration = configuration(settings, targets, feed.own(), self.guard.forbidden(), index);
+            let configuration = configuration(settings, targets, feed.own(), host, index);
             worker.orders.send(Order::Configure(Box::new(configuration)));
         }
     }
@@ -202,7 +214,7 @@ impl Control {
         }
         self.trimmer.look(totals.workers.memory);
         self.parts.statistics.take(now, totals, &self.parts.peers);
-        if self.guard.look(&self.parts.settings) {
+        if self.look_at_host() {
             self.configure_workers();
         }
     }

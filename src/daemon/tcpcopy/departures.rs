@@ -17,7 +17,7 @@ use crate::sys::packet::IpVersion;
 use crate::sys::raw::RawSender;
 use crate::sys::route::{self, NextHop};
 use crate::sys::trains::{TrainPacket, TrainSender};
-use crate::wire::{self, Outgoing, Tally, Time, Train};
+use crate::wire::{self, Fragments, Outgoing, Tally, Time, Train};
 
 /// How long a way is taken to be as it was.
 const FRESH: Duration = Duration::from_secs(1);
@@ -91,9 +91,14 @@ impl Sent {
 }
 
 /// The sockets that segments leave by.
+///
+/// IPv4 packets with addresses that are not this host's may be fragmented by routers on the way: none of them answers
+/// "fragmentation needed" then, which would go to a client. The kernel gives each an identification; trains, which it
+/// sends as they are, have theirs from here.
 #[derive(Debug)]
 pub(super) struct Departures {
     raw: RawSender,
+    own_addresses: bool,
     trains: Option<Trains>,
     /// A segment that was cut off a train.
     segment: Outgoing,
@@ -105,6 +110,8 @@ struct Trains {
     mark: u32,
     /// The way to each target, if there is one for trains, and since when that is so.
     ways: Vec<(IpAddr, Option<NextHop>, Time)>,
+    /// Of the next train's first segment.
+    identification: u16,
 }
 
 impl Departures {
@@ -118,26 +125,32 @@ impl Departures {
     }
 
     /// Opens them; what they send carries `mark`.
-    pub(super) fn open(mark: u32, segmentation: Segmentation) -> Result<Self, Failure> {
+    /// They are of this host's own addresses, or of others.
+    pub(super) fn open(mark: u32, segmentation: Segmentation, own_addresses: bool) -> Result<Self, Failure> {
         let trains = match segmentation {
             Segmentation::Own => None,
             Segmentation::Offload => Some(TrainSender::open(mark).map_err(|error| no_trains(&error))?),
         };
+        let mut segment = Outgoing::default();
+        segment.set_fragments(fragments(own_addresses, 0));
         Ok(Self {
             raw: RawSender::open(mark).map_err(cannot("open sockets to send by"))?,
-            trains: trains.map(|sender| Trains { sender, mark, ways: Vec::new() }),
-            segment: Outgoing::default(),
+            own_addresses,
+            trains: trains.map(|sender| Trains { sender, mark, ways: Vec::new(), identification: 1 }),
+            segment,
         })
     }
 
     /// Sends what is to be sent; its payload is in `outgoing`.
     pub(super) fn send(&mut self, now: Time, what: &Transmit, outgoing: &mut Outgoing, sent: &mut Sent) {
         let Transmit { src, dst, header, segment } = what;
+        outgoing.set_fragments(fragments(self.own_addresses, 0));
         if header.payload_len <= *segment {
             return sent.note(raw(&self.raw, outgoing, (*src, *dst), header), 1, *dst);
         }
         let segments = u64::from(header.payload_len.div_ceil(*segment));
         let Some(trains) = &mut self.trains else { return self.cut(what, outgoing, sent) };
+        outgoing.set_fragments(fragments(self.own_addresses, trains.identify(segments)));
         match trains.send(now, what, outgoing) {
             None => self.cut(what, outgoing, sent),
             Some(result) => {
@@ -156,7 +169,20 @@ impl Departures {
     }
 }
 
+/// What is said of fragments in packets from this host's addresses, or from others.
+fn fragments(own_addresses: bool, identification: u16) -> Fragments {
+    if own_addresses { Fragments::Forbidden } else { Fragments::Allowed(identification) }
+}
+
 impl Trains {
+    /// The identification of the first of so many segments, those of the others following it; never 0.
+    fn identify(&mut self, segments: u64) -> u16 {
+        let first = self.identification;
+        let step = u16::try_from(segments % u64::from(u16::MAX)).unwrap_or(1);
+        self.identification = first.wrapping_add(step).max(1);
+        first
+    }
+
     /// Sends one; `None` if there is no way that takes it.
     fn send(&mut self, now: Time, what: &Transmit, outgoing: &mut Outgoing) -> Option<io::Result<()>> {
         let hop = self.way(now, what.dst.ip())?;

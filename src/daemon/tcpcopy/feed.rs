@@ -2,6 +2,7 @@
 //! are taken on this host, rules for those.
 
 use std::iter;
+use std::path::Path;
 
 use super::embedded::Own;
 use super::responses::Origin;
@@ -215,6 +216,11 @@ fn packet_options(settings: &Settings) -> PacketOptions<'_> {
     }
 }
 
+/// Whether the kernel has connection tracking loaded. Whoever loads it later is noticed when the rules are checked.
+pub(super) fn tracks_connections() -> bool {
+    Path::new("/proc/sys/net/netfilter/nf_conntrack_count").exists()
+}
+
 /// The rules, with those that capture if clients' packets come by them.
 fn online_spec(settings: &Settings, own: Option<&Own>, queues: Queues, capture: bool) -> OnlineSpec {
     let targets = || settings.mappings.iter().map(|mapping| mapping.target);
@@ -236,6 +242,7 @@ fn online_spec(settings: &Settings, own: Option<&Own>, queues: Queues, capture: 
         mark: settings.mark,
         pure_acks: settings.pure_acks,
         handshake_acks: settings.handshake_acks,
+        conntrack: tracks_connections(),
         responses: own.map(Own::rules),
     }
 }

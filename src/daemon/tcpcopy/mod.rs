@@ -2,7 +2,7 @@
 //!
 //! | thread | file | owns |
 //! |---|---|---|
-//! | main, as `control` | `control`, `feed`, `rules`, `guard`, `peers`, `statistics` | signals, what leads packets to the workers, readiness, statistics |
+//! | main, as `control` | `control`, `feed`, `rules`, `guard`, `paths`, `peers`, `statistics` | signals, what leads packets to the workers, readiness, statistics |
 //! | `worker-0`… | `worker`, `responses`, `departures` | a source of packets, its sessions, the sockets that segments leave by, and the responses: by tunnels to all intercepts (`tunnels`) or from a queue of its own (`embedded`) |
 //!
 //! Workers share nothing. The order at the start: queues, so that rules find them; workers; sink
@@ -15,6 +15,7 @@ mod departures;
 mod embedded;
 mod feed;
 mod guard;
+mod paths;
 mod peers;
 mod responses;
 mod rules;
@@ -23,7 +24,6 @@ mod tunnels;
 mod worker;
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -32,6 +32,8 @@ use mio::Poll;
 use self::control::{Control, INBOX, Parts};
 use self::departures::Departures;
 use self::embedded::Own;
+use self::guard::Guard;
+use self::paths::Paths;
 use self::peers::Peers;
 use self::responses::Origin;
 use self::statistics::Statistics;
@@ -88,7 +90,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let links = LinkWatch::open().map_err(cannot("watch network links"))?;
     let (sources, origins, prepared) = feed::prepare(&settings)?;
     let departures = (0..settings.workers)
-        .map(|_| Departures::open(settings.mark, settings.segmentation))
+        .map(|_| Departures::open(settings.mark, settings.segmentation, settings.embedded.is_some()))
         .collect::<Result<Vec<_>, _>>()?;
 
     // All that takes the others is open.
@@ -97,6 +99,9 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
     let targets = TargetHealth::of(&settings.mappings, &[]);
     let poll = Poll::new().map_err(cannot("make a poll"))?;
     let (reports, inbox) = threads::inbox(poll.registry(), INBOX).map_err(cannot("make a waker"))?;
+    // None are forbidden yet: the start would have been refused.
+    let (guard, mut paths) = (Guard::default(), Paths::default());
+    paths.look(&settings);
     let mut workers = Vec::new();
     for (((index, source), departures), origin) in (0..).zip(sources).zip(departures).zip(origins) {
         let parts = worker::Parts {
@@ -104,7 +109,13 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
             clock,
             source,
             departures,
-            configuration: configuration(&settings, &targets, prepared.own(), Vec::new(), index),
+            configuration: configuration(
+                &settings,
+                &targets,
+                prepared.own(),
+                HostNow { guard: &guard, paths: &paths },
+                index,
+            ),
             origin,
         };
         let handle = worker::spawn(parts, reports.clone()).map_err(cannot("start a worker"))?;
@@ -127,7 +138,7 @@ fn run(settings: Settings, level: Level) -> Result<(), Failure> {
         settings,
         level,
     };
-    Control::new(parts).map_err(cannot("poll"))?.run()
+    Control::new(parts, paths).map_err(cannot("poll"))?.run()
 }
 
 /// Where each worker's responses come from, and by what of this host if they are met here.
@@ -149,15 +160,27 @@ fn tunnel_limits(sessions: u32) -> Limits {
     Limits { output: claims.saturating_add(1 << 20), ..Limits::default() }
 }
 
+/// What this host is like at the moment, as far as it bears on the replay.
+#[derive(Clone, Copy)]
+struct HostNow<'a> {
+    guard: &'a Guard,
+    paths: &'a Paths,
+}
+
 /// What worker `index` goes by. `targets`: shared by all workers.
 fn configuration(
     settings: &Settings,
     targets: &[Arc<TargetHealth>],
     own: Option<&Own>,
-    forbidden: Vec<SocketAddr>,
+    host: HostNow<'_>,
     index: u16,
 ) -> Configuration {
-    let replay = replayer::Config { forbidden, ..replayer_config(settings, targets, own, index) };
+    let HostNow { guard, paths } = host;
+    let replay = replayer::Config {
+        forbidden: guard.forbidden(),
+        path_mtus: paths.mtus(),
+        ..replayer_config(settings, targets, own, index)
+    };
     Configuration {
         replay: Arc::new(replay),
         intercepts: settings.intercepts.clone(),
@@ -211,6 +234,7 @@ fn replayer_config(
         workers: settings.workers,
         worker,
         mtu: settings.mtu,
+        path_mtus: Vec::new(),
         max_sessions: size(u64::from(settings.max_sessions)),
         memory_limit: size(settings.memory_limit),
     }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::feed::tracks_connections;
 use crate::config::RulesBy;
 use crate::daemon::exit::Failure;
 use crate::daemon::failures::with_causes;
@@ -155,6 +156,12 @@ impl Rules {
 
     /// Looks at the rules, and puts them back if they are not whole.
     pub(super) fn check(&mut self, now: Time) {
+        let conntrack = tracks_connections();
+        if conntrack != self.spec.conntrack
+            && let Err(failure) = self.replace(OnlineSpec { conntrack, ..self.spec.clone() })
+        {
+            tracing::warn!(%failure, "cannot keep what is sent out of connection tracking");
+        }
         let Some(installed) = &mut self.installed else { return };
         match installed.check() {
             Ok(Presence::Complete) => {}

@@ -78,3 +78,18 @@ fn a_forbidden_target_gets_resets_and_no_more() {
     b.replayer.configure(b.now, Arc::new(config()));
     assert_eq!(b.syn("10.9.0.2:40001").len(), 1, "it is apart again");
 }
+
+#[test]
+fn segments_fit_the_way_to_their_target() {
+    for (path, segment) in [(1400, 1360), (9000, 1460)] {
+        let path_mtus = vec![(addr("10.2.0.9:80").ip(), 600), (addr(TARGET).ip(), path)];
+        let mut b = Bench::new(Config { path_mtus, ..config() });
+        b.syn(CLIENT);
+        let mut answer = header(500, 101, Flags::SYN | A, 0);
+        answer.options.mss = Some(9000);
+        b.target(addr(CLIENT), answer);
+        let sent = b.client(CLIENT, header(101, 1, A, 3000), &[b'x'; 3000]);
+        let longest = sent.iter().map(|transmit| transmit.header.payload_len.min(transmit.segment)).max();
+        assert_eq!(longest, Some(segment), "{sent:?}");
+    }
+}

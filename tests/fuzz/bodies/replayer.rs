@@ -97,6 +97,7 @@ impl Course {
             workers,
             worker: workers - 1,
             mtu: MTU,
+            path_mtus: Vec::new(),
             max_sessions: MAX_SESSIONS,
             memory_limit: input.of(&[5_000, 20_000, 1 << 20]),
         };
