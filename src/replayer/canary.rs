@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::wire::{Mapping, Time};
 
 /// From one attempt to the next, in seconds; the last one goes on.
-const INTERVALS: [u64; 7] = [1, 1, 2, 2, 3, 4, 5];
+const INTERVALS: [u64; 6] = [1, 2, 2, 3, 4, 5];
 /// A SYN that is unanswered for so long, and four times the usual handshake, makes a target suspect.
 const SILENCE: Duration = Duration::from_secs(1);
 const SILENT_HANDSHAKES: u32 = 4;
@@ -181,7 +181,8 @@ impl TargetHealth {
     pub(super) fn check(&self, now: Time) -> bool {
         if self.check_due().is_some_and(|due| now >= due) {
             // Whoever is second finds all of it done, or does the same.
-            self.attempts.store(0, Ordering::Relaxed);
+            // The last SYN counts as the first attempt.
+            self.attempts.store(1, Ordering::Relaxed);
             self.next.set(Some(self.last.get().unwrap_or(now) + interval(0)));
             self.trusted.store(false, Ordering::Relaxed);
         }
@@ -257,7 +258,7 @@ mod tests {
                 left.push(millis);
             }
         }
-        assert_eq!(left, [0, 1_000, 2_000, 4_000, 6_000, 9_000, 13_000, 18_000, 23_000, 28_000]);
+        assert_eq!(left, [0, 1_000, 3_000, 5_000, 8_000, 12_000, 17_000, 22_000, 27_000]);
     }
 
     #[test]
