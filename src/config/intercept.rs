@@ -225,7 +225,7 @@ const KEYS: &[Key] = &[
         kind: Kind::Text,
         value_name: "NAME",
         default: "\"auto\"",
-        help: "Netfilter table for the rules; auto: intercept, or intercept-PORT unless PORT is 36524",
+        help: "Netfilter table for the rules; auto: intercept, or intercept-PORT for another port",
     },
     common::rules("Who puts the netfilter rules in force: auto, or manual, which is you"),
     common::user(),
