@@ -229,4 +229,6 @@ fn table_to_remove(
 }
 
 #[cfg(test)]
+mod intercept_tests;
+#[cfg(test)]
 mod tests;
