@@ -6,6 +6,7 @@
 //! | `run` | one run: chain, load, strays, and the proof that the same strays leak once the rules are gone |
 //! | `events` | what happens to a host on which intercept runs |
 //! | `online` | what happens to the online host |
+//! | `route` | the target loses its route |
 //! | `rules` | editing a ruleset |
 //!
 //! A run is one deployment and one event. No packet may leak before, during and after the event, nor after the daemons have
@@ -14,6 +15,7 @@
 
 mod events;
 mod online;
+mod route;
 mod rules;
 mod run;
 
@@ -108,7 +110,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         (Keeper::OnTarget, &events::ALL),
         (Keeper::Online, &online::ALL),
     ];
-    let mut scenarios = Vec::new();
+    let mut scenarios = vec![Scenario::new("matrix/forwarding/target-route-lost", Offloads::On, route::lost)];
     for (keeper, events) in keepers {
         for &event in events {
             for source in [Source::Queues, Source::Sockets] {

@@ -27,7 +27,8 @@ const REQUESTS: u64 = 30;
 const RECOVERY: Duration = Duration::from_secs(20);
 /// How long each kind of stray may take to leak once nothing keeps it.
 const CONTROL: Duration = Duration::from_secs(10);
-/// A production packet that is lost is sent again after a second at the earliest.
+/// A production packet that is lost is sent again after a second at the earliest. A few requests may wait as long for a
+/// processor, where other scenarios run.
 const LOST: u32 = 900_000;
 /// Configuration files, which are read again at a reload.
 const INTERCEPT_FILE: &str = "intercept.toml";
@@ -107,9 +108,11 @@ impl Run {
     pub(super) fn finish(mut self) -> Result<String> {
         let mut slowest = 0;
         for (load, _) in std::mem::take(&mut self.loads) {
-            slowest = slowest.max(end(load)?.latency.at(1000));
+            let mut latency = end(load)?.latency;
+            let late = latency.at(990);
+            ensure!(late < LOST, "one of a hundred requests of production took {late} µs or more");
+            slowest = slowest.max(latency.at(1000));
         }
-        ensure!(slowest < LOST, "a request of production took {slowest} µs");
         // Errors about replayed packets end with the replay, if it is tcpcopy that keeps them from the clients.
         let errors_end = self.keeper.router() == Role::Online;
         self.strays.set_router(!errors_end);
