@@ -44,8 +44,6 @@ struct Shared {
     stop: AtomicBool,
     /// Whether the router sends nothing.
     silent_router: AtomicBool,
-    /// Whether the online host sends nothing.
-    silent_online: AtomicBool,
     rounds: AtomicU64,
     made: AtomicU64,
 }
@@ -92,11 +90,6 @@ impl Strays {
     /// Has the router send errors, or none. It sends them from the start.
     pub(crate) fn set_router(&self, sends: bool) {
         self.shared.silent_router.store(!sends, Ordering::Relaxed);
-    }
-
-    /// Has the online host send packets that the target's kernel answers, or none. It sends them from the start.
-    pub(crate) fn set_online(&self, sends: bool) {
-        self.shared.silent_online.store(!sends, Ordering::Relaxed);
     }
 
     /// Waits until so many more rounds have been made.
@@ -254,7 +247,7 @@ impl Sender {
     /// On the online host: what the target's kernel answers. A few only, since it answers some of them again and again.
     fn provoke(self, clients: &Clients, services: [SocketAddr; 2], as_tcpcopy: bool) {
         self.rounds(|sender, round| {
-            if !round.is_multiple_of(4) || sender.shared.silent_online.load(Ordering::Relaxed) {
+            if !round.is_multiple_of(4) {
                 return;
             }
             for (family, service) in Family::ALL.into_iter().zip(services) {

@@ -20,7 +20,7 @@ const GIVEN_UP: Duration = Duration::from_secs(15);
 /// Errors of each family after which they are not seen is a statement.
 const ERRORS: u64 = 5;
 
-pub(super) const ALL: [Event; 15] = [
+pub(super) const ALL: [Event; 14] = [
     Event::new("running", |run| run.goes_on()).and_sockets(),
     Event::new("frozen", frozen).and_sockets(),
     Event::new("killed", killed).and_sockets(),
@@ -34,7 +34,6 @@ pub(super) const ALL: [Event; 15] = [
     Event::new("link-flap", link_flap),
     Event::new("carrier-flap", carrier_flap),
     Event::new("neighbour-dead", neighbour_dead).and_sockets(),
-    Event::new("neighbour-dead-and-killed", neighbour_dead_and_killed),
     Event::new("no-route", no_route),
 ];
 
@@ -146,26 +145,6 @@ fn neighbour_dead(run: &mut Run) -> Result<()> {
     wait_for_errors(run)?;
     run.check_leaks()?;
     plug_target(run)
-}
-
-/// Packets wait for the neighbour when tcpcopy is killed: the kernel gives them up later.
-fn neighbour_dead_and_killed(run: &mut Run) -> Result<()> {
-    run.strays.set_router(false);
-    run.strays.set_online(false);
-    unplug_target(run)?;
-    run.goes_on()?;
-    run.chain.tcpcopy(0)?.kill()?;
-    wait::until(GIVEN_UP, "the kernel has given the neighbour up", || {
-        let neighbours = run.host()?.output("ip", &["neigh", "show", "to", "10.91.2.2"])?;
-        Ok(neighbours.contains("FAILED") || neighbours.trim().is_empty())
-    })?;
-    run.goes_on()?;
-    run.check_leaks()?;
-    plug_target(run)?;
-    run.chain.start_tcpcopies()?;
-    run.strays.set_online(true);
-    run.strays.set_router(true);
-    Ok(())
 }
 
 /// The target's cable is pulled, and the online host forgets where it was.
