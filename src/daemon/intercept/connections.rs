@@ -223,6 +223,7 @@ impl Connections {
                 return;
             }
         };
+        self.refresh_readiness();
         let entry = self.all.vacant_entry();
         let key = entry.key();
         if let Err(error) = new.pipe.register(registry, Token(key + self.first_token)) {
@@ -240,8 +241,6 @@ impl Connections {
                 features: self.features,
             },
         );
-        // Ahead of the order that tells it to the others: the newcomer must not know less.
-        self.open = self.readiness.open();
         new.server.host(self.open.as_deref(), Some(&permitted(&self.scope, &permit)));
         let peer = new.pipe.peer().ok();
         let Instance { tenant, number } = instance;
@@ -319,6 +318,16 @@ impl Connections {
                 router,
                 &"its key is no longer one of ours, or is for other clients now",
             );
+        }
+    }
+
+    /// Reads the state of the host, which may be ahead of the order that announces it. Every connection learns of a change
+    /// at once: claims are judged by it, and a claimer repeats refused claims only if it was told that the host was open.
+    fn refresh_readiness(&mut self) {
+        let open = self.readiness.open();
+        if open != self.open {
+            self.open = open;
+            self.tell_host(false);
         }
     }
 

@@ -15,7 +15,7 @@ fn newcomer(listener: &TcpListener, instance: u64) -> (Newcomer, TcpStream) {
     let (stream, _) = listener.accept().expect("accept");
     stream.set_nonblocking(true).expect("a socket");
     let limits = limits();
-    let hello = Hello { instance, claimer: 0, worker: 0, features: Features::NONE };
+    let hello = Hello { instance, claimer: 0, worker: 0, features: Features::HOST_STATE };
     let mut server = Server::new(Time::ZERO, limits);
     server.handle_bytes(Time::ZERO, Client::new(Time::ZERO, hello, limits).pending());
     assert_eq!(server.poll_event(), Some(ServerEvent::Hello(hello)));
@@ -92,4 +92,33 @@ fn who_has_most_tunnels_makes_room_for_who_has_fewer() {
     assert_eq!((connections.len(), denied(&connections)), (4, [1, 0]), "all of them are of one host");
     let _few: Vec<_> = (6..=8).map(|instance| connect(&mut connections, &other_host, instance)).collect();
     assert_eq!((connections.len(), denied(&connections)), (4, [2, 2]), "no more than an equal part");
+}
+
+#[test]
+fn a_newcomer_ahead_of_the_order_leaves_nobody_uninformed() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let mut poll = Poll::new().expect("poll");
+    let readiness = Readiness::new(None);
+    let shared = Shared {
+        most: 10,
+        budget: Budget::new(u64::MAX),
+        door: Door::new(&[], &[]),
+        readiness: readiness.clone(),
+    };
+    let mut connections = Connections::new(0, (0, 1), shared, Scope::default(), Features::NONE);
+    let mut router = Router::new(Time::ZERO, router::Settings::new(Vec::new(), Unclaimed::Drop));
+    let (first, _peer) = newcomer(&listener, 1);
+    connections.add(Time::ZERO, first, poll.registry(), &mut router);
+    let mut events = mio::Events::with_capacity(4);
+    poll.poll(&mut events, Some(Duration::from_secs(5))).expect("it is writable");
+    events.iter().for_each(|event| connections.ready(event));
+    connections.flush(Time::ZERO, &mut router);
+    let waits =
+        |connections: &Connections| connections.all.iter().next().expect("the first").1.server.has_pending();
+    assert!(!waits(&connections));
+
+    readiness.set(Some("the rules are gone".to_owned()));
+    let (second, _peer) = newcomer(&listener, 2);
+    connections.add(Time::ZERO, second, poll.registry(), &mut router);
+    assert!(waits(&connections), "claims of the first are refused from now on, and it is told why");
 }
