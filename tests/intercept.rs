@@ -245,14 +245,13 @@ fn the_rules_come_back_and_outlive_the_process() {
         let _target = Target::start();
         let mut intercept = Intercept::start(&OPTIONS);
         assert_eq!(rules(), BOTH);
+        let drops = || run("nft", &["list", "ruleset"]).matches(" drop").count();
+        let intact = drops();
         for alteration in
             ["flush ruleset", "delete table ip intercept", "flush chain ip6 intercept blackhole"]
         {
             run("nft", &[alteration]);
-            wait_for("the rules", || {
-                let text = run("nft", &["list", "ruleset"]);
-                (rules() == BOTH && text.matches(" drop").count() == 2).then_some(())
-            });
+            wait_for("the rules", || (rules() == BOTH && drops() == intact).then_some(()));
         }
         wait_for("the warning", || intercept.logged("somebody changed the rules"));
         assistant::count();

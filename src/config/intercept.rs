@@ -307,6 +307,11 @@ impl Settings {
     pub fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
         let mut keys = Vec::new();
         common::keep("bind", &mut self.bind, &running.bind, &mut keys);
+        // A table that follows the port stays with it.
+        let follows = |settings: &Self| settings.table == table_name(Table("auto".to_owned()), settings.port);
+        if follows(self) && follows(running) {
+            self.table.clone_from(&running.table);
+        }
         common::keep("port", &mut self.port, &running.port, &mut keys);
         common::keep("workers", &mut self.workers, &running.workers, &mut keys);
         common::keep("on-target", &mut self.on_target, &running.on_target, &mut keys);
