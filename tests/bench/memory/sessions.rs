@@ -128,7 +128,7 @@ pub(crate) fn idle(number: usize, bounds: &Bounds) {
     worker.check("idle sessions");
     worker.rest(Duration::from_secs(30));
     worker.check("the same, after 30 s");
-    assert!(worker.replayer.sessions() > bounds.part() / 1_500, "{} sessions", worker.replayer.sessions());
+    assert!(worker.replayer.sessions() > bounds.part() / 1_800, "{} sessions", worker.replayer.sessions());
     worker.end(clients);
 }
 
