@@ -13,7 +13,9 @@ say_how_to_open() {
     for table in $tables; do
         echo "  while ip rule del table $table 2>/dev/null; do :; done"
         echo "  while ip -6 rule del table $table 2>/dev/null; do :; done"
-        printf '  ip link del intercept-%04x\n' $((table & 65535))
+    done
+    for device in /sys/class/net/intercept-*; do
+        [ ! -e "$device" ] || echo "  ip link del ${device##*/}"
     done
 }
 say_how_to_open
