@@ -14,8 +14,6 @@ say_how_to_open() {
         echo "  while ip rule del table $table 2>/dev/null; do :; done"
         echo "  while ip -6 rule del table $table 2>/dev/null; do :; done"
     done
-    for device in /sys/class/net/intercept-*; do
-        [ ! -e "$device" ] || echo "  ip link del ${device##*/}"
-    done
+    ip -o link 2>/dev/null | sed -n 's/^[0-9]*: \(intercept-[0-9a-f]*\)[:@].*/  ip link del \1/p'
 }
 say_how_to_open
